@@ -1,0 +1,1 @@
+"""HyLoRADA: long-context parameter-efficient fine-tuning in which every switch proves that it acts."""

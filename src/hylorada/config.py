@@ -1,0 +1,239 @@
+"""What a run is: one tree of plain dataclasses. `conf/` holds the values, `compose.to_typed` fills it.
+
+Nothing here imports more than the standard library, so that a mistake in a setting is found before
+torch loads. Units stand behind each field. `validate` holds every check that needs no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hylorada.errors import ConfigError
+
+# A component is on, off, or follows the length by the paper's adaptive rule (section 2.3).
+SWITCHES = ("true", "false", "auto")
+
+
+@dataclass
+class LengthConfig:
+    """A context length and the batch that suits it."""
+
+    name: str = "4k"  # the label used in directory names and tables
+    max_length: int = 4096  # tokens in a training sequence and in the evaluation window
+    micro_batch_size: int = 1  # sequences in one forward pass
+    gradient_accumulation_steps: int = 1  # forward passes in one optimizer step
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation (paper 2.1)."""
+
+    enabled: bool = True  # false: nothing is trained (method=baseline)
+    r: int = 8  # rank
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0  # probability
+    use_rslora: bool = True  # scale by alpha / sqrt(r) instead of alpha / r
+    use_dora: bool = False
+    init: str = "orthogonal"  # A: orthogonal (the paper) or kaiming (peft's default); B is zero
+    target_modules: list[str] = field(default_factory=lambda: ["auto"])  # "auto": see methods
+
+
+@dataclass
+class PositionBiasConfig:
+    """s(p) = 1 + sigmoid(w) tanh(b[bucket(p)]) on the low-rank update (paper 2.2)."""
+
+    enabled: str = "auto"  # auto: at max_length >= 2048
+    buckets: int = 64
+    bucketing: str = "log2"  # log2 (the paper) or relative (equal slices of max_length)
+
+
+@dataclass
+class LandmarkConfig:
+    """h' = h + alpha_s g^T L at the final norm (paper 2.2)."""
+
+    enabled: str = "auto"  # auto: at max_length >= 2048
+    num_landmarks: int = 8
+    pooling: str = "prefix_mean"  # or sequence_mean: as published; reads the future
+    position_buckets: int = 32  # rows of the position-gate table; 0 leaves the table out
+
+
+@dataclass
+class S2AttentionConfig:
+    """Shifted sparse attention (paper 2.2)."""
+
+    enabled: str = "auto"  # auto: at max_length >= 4096
+    group_size: int = 2048  # tokens; even; 0 means max_length / 4 (LongLoRA's choice)
+    shift: str = "layers"  # layers: every second layer (the paper); heads: half of the heads
+    in_evaluation: bool = False  # true: also outside training
+
+
+@dataclass
+class PositionRangeConfig:
+    """How the model reaches positions beyond its trained length (paper 2.2)."""
+
+    learned_init: str = "interpolate"  # longer learned embeddings: interpolate or tile
+    rope_type: str = "auto"  # auto, linear, yarn, dynamic, none
+    rope_factor: float = 0.0  # 0: ceil(max_length / trained length)
+
+
+@dataclass
+class MethodConfig:
+    """Which components are attached to the frozen model."""
+
+    name: str = "hylorada"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    position_bias: PositionBiasConfig = field(default_factory=PositionBiasConfig)
+    landmark: LandmarkConfig = field(default_factory=LandmarkConfig)
+    s2_attn: S2AttentionConfig = field(default_factory=S2AttentionConfig)
+    position_range: PositionRangeConfig = field(default_factory=PositionRangeConfig)
+    train_embeddings: str = "auto"  # position embeddings; auto: max_length > trained length
+    train_norms: str = "auto"  # auto: at max_length >= 4096
+
+
+@dataclass
+class ModelConfig:
+    """The frozen base model."""
+
+    name: str = "tiny"
+    path: str = "embedded"  # "embedded", a hub id, or a local folder
+    revision: str = ""  # hub revision; empty: main
+    attn_implementation: str = "sdpa"  # for the layers that S2 does not take: sdpa, eager, ...
+
+
+@dataclass
+class DatasetConfig:
+    """Where the text comes from and how it becomes blocks of tokens."""
+
+    name: str = "stdlib"
+    kind: str = "stdlib"  # stdlib, wikitext, pg19, longbench, local
+    hub_id: str = ""  # hub repository; empty: not from the hub
+    hub_config: str = ""  # configuration name in that repository
+    revision: str = ""  # commit of that repository
+    path: str = ""  # local file or folder in the same layout; wins over the hub
+    text_column: str = "text"
+    tasks: list[str] = field(default_factory=list)  # longbench: task names; empty: all present
+    packing: str = "documents"  # documents: a block never crosses one; reset: it may, with
+    #                             attention and positions reset at each document start
+    max_documents: int = 0  # per split; 0: all
+    cache_dir: str = ""  # tokenised blocks; empty: <user cache>/hylorada
+
+
+@dataclass
+class TrainConfig:
+    """The optimiser and its budget. Exactly one of epochs, max_steps, max_tokens is above 0."""
+
+    name: str = "demo"
+    epochs: float = 0.0
+    max_steps: int = 40  # optimizer steps
+    max_tokens: int = 0  # scored tokens
+    micro_batch_size: int = 1  # sequences in one forward pass
+    gradient_accumulation_steps: int = 1  # forward passes in one optimizer step
+    lr: float = 2e-4
+    lr_scheduler: str = "cosine"  # cosine (to lr * min_lr_ratio) or constant
+    min_lr_ratio: float = 0.0
+    warmup_ratio: float = 0.03  # of the steps
+    weight_decay: float = 0.01  # on matrices only
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0  # 0: no clipping
+    precision: str = "auto"  # fp32, bf16 (autocast; adapters stay fp32), auto: bf16 on a GPU
+    gradient_checkpointing: bool = False
+    max_nonfinite_steps: int = 3  # skipped steps in a row before the run stops
+    eval_every: int = 0  # steps; 0: only before and after training
+    save_every: int = 20  # steps between checkpoints; 0: only at the end
+    keep_checkpoints: int = 2
+    log_every: int = 1  # steps between lines of metrics.jsonl
+    loss_chunk: int = 512  # tokens whose logits exist at one time
+
+
+@dataclass
+class PerplexityConfig:
+    """exp(sum NLL / scored tokens), by named conventions."""
+
+    conventions: list[str] = field(default_factory=lambda: ["blocks", "sliding"])
+    split: str = "test"
+    stride: int = 0  # tokens, for the sliding window; 0: half a window
+    max_blocks: int = 0  # windows scored per convention, spread over the split; 0: all
+    batch_size: int = 1  # sequences
+    position_buckets: int = 8  # equal slices of the window
+
+
+@dataclass
+class EvalConfig:
+    """What is measured. The window is the run's max_length for every arm."""
+
+    name: str = "default"
+    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
+
+
+@dataclass
+class TrackConfig:
+    """Where the numbers are mirrored; metrics.jsonl is the truth."""
+
+    kind: str = "offline"  # offline (real W&B files, no account), wandb, tensorboard, off
+    project: str = "hylorada"
+    entity: str = ""
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class IntegrityConfig:
+    """The gate before training."""
+
+    enabled: bool = True
+    allow_leak: bool = False  # true: a control arm that reads the future may run
+    probe_length: int = 0  # tokens; 0: chosen from the method
+
+
+@dataclass
+class RunConfig:
+    """One run. Its fingerprint names its directory."""
+
+    experiment: str = "main"  # first folder under output_root
+    output_root: str = "outputs"
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda
+    threads: int = 0  # CPU threads; 0: torch's choice
+    resume: str = "auto"  # auto: continue or skip if done; must: fail if nothing to continue; never
+    length: LengthConfig = field(default_factory=LengthConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    integrity: IntegrityConfig = field(default_factory=IntegrityConfig)
+
+
+# Settings that change where or how loudly a run works, never what it computes.
+NOT_IN_FINGERPRINT = ("output_root", "resume", "track", "experiment")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as plain containers, for records."""
+    return dataclasses.asdict(config)
+
+
+def fingerprint(config: RunConfig) -> str:
+    """Ten hexadecimal digits of the sha256 of every setting that changes the numbers."""
+    tree = {k: v for k, v in to_dict(config).items() if k not in NOT_IN_FINGERPRINT}
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_name(config: RunConfig) -> str:
+    """``<method>-<length>-seed<N>-<fingerprint>``."""
+    return (
+        f"{config.method.name}-{config.length.name}-seed{config.seed}-{fingerprint(config)}"
+    )
+
+
+def run_dir(config: RunConfig) -> str:
+    """``<output_root>/<experiment>/<run_name>``."""
+    return f"{config.output_root}/{config.experiment}/{run_name(config)}"
