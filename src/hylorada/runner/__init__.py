@@ -1,0 +1,1 @@
+"""Running an experiment: load, adapt, train, evaluate, record."""
