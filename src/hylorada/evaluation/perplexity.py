@@ -1,0 +1,369 @@
+"""Perplexity: exp(sum of negative log-likelihoods / number of scored tokens), by convention.
+
+Sums are kept in float64 and divided once. The mean of per-document or per-batch perplexities is
+another (and larger) number; it is never formed here. Which tokens count is said in `windows`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hylorada.config import PerplexityConfig
+from hylorada.errors import ConfigError, DataError, DivergedError
+from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
+from hylorada.evaluation.windows import Window, batches, effective_stride, plan_windows
+
+
+class TokenDocument(Protocol):
+    """A tokenised document: what `evaluate_perplexity` needs to know of the data room."""
+
+    @property
+    def name(self) -> str:
+        """Where the text comes from."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Token ids, one dimension, any integer type; a memory map will do."""
+
+    @property
+    def words(self) -> int:
+        """Words of the text, by its data set's convention."""
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Scored tokens whose prediction was made at window positions [start, end).
+
+    A prediction at position p has p + 1 tokens of context.
+    """
+
+    start: int
+    end: int
+    sum_nll: float  # nats
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the perplexity; null where nothing was scored."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "sum_nll": self.sum_nll,
+            "tokens": self.tokens,
+            "ppl": perplexity(self.sum_nll, self.tokens),
+        }
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """The sums of one document."""
+
+    name: str
+    sum_nll: float  # nats
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"name": self.name, "sum_nll": self.sum_nll, "tokens": self.tokens}
+
+
+@dataclass(frozen=True)
+class PerplexityResult:
+    """One measurement, with all that is needed to say what it is.
+
+    Attributes:
+        convention: "blocks" or "sliding".
+        window: the most tokens of context, and of one forward pass.
+        stride: tokens between sliding windows; None for blocks.
+        split: name of the split.
+        sum_nll: nats.
+        tokens: scored tokens.
+        scorable_tokens: tokens of the split that could be scored (all but each document's first).
+        words: words of the split; None if only a part was scored.
+        bytes: bytes of the split; None if only a part was scored.
+        by_position: equal slices of the window.
+        by_document: documents of which something was scored.
+    """
+
+    convention: str
+    window: int
+    stride: int | None
+    split: str
+    sum_nll: float
+    tokens: int
+    scorable_tokens: int
+    words: int | None
+    bytes: int | None
+    by_position: list[Bucket]
+    by_document: list[DocumentScore]
+
+    @property
+    def ppl(self) -> float:
+        """exp(sum_nll / tokens)."""
+        value = perplexity(self.sum_nll, self.tokens)
+        assert value is not None
+        return value
+
+    @property
+    def word_ppl(self) -> float | None:
+        """exp(sum_nll / words), PG-19's convention; None if only a part was scored."""
+        return perplexity(self.sum_nll, self.words or 0)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """sum_nll in bits / bytes; None if only a part was scored."""
+        return self.sum_nll / math.log(2) / self.bytes if self.bytes else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The metric as it stands in result.json."""
+        return {
+            "value": self.ppl,
+            "convention": self.convention,
+            "window": self.window,
+            "stride": self.stride,
+            "split": self.split,
+            "sum_nll": self.sum_nll,
+            "tokens": self.tokens,
+            "scorable_tokens": self.scorable_tokens,
+            "words": self.words,
+            "bytes": self.bytes,
+            "word_ppl": self.word_ppl,
+            "bits_per_byte": self.bits_per_byte,
+            "by_position": [bucket.to_dict() for bucket in self.by_position],
+            "by_document": [document.to_dict() for document in self.by_document],
+        }
+
+
+@dataclass
+class Progress:
+    """What the callback of `evaluate_perplexity` is told after each batch.
+
+    Raising from the callback ends the evaluation cleanly; `state()` before that, given back later,
+    continues it with the same sums to the last bit.
+
+    Attributes:
+        convention: the convention under way.
+        done: tokens scored so far under it.
+        total: tokens it will score.
+        sum_nll: nats so far.
+        state: makes the resumable state of all conventions, as plain values.
+    """
+
+    convention: str
+    done: int
+    total: int
+    sum_nll: float
+    state: Callable[[], dict[str, Any]]
+
+
+@dataclass
+class _Sums:
+    """Running sums of one convention; everything that a resumed evaluation needs."""
+
+    plan: str  # hash of the windows
+    window: int
+    documents: int
+    batches_done: int = 0
+    position_nll: np.ndarray = field(init=False)
+    position_tokens: np.ndarray = field(init=False)
+    document_nll: np.ndarray = field(init=False)
+    document_tokens: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position_nll = np.zeros(self.window)
+        self.position_tokens = np.zeros(self.window, dtype=np.int64)
+        self.document_nll = np.zeros(self.documents)
+        self.document_tokens = np.zeros(self.documents, dtype=np.int64)
+
+    def add(self, batch: Sequence[Window], nll_BT: np.ndarray) -> None:
+        for item, nll_T in zip(batch, nll_BT, strict=True):
+            first = item.first_target - 1 - item.start
+            scored = nll_T[first:]
+            self.position_nll[first : item.length] += scored
+            self.position_tokens[first : item.length] += 1
+            self.document_nll[item.document] += scored.sum()
+            self.document_tokens[item.document] += len(scored)
+        self.batches_done += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        arrays = ("position_nll", "position_tokens", "document_nll", "document_tokens")
+        return {
+            "plan": self.plan,
+            "batches_done": self.batches_done,
+            **{name: getattr(self, name).tolist() for name in arrays},
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        if saved["plan"] != self.plan:
+            raise ConfigError(
+                "evaluation state: it was saved for other documents or settings; delete it"
+            )
+        self.batches_done = saved["batches_done"]
+        self.position_nll = np.array(saved["position_nll"], dtype=np.float64)
+        self.position_tokens = np.array(saved["position_tokens"], dtype=np.int64)
+        self.document_nll = np.array(saved["document_nll"], dtype=np.float64)
+        self.document_tokens = np.array(saved["document_tokens"], dtype=np.int64)
+
+
+def perplexity(sum_nll: float, count: int) -> float | None:
+    """exp(sum_nll / count); None for a count of 0, infinity beyond the range of a float."""
+    if not count:
+        return None
+    mean = sum_nll / count
+    return math.exp(mean) if mean < 709.0 else math.inf
+
+
+def evaluate_perplexity(
+    model: nn.Module,
+    documents: Sequence[TokenDocument],
+    settings: PerplexityConfig,
+    window: int,
+    *,
+    cover: int = 0,
+    chunk: int = 512,
+    autocast_dtype: torch.dtype | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> dict[str, PerplexityResult]:
+    """Perplexity of a model on a split, under each convention of the settings.
+
+    Args:
+        model: a causal language model, or a PeftModel around one; its training flags are put back.
+        documents: the split; a window never crosses from one document to the next.
+        settings: conventions, stride, how much of the split, batch size.
+        window: tokens of context; the same for every arm that is compared.
+        cover: for a model measured in a window that is not the run's (the untouched base in its
+            own): the run's window, whose blocks decide which tokens are scored. The stride is then
+            half of `window`, since `settings.stride` belongs to the run's.
+        chunk: scored tokens whose logits exist at one time.
+        autocast_dtype: run under autocast with this type; None: the model's own precision.
+        progress: called after each batch; may raise to stop.
+        state: `Progress.state()` of an earlier, interrupted call with the same arguments.
+
+    Returns:
+        Convention -> result.
+
+    Raises:
+        DataError: no document has two tokens.
+        DivergedError: a negative log-likelihood is not finite.
+        ConfigError: an unknown convention or an impossible stride.
+    """
+    lengths = [len(document.tokens) for document in documents]
+    if not any(length > 1 for length in lengths):
+        raise DataError(
+            f"evaluation: split {settings.split!r} has no document of at least two tokens "
+            f"({len(lengths)} documents); choose another split or data set"
+        )
+    stride = 0 if cover else settings.stride
+    sums: dict[str, _Sums] = {}
+    plans: dict[str, list[list[Window]]] = {}
+    for convention in settings.conventions:
+        windows = plan_windows(
+            lengths, convention, window, stride=stride, max_blocks=settings.max_blocks, cover=cover
+        )
+        plans[convention] = batches(windows, settings.batch_size)
+        sums[convention] = _Sums(_plan_hash(plans[convention]), window, len(documents))
+        if state and convention in state:
+            sums[convention].restore(state[convention])
+
+    def snapshot() -> dict[str, Any]:
+        return {name: part.to_dict() for name, part in sums.items() if part.batches_done}
+
+    results = {}
+    for convention, plan in plans.items():
+        part = sums[convention]
+        total = sum(item.scored for batch in plan for item in batch)
+        with evaluation_mode(model, autocast_dtype) as device:
+            for batch, nll_BT in _score(model, documents, plan[part.batches_done :], chunk, device):
+                part.add(batch, nll_BT)
+                if not np.isfinite(nll_BT).all():
+                    names = ", ".join(sorted({documents[item.document].name for item in batch}))
+                    raise DivergedError(f"evaluation: the loss is not finite on {names}")
+                if progress is not None:
+                    done = int(part.document_tokens.sum())
+                    nll = float(part.document_nll.sum())
+                    progress(Progress(convention, done, total, nll, snapshot))
+        results[convention] = _result(part, documents, convention, settings, stride)
+    return results
+
+
+def _plan_hash(plan: list[list[Window]]) -> str:
+    text = ";".join(
+        ",".join(f"{w.document}:{w.start}:{w.end}:{w.first_target}" for w in batch)
+        for batch in plan
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _score(
+    model: nn.Module,
+    documents: Sequence[TokenDocument],
+    plan: list[list[Window]],
+    chunk: int,
+    device: torch.device,
+) -> Iterator[tuple[list[Window], np.ndarray]]:
+    """Yield each batch with its float64 NLLs, [B, T]."""
+    for batch in plan:
+        # [B, T + 1]: the input and, one further, the last target.
+        tokens = np.stack(
+            [np.asarray(documents[w.document].tokens[w.start : w.end + 1]) for w in batch]
+        )
+        ids: Tensor = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        targets_BT = ids[:, 1:].clone()
+        for row, item in enumerate(batch):
+            targets_BT[row, : item.first_target - 1 - item.start] = IGNORE
+        nll_BT = token_nll(model, ids[:, :-1], targets_BT, chunk=chunk)
+        yield batch, nll_BT.double().cpu().numpy()
+
+
+def _result(
+    part: _Sums,
+    documents: Sequence[TokenDocument],
+    convention: str,
+    settings: PerplexityConfig,
+    stride: int,
+) -> PerplexityResult:
+    scorable = sum(max(0, len(document.tokens) - 1) for document in documents)
+    tokens = int(part.document_tokens.sum())
+    whole = tokens == scorable
+    count = min(settings.position_buckets, part.window)
+    edges = [i * part.window // count for i in range(count + 1)]
+    return PerplexityResult(
+        convention=convention,
+        window=part.window,
+        stride=effective_stride(part.window, stride) if convention == "sliding" else None,
+        split=settings.split,
+        sum_nll=float(part.document_nll.sum()),
+        tokens=tokens,
+        scorable_tokens=scorable,
+        words=sum(document.words for document in documents) if whole else None,
+        bytes=sum(document.bytes for document in documents) if whole else None,
+        by_position=[
+            Bucket(
+                start,
+                end,
+                float(part.position_nll[start:end].sum()),
+                int(part.position_tokens[start:end].sum()),
+            )
+            for start, end in itertools.pairwise(edges)
+        ],
+        by_document=[
+            DocumentScore(document.name, float(nll), int(scored))
+            for document, nll, scored in zip(
+                documents, part.document_nll, part.document_tokens, strict=True
+            )
+            if scored
+        ],
+    )
