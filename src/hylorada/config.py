@@ -1,7 +1,7 @@
-"""What a run is: one tree of plain dataclasses. `conf/` holds the values, `compose.to_typed` fills it.
+"""What a run is: a tree of plain dataclasses. `conf/` holds values, `compose.to_typed` fills it.
 
 Nothing here imports more than the standard library, so that a mistake in a setting is found before
-torch loads. Units stand behind each field. `validate` holds every check that needs no model.
+torch loads. Units stand behind each field. Ranges and choices are checked by `validation.validate`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hylorada.errors import ConfigError
-
 # A component is on, off, or follows the length by the paper's adaptive rule (section 2.3).
 SWITCHES = ("true", "false", "auto")
+SWITCH_KEYS = (
+    "method.position_bias.enabled",
+    "method.landmark.enabled",
+    "method.s2_attn.enabled",
+    "method.train_embeddings",
+    "method.train_norms",
+)
 
 
 @dataclass
@@ -229,9 +233,7 @@ def fingerprint(config: RunConfig) -> str:
 
 def run_name(config: RunConfig) -> str:
     """``<method>-<length>-seed<N>-<fingerprint>``."""
-    return (
-        f"{config.method.name}-{config.length.name}-seed{config.seed}-{fingerprint(config)}"
-    )
+    return f"{config.method.name}-{config.length.name}-seed{config.seed}-{fingerprint(config)}"
 
 
 def run_dir(config: RunConfig) -> str:

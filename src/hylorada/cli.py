@@ -1,0 +1,287 @@
+"""The commands: hylorada-train, hylorada-report.
+
+Torch is imported only by a run that starts. Standard output carries results (the directory of each
+run, a table); everything else goes to standard error. Whatever a user can cause ends in one line
+and the exit code of `errors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from hylorada import compose
+from hylorada.config import RunConfig, run_dir, run_name
+from hylorada.errors import ConfigError, DiskError, HyloradaError, Interrupted
+from hylorada.runner.record import read_result
+from hylorada.suggest import did_you_mean
+from hylorada.validation import validate
+
+_HELP = """\
+hylorada-train: adapt a causal language model to a longer context, prove that every component acts,
+measure it, and leave a record.
+
+  hylorada-train length=4k method=hylorada
+  hylorada-train -m length=512,2k,4k,8k method=lora,longlora,hylorada seed=0,1,2
+  hylorada-train -m experiment=table_short
+  hylorada-train model=gpt2 dataset=wikitext103 train=paper length=2k
+  hylorada-train model=./path/to/model dataset=local dataset.path=./text
+
+Flags
+  -m, --multirun    run every combination of the comma-separated values
+  -c, --cfg job     print the composed settings and stop (also: hydra, all)
+  -p, --package P   with --cfg: only this part, as in -p method
+  --resolve         with --cfg: follow the references between settings
+  --config-dir D    read groups of your own from the folder D as well
+  --version         print the version
+
+Groups (group=option)
+{groups}
+  launcher    basic, processes, slurm: where the cells of a sweep run
+  model=... also takes a hub id or a folder.
+
+Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all.
+
+A run lies in <output_root>/<experiment>/<method>-<length>-seed<N>-<fingerprint>. The same command
+continues it, or does nothing when it is done.
+"""
+_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """``hylorada-train``: one run, or with ``-m`` every combination. Returns the exit code."""
+    return _guarded("hylorada-train", _train, argv)
+
+
+def report(argv: Sequence[str] | None = None) -> int:
+    """``hylorada-report DIR...``: tables and figures from records. Returns the exit code."""
+
+    def call(words: list[str]) -> int:
+        from hylorada import report as room
+
+        return room.main(words)
+
+    return _guarded("hylorada-report", call, argv)
+
+
+@dataclass
+class Outcome:
+    """How a job ended; what a launcher in another process sends back."""
+
+    name: str
+    exit_code: int
+    message: str = ""
+
+
+class _Stopped(BaseException):
+    """A signal ended a job: not an Exception, so that Hydra starts no further cell."""
+
+
+def _guarded(program: str, call: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return call(words)
+    except HyloradaError as error:
+        _complain(program, str(error))
+        return error.exit_code
+    except _Stopped as stop:
+        code, message = stop.args
+        _complain(program, message)
+        return code
+    except KeyboardInterrupt:
+        _complain(program, "interrupted")
+        return 130
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _complain(program, f"{error.filename}: {error.strerror}; choose another output_root")
+        return DiskError.exit_code
+
+
+def _complain(program: str, message: str) -> None:
+    sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+    sys.stderr.flush()
+
+
+def _train(words: list[str]) -> int:
+    flags = _flags(words)
+    if flags.help:
+        sys.stdout.write(_HELP.format(groups=_groups()))
+        return 0
+    with compose.session("hylorada-train") as hydra:
+        if flags.multirun and not flags.cfg:
+            return _sweep(hydra, flags.overrides)
+        cfg = compose.compose(hydra, flags.overrides)
+        config = compose.to_typed(cfg)
+        if flags.cfg:
+            if flags.package and OmegaConf.select(cfg, flags.package) is None:
+                raise ConfigError(
+                    f"--package {flags.package}: there is no such part"
+                    f"{did_you_mean(flags.package, compose.known_keys())}"
+                )
+            hydra.show_cfg(
+                compose.PRIMARY, flags.overrides, flags.cfg, flags.package, flags.resolve
+            )
+            return 0
+        if cfg.hydra.sweeper.get("params"):
+            raise ConfigError(f"experiment={config.experiment} is a sweep; add -m")
+        return _single(hydra, flags.overrides, config)
+
+
+def _groups() -> str:
+    lines = []
+    for folder in sorted(compose.conf_dir().iterdir()):
+        options = sorted((file.stem for file in folder.glob("*.yaml")), key=compose.by_size)
+        if options:
+            lines.append(
+                f"  {folder.name:<12}"
+                + textwrap.fill(
+                    ", ".join(options), 98, initial_indent=" " * 14, subsequent_indent=" " * 14
+                ).lstrip()
+            )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="hylorada-train", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="version", version=version("hylorada"))
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--config-dir")
+    parser.add_argument("overrides", nargs="*", help="group=option and key=value")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line instead of a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see hylorada-train --help")
+
+
+def _flags(words: Sequence[str]) -> argparse.Namespace:
+    flags = _parser().parse_intermixed_args(words)
+    if (flags.package or flags.resolve) and not flags.cfg:
+        raise ConfigError("--package and --resolve belong to --cfg; see hylorada-train --help")
+    flags.overrides = compose.rewrite(flags.overrides)
+    if flags.config_dir:
+        folder = Path(flags.config_dir).expanduser().resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {folder}")
+        flags.overrides.append(f"hydra.searchpath=[{compose.quoted(f'file://{folder}')}]")
+    return flags
+
+
+def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
+    validate(config)
+    directory = run_dir(config)
+    if _is_done(config):
+        _say(f"{directory} is done already; nothing to run (resume=never starts it again)")
+    else:
+        place = f"hydra.run.dir={compose.quoted(directory)}"
+        job = hydra.run(compose.PRIMARY, _job, [*overrides, place])
+        outcome = job.return_value
+        if outcome.exit_code:
+            _complain("hylorada-train", outcome.message)
+            return outcome.exit_code
+    sys.stdout.write(f"{directory}\n")
+    return 0
+
+
+def _sweep(hydra: Hydra, overrides: list[str]) -> int:
+    """Every cell runs, whatever happens to the others; the first failure gives the exit code."""
+    master = compose.compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], multirun=True)
+    failed: list[Outcome] = []
+    done: list[str] = []
+    pending: dict[str, list[str]] = {}
+    for cell in compose.cells(hydra, master):
+        name, directory = run_name(cell.config), run_dir(cell.config)
+        try:
+            validate(cell.config)
+        except HyloradaError as error:
+            failed.append(Outcome(name, error.exit_code, str(error)))
+            _complain("hylorada-train", f"{name}: {error}")
+            continue
+        if _is_done(cell.config):
+            done.append(directory)
+        else:
+            pending[directory] = [*cell.overrides, f"hydra.sweep.subdir={compose.quoted(name)}"]
+    results: list[JobReturn] = []
+    if pending:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
+            task_function=_job,
+            config=master,
+        )
+        results = list(launcher.launch(list(pending.values()), initial_job_idx=0))
+    for directory, result in zip(pending, results, strict=True):
+        if result.return_value.exit_code:
+            failed.append(result.return_value)
+        else:
+            sys.stdout.write(f"{directory}\n")
+    for directory in done:
+        sys.stdout.write(f"{directory}\n")
+    succeeded = len(results) - sum(bool(result.return_value.exit_code) for result in results)
+    _say(
+        f"{succeeded + len(done) + len(failed)} cells: {succeeded} run, {len(done)} done already, "
+        f"{len(failed)} failed"
+    )
+    for outcome in failed:
+        _complain("hylorada-train", f"{outcome.name}: {outcome.message}")
+    return failed[0].exit_code if failed else 0
+
+
+def _is_done(config: RunConfig) -> bool:
+    """Whether the run's record says ok; read without torch, so that a second sweep is instant."""
+    record = read_result(Path(run_dir(config))) if config.resume == "auto" else None
+    return record is not None and record.get("status") == "ok"
+
+
+def _job(cfg: DictConfig) -> Outcome:
+    """One run in the directory that Hydra made. Failures return, so that a sweep goes on."""
+    config = compose.to_typed(cfg)
+    name = run_name(config)
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    log = logging.getLogger("hylorada.traceback")  # to run.log only
+    try:
+        from hylorada.runner.run import run
+
+        run(config, directory)
+    except Interrupted as stop:
+        log.warning("interrupted", exc_info=True)
+        raise _Stopped(stop.exit_code, str(stop)) from stop
+    except HyloradaError as error:
+        log.exception("failed")
+        return Outcome(name, error.exit_code, str(error))
+    except Exception as error:
+        log.exception("a bug in hylorada")
+        return Outcome(
+            name,
+            1,
+            f"{type(error).__name__}: {error} (a bug in hylorada; the traceback is in "
+            f"{directory / 'run.log'})",
+        )
+    return Outcome(name, 0)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
