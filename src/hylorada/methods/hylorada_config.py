@@ -1,0 +1,193 @@
+"""The configuration of the method (paper 2.3): rsLoRA and the components that come with the length.
+
+`HyloradaConfig` is a `peft.LoraConfig`, saved as the `adapter_config.json` of an adapter. It holds
+resolved switches only; "follow the length" is `for_length` here, and `presets` for a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig, PeftType, TaskType
+
+from hylorada.errors import ConfigError
+
+# The adaptive rule: from this length on, in tokens.
+LONG_CONTEXT = 2048  # position bias, landmarks
+VERY_LONG_CONTEXT = 4096  # shifted sparse attention, trained norms
+LINEAR_ROPE_UP_TO = 8192  # linear interpolation to here, YaRN beyond
+
+_CHOICES = {
+    "lora_init": ("orthogonal", "kaiming"),
+    "bucketing": ("log2", "relative"),
+    "landmark_pooling": ("prefix_mean", "sequence_mean"),
+    "s2_shift": ("layers", "heads"),
+    "rope_scaling_type": ("auto", "linear", "yarn", "dynamic", "none"),
+    "learned_init": ("interpolate", "tile"),
+}
+
+
+@dataclass
+class HyloradaConfig(LoraConfig):
+    """A PEFT configuration. Fields beyond LoRA's carry the paper's names.
+
+    Args:
+        target_modules: "auto" (default), "attention", or what peft accepts. "auto" is, on GPT-2,
+            c_attn and both c_proj: the 811K parameters that the paper counts, which leave out c_fc
+            although its text says "Q, K, V, O projections and FFN layers". On every other
+            architecture it is that text: all linear layers of the decoder layers. "attention" is
+            the query, key, value and output projections (LongLoRA).
+        lora_init: how A starts; B is zero. "orthogonal": orthonormal rows (the paper, and not what
+            peft means by `init_lora_weights="orthogonal"`, where neither holds); "kaiming": peft's
+            default. `init_lora_weights` itself must stay True.
+        position_bias_enabled: s(p) on the low-rank update, see `position_bias`.
+        position_buckets: entries of b.
+        bucketing: "log2" (the paper) or "relative" (equal slices of max_length); also of the
+            landmarks' position gates.
+        landmark_enabled: see `landmarks`.
+        num_landmarks: K.
+        landmark_pooling: "prefix_mean", or "sequence_mean" as published, which reads the future.
+        landmark_position_buckets: rows of the position-gate table; 0 leaves the table out.
+        s2_attn_enabled: shifted sparse attention while training, see `s2_attention`.
+        s2_group_size: tokens in a group; even.
+        s2_shift: "layers" (every second layer) or "heads" (half of the heads of each).
+        s2_in_evaluation: also outside training.
+        rope_scaling_type: "auto" (linear to 8192 tokens, YaRN beyond, nothing on models without
+            RoPE), "linear", "yarn", "dynamic" or "none".
+        rope_scaling_factor: 0 means ceil(max_length / the model's trained length).
+        learned_init: how longer learned position embeddings start: "interpolate" or "tile".
+        train_embeddings: train the position embeddings (not the token embeddings).
+        train_norms: train the norms of the residual path.
+        max_length: tokens that the model must reach; its range is extended to it before the
+            adapter is attached, also when the adapter is loaded. 0 leaves the range as it is.
+        chosen_by_rule: the switches that `for_length` chose. On a model that lacks such a part they
+            are left out; one that was set by hand is refused there.
+    """
+
+    r: int = 8
+    lora_alpha: int = 16
+    use_rslora: bool = True
+    target_modules: list[str] | str | None = "auto"
+    task_type: TaskType | None = TaskType.CAUSAL_LM
+    lora_init: str = "orthogonal"
+    position_bias_enabled: bool = False
+    position_buckets: int = 64
+    bucketing: str = "log2"
+    landmark_enabled: bool = False
+    num_landmarks: int = 8
+    landmark_pooling: str = "prefix_mean"
+    landmark_position_buckets: int = 32
+    s2_attn_enabled: bool = False
+    s2_group_size: int = 2048
+    s2_shift: str = "layers"
+    s2_in_evaluation: bool = False
+    rope_scaling_type: str = "auto"
+    rope_scaling_factor: float = 0.0
+    learned_init: str = "interpolate"
+    train_embeddings: bool = False
+    train_norms: bool = False
+    max_length: int = 0
+    chosen_by_rule: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("HYLORADA")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"method: {name} is {getattr(self, name)!r}; use one of {', '.join(choices)}"
+                )
+        for name in (
+            "position_bias_enabled", "landmark_enabled", "s2_attn_enabled", "s2_in_evaluation",
+            "train_embeddings", "train_norms",
+        ):  # fmt: skip
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"method: {name} is {getattr(self, name)!r}; use True or False")
+        for name, least in (
+            ("r", 1), ("position_buckets", 1), ("num_landmarks", 1),
+            ("landmark_position_buckets", 0), ("max_length", 0), ("rope_scaling_factor", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ConfigError(f"method: {name} is {getattr(self, name)}; use at least {least}")
+        if self.init_lora_weights is not True:
+            raise ConfigError(
+                f"method: init_lora_weights is {self.init_lora_weights!r}; leave it True and set "
+                "lora_init to orthogonal or kaiming (every method starts as the identity)"
+            )
+        if self.use_dora and self.position_bias_enabled:
+            raise ConfigError(
+                "method: DoRA and the position bias cannot be combined (both replace the forward "
+                "of a LoRA layer); switch one of use_dora and position_bias off"
+            )
+        if self.lora_bias and self.position_bias_enabled:
+            raise ConfigError("method: lora_bias and the position bias cannot be combined")
+        if self.bucketing == "relative" and self._uses_buckets() and not self.max_length:
+            raise ConfigError("method: bucketing is relative to max_length; set max_length")
+        if self.s2_attn_enabled:
+            self._check_s2()
+        if self.s2_in_evaluation and not self.s2_attn_enabled:
+            raise ConfigError(
+                "method: s2_in_evaluation has no effect without s2_attn_enabled; switch both on"
+            )
+
+    def _uses_buckets(self) -> bool:
+        gates = self.landmark_enabled and self.landmark_position_buckets > 0
+        return self.position_bias_enabled or gates
+
+    def _check_s2(self) -> None:
+        if self.s2_group_size < 2 or self.s2_group_size % 2:
+            raise ConfigError(
+                f"method: s2_group_size is {self.s2_group_size}; the shift is half a group, "
+                "use an even number of tokens"
+            )
+        if self.max_length and self.s2_group_size >= self.max_length:
+            raise ConfigError(
+                f"method: s2_group_size {self.s2_group_size} is not below max_length "
+                f"{self.max_length}, so one group would hold everything; use a smaller group"
+            )
+
+    @classmethod
+    def for_length(
+        cls, max_length: int, *, trained_length: int, **overrides: Any
+    ) -> HyloradaConfig:
+        """The adaptive rule of the paper (2.3) for one context length.
+
+        | component                    | on when                                    |
+        | ---------------------------- | ------------------------------------------ |
+        | position bias, landmarks     | max_length >= 2048                         |
+        | S2 attention, trained norms  | max_length >= 4096                         |
+        | trained position embeddings  | max_length > trained_length                |
+        | RoPE factor                  | ceil(max_length / trained_length); linear  |
+        |                              | to 8192 tokens, YaRN beyond, none at 1     |
+
+        Args:
+            max_length: tokens.
+            trained_length: tokens the base model was trained on (`anatomy.trained_length`).
+            **overrides: any field; what is named here wins over the rule.
+        """
+        if max_length < 1 or trained_length < 1:
+            raise ConfigError(
+                f"method: max_length {max_length} and trained_length {trained_length} must be "
+                "at least 1 token"
+            )
+        factor = math.ceil(max_length / trained_length)
+        rope = "linear" if max_length <= LINEAR_ROPE_UP_TO else "yarn"
+        values: dict[str, Any] = {
+            "max_length": max_length,
+            "position_bias_enabled": max_length >= LONG_CONTEXT,
+            "landmark_enabled": max_length >= LONG_CONTEXT,
+            "s2_attn_enabled": max_length >= VERY_LONG_CONTEXT,
+            "train_norms": max_length >= VERY_LONG_CONTEXT,
+            "train_embeddings": max_length > trained_length,
+            "rope_scaling_type": rope if factor > 1 else "none",
+            "rope_scaling_factor": float(factor),
+        }
+        depends_on_model = ("train_embeddings", "rope_scaling_type")
+        values["chosen_by_rule"] = [n for n in depends_on_model if n not in overrides]
+        return cls(**{**values, **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; sets as sorted lists, so that files can be compared."""
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}

@@ -1,0 +1,105 @@
+"""Position bias (paper 2.2): the low-rank update is scaled by where its token stands.
+
+    s(p) = 1 + sigmoid(w) * tanh(b[bucket(p)])
+    y_p  = W x_p + s(p) * (alpha / sqrt(r)) * B A x_p
+
+with b [buckets] and w [1] shared by every adapted layer: 64 + 1 = 65 parameters. The scale is
+applied to the rank-r activations, which equals scaling the update and costs r instead of d_out per
+token.
+
+Initialisation: b = 0 and w = 0, so s = 1 and the method starts as plain rsLoRA. As B is zero too, b
+gets a gradient once B has moved (second step), and w once b has (third step).
+
+Legend: B sequences, T tokens, r rank, N = B * T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from torch import Tensor, nn
+
+from hylorada.errors import ConfigError
+from hylorada.methods.positions import Positions, bucket
+
+
+class PositionBias(nn.Module):
+    """b and w of one adapter.
+
+    Args:
+        buckets: entries of b.
+        bucketing: "log2" or "relative".
+        max_length: tokens; used by "relative" only.
+    """
+
+    def __init__(self, buckets: int, bucketing: str, max_length: int) -> None:
+        super().__init__()
+        self.bucketing = bucketing
+        self.max_length = max_length
+        # Directly here, not in a module below: peft takes the adapter's name out of a saved key
+        # only if it is the second to last part.
+        self.b = nn.Parameter(torch.zeros(buckets))
+        self.w = nn.Parameter(torch.zeros(1))
+
+    def forward(self, position_ids_BT: Tensor) -> Tensor:
+        """s(p): integer positions [B, T] to scales [B, T]."""
+        bucket_BT = bucket(position_ids_BT, self.b.numel(), self.bucketing, self.max_length)
+        return 1 + self.w.sigmoid() * self.b.tanh()[bucket_BT]
+
+    def is_identity(self) -> bool:
+        """Whether s(p) is 1 at every position."""
+        return not self.b.detach().any()
+
+
+class PositionBiasVariant(LoraVariant):
+    """What a LoRA layer of peft does instead of its own forward and merge.
+
+    One object per layer and adapter. It refers to the shared parameters without owning them.
+    """
+
+    def __init__(self, bias: PositionBias, positions: Positions) -> None:
+        self.bias = bias
+        self.positions = positions
+
+    def supports_lora_conversion(self) -> bool:
+        """An update that depends on the position is no LoRA."""
+        return False
+
+    def forward(  # type: ignore[override]  # peft's own are static
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """result + s(p) * scaling * B A x; x [B, T, d_in] or [N, d_in] (OPT's FFN)."""
+        h = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        scale = self._scale_of(h) * module.scaling[active_adapter]
+        return result + module.lora_B[active_adapter]((h * scale).to(h.dtype))
+
+    def _scale_of(self, h: Tensor) -> Tensor:
+        """s(p) in a shape that multiplies h [B, T, r] or [N, r]."""
+        s_BT = self.bias(self.positions.current())
+        tokens = s_BT.shape[1]
+        if h.dim() == 2:
+            s_BT = s_BT.expand(h.shape[0] // tokens, tokens).reshape(-1)
+        assert h.shape[-2] == s_BT.shape[-1], f"{h.shape[-2]} tokens, {s_BT.shape[-1]} positions"
+        return s_BT.unsqueeze(-1)
+
+    def _delta(self, module: Any, active_adapter: str) -> Tensor:
+        if not self.bias.is_identity():
+            raise ConfigError(
+                "method: an adapter whose position bias has been trained cannot be merged into the "
+                "weights, because its update depends on the position; keep it as an adapter"
+            )
+        return module.get_delta_weight(active_adapter)
+
+    def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
+        """The merged weight, as a new tensor."""
+        return orig_weight + self._delta(module, active_adapter).to(orig_weight.dtype)
+
+    def merge_unsafe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:  # type: ignore[override]
+        """Merge in place."""
+        orig_weight.data += self._delta(module, active_adapter).to(orig_weight.dtype)
+
+    def unmerge(self, module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
+        """The weight without the adapter."""
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)

@@ -1,0 +1,71 @@
+"""Which position each token has, and which bucket of a table that is (paper 2.2).
+
+    log2:      bucket(p) = floor(log2(p + 1))                        (the paper)
+    relative:  bucket(p) = floor(p * buckets / max_length)           (equal slices of the length)
+
+both limited to the last bucket. Of 64 log2 buckets a text of 4096 tokens reaches 13.
+
+Legend: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hylorada.errors import ConfigError
+
+
+class Positions:
+    """The integer positions of the tokens that the current decoder layer works on.
+
+    Published by a forward pre-hook on every attention module: all architectures of transformers
+    hand `position_ids` to it, and it lies inside what activation checkpointing runs again. Layers
+    recomputed in the backward pass of an earlier batch therefore see that batch's positions. (A
+    hook on the model or on a decoder layer is not run again, and gives wrong gradients without a
+    word.) Only integers are kept: a scale computed once, outside the layers, would tie their graphs
+    together.
+    """
+
+    def __init__(self) -> None:
+        self.position_ids_BT: Tensor | None = None
+
+    def publish(self, attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """The pre-hook; B may be 1 for the whole batch."""
+        position_ids = kwargs.get("position_ids")
+        if position_ids is None or position_ids.dim() != 2:
+            raise ConfigError(
+                f"method: {type(attention).__name__} is not given position_ids [batch, tokens]; "
+                "position bias and landmarks cannot be used with this model"
+            )
+        self.position_ids_BT = position_ids
+
+    def current(self) -> Tensor:
+        """The positions, [B or 1, T]."""
+        if self.position_ids_BT is None:
+            raise ConfigError(
+                "method: a layer with position bias ran before any attention layer; "
+                "adapt only layers of the decoder"
+            )
+        return self.position_ids_BT
+
+
+def bucket(position_ids_BT: Tensor, buckets: int, bucketing: str, max_length: int) -> Tensor:
+    """Bucket numbers in [0, buckets), same shape, int64. Pad tokens at -1 (OPT) count as 0.
+
+    log2 reads the binary exponent of a double: exact below 2**53, where a float32 logarithm is off
+    by one from 2**21 on and bf16 positions from 256 on.
+    """
+    p_BT = position_ids_BT.clamp(min=0)
+    if bucketing == "log2":
+        bucket_BT = torch.frexp((p_BT + 1).double()).exponent.long() - 1
+    else:
+        bucket_BT = p_BT.long() * buckets // max_length
+    return bucket_BT.clamp(max=buckets - 1)
+
+
+def buckets_reached(max_length: int, buckets: int, bucketing: str) -> int:
+    """How many of the buckets a text of max_length tokens uses."""
+    return int(bucket(torch.arange(max_length), buckets, bucketing, max_length).unique().numel())
