@@ -7,7 +7,11 @@ from itertools import islice
 
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
+from hylorada.data.local import read_local
+from hylorada.data.longbench import read_longbench
+from hylorada.data.pg19 import OFFICIAL_BOOKS, read_pg19
 from hylorada.data.stdlib import read_stdlib
+from hylorada.data.wikitext import read_wikitext
 from hylorada.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
@@ -38,6 +42,16 @@ def read_documents(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     return islice(documents, dataset.max_documents) if dataset.max_documents else documents
 
 
+def describe(dataset: DatasetConfig, split: str, documents: int) -> str:
+    """Name what was read, so that a part is never called the whole: "test, 62 of 100 books"."""
+    if dataset.kind == "pg19":
+        official = OFFICIAL_BOOKS[split]
+        part = "" if documents == official else f"{documents} of "
+        return f"{dataset.name} {split}, {part}{official} books"
+    part = f"the first {documents}" if documents == dataset.max_documents else str(documents)
+    return f"{dataset.name} {split}, {part} documents"
+
+
 def _stdlib(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     if dataset.path or dataset.hub_id:
         raise ConfigError(
@@ -49,4 +63,8 @@ def _stdlib(dataset: DatasetConfig, split: str) -> Iterator[Document]:
 
 _READERS: dict[str, Callable[[DatasetConfig, str], Iterator[Document]]] = {
     "stdlib": _stdlib,
+    "wikitext": read_wikitext,
+    "pg19": read_pg19,
+    "longbench": read_longbench,
+    "local": read_local,
 }

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 
 from hylorada.config import DatasetConfig
-from hylorada.data.corpora import read_documents
+from hylorada.data.corpora import describe, read_documents
 from hylorada.data.documents import Document
 from hylorada.errors import DataError, DiskError
 
@@ -65,10 +65,11 @@ class TokenCorpus:
         tokens: All ids, documents one after the other, shape [total_tokens], uint16 or uint32.
         ends: One past the last token of each document, shape [number of documents].
         sha256: Hash of names, texts and counts; independent of the tokenizer.
+        label: What was read, in words: "pg19 test, 62 of 100 books".
         folder: The cache entry.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, label: str) -> None:
         """Open a finished cache entry.
 
         Raises:
@@ -76,6 +77,7 @@ class TokenCorpus:
         """
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.folder = folder
+        self.label = label
         self.sha256: str = meta["sha256"]
         for name, (size, digest) in meta["files"].items():
             if (folder / name).stat().st_size != size or _file_sha256(folder / name) != digest:
@@ -177,6 +179,7 @@ def load_token_corpus(
             f"dataset {dataset.name}: the {split} split has no document; "
             "choose another split, path or dataset"
         )
+    label = describe(dataset, split, documents)
     content = digest.hexdigest()
     identity = {"format": _FORMAT, "sha256": content, "tokenizer": tokenizer_sha256(tokenizer)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -188,17 +191,19 @@ def load_token_corpus(
         "tokenizer_id": tokenizer_id or str(getattr(tokenizer, "name_or_path", "")),
     }
     try:
-        corpus = _open(folder)  # without a lock: a finished entry may lie on a read-only disk
+        corpus = _open(
+            folder, label
+        )  # without a lock: a finished entry may lie on a read-only disk
         if corpus is not None:
             return corpus
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
-            corpus = _open(folder)
+            corpus = _open(folder, label)
             if corpus is None:
                 _set_aside(folder)
                 source = read_documents(dataset, split)
                 _build(folder, source, content, tokenizer, described, progress)
-                corpus = TokenCorpus(folder)
+                corpus = TokenCorpus(folder, label)
             return corpus
     except OSError as error:
         if error.filename is None or Path(str(error.filename)).is_relative_to(root):
@@ -278,10 +283,10 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _open(folder: Path) -> TokenCorpus | None:
+def _open(folder: Path, label: str) -> TokenCorpus | None:
     """The finished entry; None if there is none or it is damaged."""
     try:
-        return TokenCorpus(folder)
+        return TokenCorpus(folder, label)
     except (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError):
         return None
 

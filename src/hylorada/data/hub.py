@@ -1,0 +1,297 @@
+"""Files of data sets on the Hugging Face hub, through its own clients, into its own cache.
+
+`datasets` says which files make a configuration's split; `huggingface_hub` downloads them. What is
+whole in the hub's cache at a pinned commit is used without the network. Whatever goes wrong ends
+in one line that names the repository, the reason, and the way without a network, within half a
+minute of the last byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hylorada.data.sources import official_files
+from hylorada.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_DEADLINE = 25.0  # seconds for asking what a repository holds
+_REQUEST = 10.0  # seconds for one answer
+_READ = 3  # seconds without a byte, six times in a row, before a download is given up
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# Where data sets that were loading scripts are to be had as files.
+_MIRRORS = {
+    "pg19": "emozilla/pg19",
+    "wikitext": "Salesforce/wikitext",
+    "longbench": "zai-org/LongBench",
+}
+
+T = TypeVar("T")
+
+
+def dataset_files(hub_id: str, config: str, split: str, revision: str) -> list[Path]:
+    """Return the local files of one split of a data set, downloading what is not in the cache.
+
+    Args:
+        hub_id: Repository, as `owner/name`.
+        config: Configuration name; empty: its only or default one.
+        split: train, validation or test.
+        revision: Commit, branch or tag; empty: main.
+
+    Raises:
+        DataError: They cannot be had.
+    """
+    cached = _cached_split(hub_id, config, split, revision)
+    if cached:
+        return cached
+    with _explained(hub_id, revision):
+        commit, names = _within(
+            _DEADLINE, lambda: _split_names(hub_id, config, split, revision or None)
+        )
+        log.info("dataset %s at %s: %s", hub_id, commit, ", ".join(names))
+        return [_download(hub_id, name, commit) for name in names]
+
+
+def hub_file(hub_id: str, name: str, revision: str) -> Path:
+    """Return one file of a data set's repository, downloading it if it is not in the cache.
+
+    Raises:
+        DataError: It cannot be had.
+    """
+    snapshot = _snapshot(hub_id, revision)
+    if snapshot is not None and (snapshot / name).is_file():
+        return snapshot / name
+    with _explained(hub_id, revision):
+        commit, files = _within(_DEADLINE, lambda: _repository(hub_id, revision or None))
+        if name not in files:
+            raise DataError(
+                f"dataset {hub_id}: no {name} in the repository (found {_some(files)}); "
+                f"{_offline_way(hub_id)}"
+            )
+        return _download(hub_id, name, commit)
+
+
+def _snapshot(hub_id: str, revision: str) -> Path | None:
+    """The folder of a revision in the hub's cache, if what is there may be used unasked.
+
+    A pinned commit may; a branch or a main that can move only where the hub must not be asked.
+    """
+    from huggingface_hub import constants, file_download
+
+    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(
+        repo_id=hub_id, repo_type="dataset"
+    )
+    commit = revision
+    if not _COMMIT.fullmatch(revision):
+        reference = folder / "refs" / (revision or "main")
+        if not constants.HF_HUB_OFFLINE or not reference.is_file():
+            return None
+        commit = reference.read_text(encoding="utf-8").strip()
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _cached_split(hub_id: str, config: str, split: str, revision: str) -> list[Path]:
+    """A split's files in the cache; none unless all its shards are there."""
+    snapshot = _snapshot(hub_id, revision)
+    for folder in (config, "data", ".") if config else ("data", "."):
+        if snapshot is not None and (snapshot / folder).is_dir():
+            files = sorted(p for p in (snapshot / folder).iterdir() if p.is_file())
+            try:
+                return official_files(files, split, snapshot)
+            except DataError:
+                continue
+    return []
+
+
+def _repository(hub_id: str, revision: str | None) -> tuple[str, list[str]]:
+    """Commit and file names of a repository."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().dataset_info(hub_id, revision=revision, timeout=_REQUEST)
+    return str(info.sha), [s.rfilename for s in info.siblings or []]
+
+
+def _split_names(
+    hub_id: str, config: str, split: str, revision: str | None
+) -> tuple[str, list[str]]:
+    """Commit, and names of the files that make the split, as `datasets` resolves them."""
+    import datasets
+    from huggingface_hub import HfFileSystem
+
+    commit, files = _repository(hub_id, revision)
+    script = f"{hub_id.rpartition('/')[2]}.py"
+    if script in files:
+        mirror = _MIRRORS.get(script.removesuffix(".py").lower(), "a copy in parquet files")
+        raise DataError(
+            f"dataset {hub_id}: its data come by a loading script ({script}), which is never run; "
+            f"use {mirror} (dataset.hub_id), or {_offline_way(hub_id)}"
+        )
+    try:
+        builder = datasets.load_dataset_builder(hub_id, config or None, revision=commit)
+    except ValueError as error:  # an unknown configuration; the message lists those there are
+        raise DataError(f"dataset {hub_id}: {_one_line(error)}") from error
+    found: dict[Any, list[str]] = builder.config.data_files or {}
+    urls = {str(name): list(map(str, f)) for name, f in found.items()}
+    if split not in urls:
+        raise DataError(
+            f"dataset {hub_id} ({config or 'default'}): no {split} split; it has {_some(urls)}"
+        )
+    system = HfFileSystem()
+    return commit, [system.resolve_path(url).path_in_repo for url in urls[split]]
+
+
+def _download(hub_id: str, name: str, commit: str) -> Path:
+    """Download one file, check it against the hash its repository states, once more if wrong."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    for again in (False, True):
+        try:
+            with _impatient():
+                path = Path(
+                    hf_hub_download(
+                        hub_id,
+                        name,
+                        repo_type="dataset",
+                        revision=commit,
+                        etag_timeout=_REQUEST,
+                        force_download=again,
+                    )
+                )
+        except (HfHubHTTPError, LocalEntryNotFoundError):
+            raise
+        except OSError as error:  # not as long as it should be
+            if again:
+                raise
+            log.warning("dataset %s: %s: %s; downloading it again", hub_id, name, _one_line(error))
+            continue
+        expected = path.resolve().name  # the cache names large files by their sha256
+        if not _SHA256.fullmatch(expected) or _file_sha256(path) == expected:
+            return path
+        log.warning("dataset %s: %s is not what the repository holds", hub_id, name)
+    raise DataError(
+        f"dataset {hub_id}: {name} was downloaded twice and is damaged; delete {path} and try "
+        f"later, or {_offline_way(hub_id)}"
+    )
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Give up a download that stands still after 6 x 4 seconds instead of a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = _READ
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = before
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Run `work`, but not longer: the clients' own retries would go on for minutes."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return results[0]
+
+
+@contextmanager
+def _explained(hub_id: str, revision: str) -> Iterator[None]:
+    """Turn whatever the clients raise into one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # the clients raise some twenty kinds
+        raise DataError(
+            f"dataset {hub_id}: {_reason(error, revision)}; {_offline_way(hub_id)}"
+        ) from error
+
+
+def _reason(error: Exception, revision: str) -> str:
+    from huggingface_hub import constants
+
+    chain = list(_chain(error))
+    names = {type(e).__name__ for e in chain}
+    if "OfflineModeIsEnabled" in names or constants.HF_HUB_OFFLINE:
+        at = f" at {revision}" if revision else ""
+        return (
+            f"not whole in the hub cache{at} ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set"
+        )
+    if "GatedRepoError" in names:
+        return "gated: ask for access on its page and log in (hf auth login, or HF_TOKEN)"
+    if "RevisionNotFoundError" in names:
+        return f"the repository has no revision {revision}"
+    if names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
+        return "no such repository, or a private one and no HF_TOKEN that may read it"
+    status = next((s for s in map(_status, chain) if s), None)
+    if status:
+        return f"the hub {constants.ENDPOINT} answers {status}; try again later"
+    if isinstance(error, TimeoutError) or names & _UNREACHABLE:
+        detail = _one_line(chain[-1]) or type(chain[-1]).__name__
+        return f"the hub {constants.ENDPOINT} cannot be reached ({detail})"
+    return f"cannot be loaded ({type(error).__name__}: {_one_line(error)})"
+
+
+_UNREACHABLE = {
+    "ConnectError", "ConnectTimeout", "ConnectionError", "PoolTimeout", "ProxyError", "ReadError",
+    "ReadTimeout", "RemoteProtocolError", "TimeoutException", "WriteError",
+}  # fmt: skip
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) and status >= 400 else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _offline_way(hub_id: str) -> str:
+    return f"without a network set dataset.path to a copy of {hub_id}'s files"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _some(names: Any) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (" ..." if len(listed) > 8 else "") or "nothing"
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
