@@ -1,0 +1,164 @@
+"""Loading the frozen base model, and saying in one line why it cannot be had.
+
+Three sources: `embedded` (shipped in the package, needs nothing), a local folder, a hub id. Weights
+come from safetensors alone and no code from a repository is run.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from hylorada.config import ModelConfig
+from hylorada.errors import ConfigError, DataError
+from hylorada.runner.provenance import weights_sha256
+
+EMBEDDED = "embedded"
+
+
+@dataclass
+class Backbone:
+    """The untouched base model and its tokenizer.
+
+    Attributes:
+        model: float32, in evaluation mode, dropout 0, no parameter trains.
+        tokenizer: its tokenizer.
+        sha256: of its weights as loaded (see `provenance.weights_sha256`).
+    """
+
+    model: Any
+    tokenizer: Any
+    sha256: str
+
+
+def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
+    """Load the base model and tokenizer of a run.
+
+    Dropout of the base is 0: it is frozen, and with dropout SDPA on a CPU leaves its fast path.
+
+    Raises:
+        DataError: not there, not reachable, gated, damaged, or only as pickle or with own code.
+        ConfigError: not a causal language model of transformers.
+    """
+    source, where = _locate(settings)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if where == "hub":
+        options["revision"] = settings.revision or "main"
+    else:
+        options["local_files_only"] = True
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        _without_dropout(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=settings.attn_implementation,
+            use_safetensors=True,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # transformers and the hub raise some twenty kinds
+        raise _explain(error, settings, where) from error
+    model.requires_grad_(False)
+    model.eval().to(device)
+    return Backbone(model, tokenizer, weights_sha256(model))
+
+
+def _locate(settings: ModelConfig) -> tuple[str, str]:
+    """The path or hub id to load from, and which of embedded, folder, hub it is."""
+    if settings.path == EMBEDDED:
+        folder = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+        if not (folder / "config.json").is_file():
+            raise DataError(
+                f"model.path=embedded: {folder} holds no model; reinstall hylorada, or choose a "
+                "hub id or a local folder"
+            )
+        return str(folder), EMBEDDED
+    folder = Path(settings.path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise DataError(
+                f"model.path={settings.path}: no config.json in this folder; give the folder that "
+                "save_pretrained wrote"
+            )
+        return str(folder), "folder"
+    if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
+        raise DataError(
+            f"model.path={settings.path}: no such folder; give a local folder, a hub id such as "
+            "gpt2, or use model=tiny (embedded)"
+        )
+    return settings.path, "hub"
+
+
+def _without_dropout(config: Any) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
+            setattr(config, name, 0.0)
+
+
+def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError | ConfigError:
+    """One line for whatever transformers or the hub raised."""
+    what = f"model.path={settings.path}"
+    if where == "hub" and settings.revision:
+        what += f" (revision {settings.revision})"
+    offline = "use model=tiny (embedded), or model.path=<local folder> with a copy of it"
+    causes = _chain(error)
+    names = {type(e).__name__ for e in causes}
+    text = " ".join(str(e) for e in causes)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        raise error
+    if "GatedRepoError" in names:
+        return DataError(
+            f"{what}: gated on the hub; ask for access on its page and set HF_TOKEN, or {offline}"
+        )
+    if names & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
+        return DataError(
+            f"{what}: the hub has no such model or revision (or it is private and HF_TOKEN is not "
+            f"set); check the spelling, or {offline}"
+        )
+    if "trust_remote_code" in text:
+        return DataError(
+            f"{what}: this model needs code from its repository, which is never run here; choose "
+            "an architecture that transformers itself has"
+        )
+    if "safetensors" in text and ("pytorch_model.bin" in text or "no file named" in text):
+        return DataError(
+            f"{what}: no safetensors weights; pickled weights are not loaded, so convert them "
+            "(save_pretrained writes safetensors) or choose another revision"
+        )
+    if "OfflineModeIsEnabled" in names or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true"):
+        return DataError(f"{what}: not in the local hub cache and HF_HUB_OFFLINE is set; {offline}")
+    if where == "hub" and names & _NETWORK:
+        return DataError(f"{what}: the hub cannot be reached; try again later, or {offline}")
+    if "Unrecognized" in text and "configuration class" in text:
+        return ConfigError(f"{what}: not a causal language model that transformers knows")
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return DataError(f"{what}: cannot be loaded ({type(error).__name__}: {first[:200]}); {offline}")
+
+
+_NETWORK = {
+    "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "HfHubHTTPError",
+    "LocalEntryNotFoundError", "HTTPError", "HTTPStatusError", "RemoteProtocolError", "ReadError",
+    "ProxyError", "MaxRetryError", "Timeout", "TimeoutException", "ConnectionRefusedError",
+}  # fmt: skip
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def parameter_count(model: nn.Module) -> int:
+    """All parameters of a model, shared ones once."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,140 @@
+"""Writing so that a crash at any instant leaves the old file or the new one, never a half.
+
+Also: one live run per directory, and what an operating system's refusal means to a user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hylorada.errors import DiskError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+def disk_error(error: BaseException, where: Path, need: int = 0) -> DiskError | None:
+    """What a failed write means to the user; None if the error is of another kind.
+
+    Args:
+        error: an OSError, or a library's error that only quotes one (safetensors does).
+        where: what was being written.
+        need: bytes that were to be written, if known.
+    """
+    number = error.errno if isinstance(error, OSError) else _quoted_errno(str(error))
+    if number in _FULL:
+        room = f"free {_megabytes(_free(where))}" + (f", needs {_megabytes(need)}" if need else "")
+        return DiskError(
+            f"{where}: the disk is full or over its quota ({room}); "
+            "free some space or choose another output_root, then run the same command again"
+        )
+    if number in _REFUSED:
+        reason = os.strerror(number or 0)
+        return DiskError(f"{where}: cannot be written ({reason}); choose another output_root")
+    return None
+
+
+@contextlib.contextmanager
+def disk_errors(where: Path, need: int = 0) -> Iterator[None]:
+    """Turn the operating system's refusals into `DiskError`, and leave other errors alone."""
+    try:
+        yield
+    except OSError as error:
+        known = disk_error(error, where, need)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _quoted_errno(text: str) -> int | None:
+    return next((n for n in _FULL | _REFUSED if f"os error {n})" in text), None)
+
+
+def _free(path: Path) -> int:
+    existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents.
+
+    Raises:
+        DiskError: it cannot be created.
+    """
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it (not atomic by itself)."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the disk has the names in a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file atomically: under its name stands the old content or the new one.
+
+    Raises:
+        DiskError: full, read-only, or not permitted; the old content stands.
+    """
+    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with disk_errors(path, need=len(data)):
+        try:
+            write_durably(beside, data)
+            beside.replace(path)
+            sync_directory(path.parent)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a directory for one live run.
+
+    The lock is the kernel's, so that of a killed run is gone with its process; only the note of who
+    holds it may be left behind, and it is overwritten.
+
+    Raises:
+        DiskError: a live run holds the directory, or it cannot be written.
+    """
+    make_directory(directory)
+    owner = directory / ".lock-owner"
+    lock = FileLock(directory / ".lock", timeout=0)
+    with disk_errors(directory):
+        try:
+            lock.acquire()
+        except Timeout:
+            held_by = owner.read_text().strip() if owner.exists() else "another process"
+            raise DiskError(
+                f"{directory}: in use by a live run ({held_by}); wait until it ends or stop it"
+            ) from None
+    try:
+        with disk_errors(directory):
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

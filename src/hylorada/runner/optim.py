@@ -1,0 +1,59 @@
+"""AdamW with decay on matrices only, and a learning rate that is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from hylorada.config import TrainConfig
+
+
+def make_optimizer(
+    trainables: Iterable[tuple[str, nn.Parameter]], settings: TrainConfig
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) over the trainable parameters.
+
+    Weight decay pulls towards zero, which means something for a matrix of a linear map; biases,
+    norms' gains, the 65 numbers of the position bias and scalar gates are left free.
+    """
+    parameters = [p for _, p in trainables]
+    matrices = [p for p in parameters if p.dim() >= 2]
+    others = [p for p in parameters if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+    )
+
+
+def learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
+    """The learning rate of one step: linear warm-up, then constant or cosine.
+
+    Args:
+        step: optimizer step, from 1 to ``total_steps``.
+        total_steps: length of the run.
+        settings: ``lr`` is the peak, ``lr * min_lr_ratio`` the end of the cosine.
+    """
+    warmup = math.ceil(total_steps * settings.warmup_ratio)
+    if step <= warmup:
+        return settings.lr * step / warmup
+    if settings.lr_scheduler == "constant":
+        return settings.lr
+    assert settings.lr_scheduler == "cosine", settings.lr_scheduler
+    done = (step - warmup) / (total_steps - warmup + 1)  # the last step still moves
+    floor = settings.min_lr_ratio
+    return settings.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give every parameter group the same learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

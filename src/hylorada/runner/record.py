@@ -1,0 +1,145 @@
+"""What a run leaves behind: metrics.jsonl while it goes, result.json however it ends.
+
+`metrics.jsonl` holds deterministic fields alone, so that an interrupted and continued run writes
+the same bytes as an uninterrupted one; wall-clock times go to `timing.jsonl`. A table is a pure
+function of `result.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from hylorada.config import RunConfig, fingerprint, run_name, to_dict
+from hylorada.errors import DataError
+from hylorada.runner.disk import disk_errors, replace_file
+
+SCHEMA = 1
+RESULT = "result.json"
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line; each line is handed over whole.
+
+    Args:
+        path: the file; created when the first line is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Write one line.
+
+        Raises:
+            DiskError: full or read-only.
+            ValueError: a value is not finite; the caller must say so in words instead.
+        """
+        line = json.dumps(values, allow_nan=False) + "\n"
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def sync(self) -> int:
+        """Wait until the disk has every line; return the size in bytes."""
+        with disk_errors(self.path), self.path.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate(self, size: int) -> None:
+        """Forget the lines written after a checkpoint, which is about to be continued.
+
+        Raises:
+            DataError: the file is shorter than when the checkpoint was written.
+        """
+        with disk_errors(self.path):
+            present = self.path.stat().st_size if self.path.exists() else 0
+            if present < size:
+                raise DataError(
+                    f"{self.path}: {present} bytes, but it had {size} at the checkpoint; it was "
+                    "changed by hand, so start again with resume=never"
+                )
+            if present > size:
+                os.truncate(self.path, size)
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The record of a directory; None if it has none that can be read."""
+    try:
+        record = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def write_result(run_dir: Path, record: dict[str, Any]) -> None:
+    """Write result.json atomically; a value that is not finite becomes null.
+
+    Raises:
+        DiskError: full or read-only.
+    """
+    text = json.dumps(redacted(_finite(record)), indent=1, allow_nan=False)
+    replace_file(run_dir / RESULT, text.encode())
+
+
+def blank_result(config: RunConfig) -> dict[str, Any]:
+    """A record that knows what was asked and nothing else yet: schema 1."""
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "error": None,
+        "name": run_name(config),
+        "fingerprint": fingerprint(config),
+        "method": config.method.name,
+        "length": config.length.max_length,
+        "seed": config.seed,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "metrics": {},
+        "base": {},
+        "parameters": None,
+        "training": None,
+        "integrity": None,
+        "config": to_dict(config),
+        "provenance": {},
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)", re.IGNORECASE)
+_SECRET_FORM = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,}|sk-[\w-]{16,})")
+_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
+
+
+def redacted(value: Any) -> Any:
+    """The value with secrets in its strings replaced by ``***``.
+
+    A secret is the value of an environment variable named like one, a string of a known token form,
+    or a user and password in a URL.
+    """
+    known = [v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8]
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {k: clean(v) for k, v in item.items()}
+        if isinstance(item, list):
+            return [clean(v) for v in item]
+        if isinstance(item, str):
+            for secret in known:
+                item = item.replace(secret, "***")
+            return _IN_URL.sub("***@", _SECRET_FORM.sub("***", item))
+        return item
+
+    return clean(value)

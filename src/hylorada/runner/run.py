@@ -1,0 +1,351 @@
+"""One run, from a typed config to a record: the sentence of data flow, as code.
+
+`run` loads the backbone, `adapt` attaches what the config enables, `check_integrity` proves that it
+acts and does not leak, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation
+measures, and result.json says how it ended, however it ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from hylorada import anatomy
+from hylorada import config as configs
+from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
+from hylorada.data.blocks import Blocks
+from hylorada.data.packing import TokenCorpus, load_token_corpus
+from hylorada.errors import ConfigError, DataError
+from hylorada.methods import adapt
+from hylorada.methods.integrity import check_integrity
+from hylorada.methods.position_range import extend_range
+from hylorada.methods.presets import from_method
+from hylorada.methods.trainable import count_by_group
+from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
+from hylorada.runner.checkpoint import load_newest
+from hylorada.runner.device import choose_bf16, choose_device
+from hylorada.runner.disk import disk_errors, exclusive, replace_file
+from hylorada.runner.ending import exit_code, log_to, recorded
+from hylorada.runner.faults import fault_point
+from hylorada.runner.frozen import use_frozen_kernels
+from hylorada.runner.loop import Counters, Training, gradient_checkpointing
+from hylorada.runner.loss import LossModel
+from hylorada.runner.measure import Meter, base_metrics
+from hylorada.runner.progress import Reporter
+from hylorada.runner.provenance import provenance
+from hylorada.runner.record import JsonLines, blank_result, read_result
+from hylorada.runner.seeding import deterministic, seed_everything
+from hylorada.runner.signals import Stop
+from hylorada.runner.summary import print_summary, tracked_summary
+from hylorada.runner.tracking import Tracker
+from hylorada.validation import validate
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+# A run may be continued under other values of these: they change no number.
+_HARMLESS = {"train.save_every", "train.keep_checkpoints", *configs.NOT_IN_FINGERPRINT}
+
+
+def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
+    """Run, continue, or skip what the config describes.
+
+    Args:
+        config: the run's settings.
+        run_dir: its directory; default: the one named by the config's content.
+
+    Returns:
+        The record, as in result.json. A run that is done already is not repeated.
+
+    Raises:
+        HyloradaError: see `errors`; the record says so too, unless the directory itself cannot be
+            used.
+    """
+    validate(config)
+    directory = Path(run_dir or configs.run_dir(config))
+    done = read_result(directory)
+    if config.resume != "never" and done is not None and done.get("status") == "ok":
+        logger.info("already done: %s", directory / "result.json")
+        return done
+    stop = Stop()
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(directory))
+        stack.enter_context(stop.listening())
+        log = stack.enter_context(log_to(directory / "run.log"))
+        stack.enter_context(deterministic())
+        if config.resume == "never":
+            _set_earlier_attempt_aside(directory)
+        record = blank_result(config)
+        with recorded(directory, record, log):
+            _Run(config, directory, record, stop).execute()
+    print_summary(record, directory)
+    return record
+
+
+class _Run:
+    """The steps of one run, in order; each fills its part of the record."""
+
+    def __init__(self, config: RunConfig, directory: Path, record: Record, stop: Stop) -> None:
+        self.config, self.directory, self.record, self.stop = config, directory, record, stop
+
+    def execute(self) -> None:
+        """All of it."""
+        config, record = self.config, self.record
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = choose_device(config.device)
+        self.bf16 = choose_bf16(config.train.precision, self.device)
+        record["provenance"] = provenance(self.device)
+        seed_everything(config.seed)
+        with ExitStack() as stack:
+            self.reporter = stack.enter_context(Reporter())
+            self.meter = Meter(
+                self.device, self.bf16, config.train.loss_chunk, self.stop, self.reporter
+            )
+            backbone = load_backbone(config.model, self.device)
+            record["provenance"]["base_model_sha256"] = backbone.sha256
+            test = self._corpus(backbone, config.eval.perplexity.split)
+            train = self._corpus(backbone, "train") if config.method.lora.enabled else None
+            blocks = train and Blocks(train, config.length.max_length, config.dataset.packing)
+            record["provenance"]["dataset_sha256"] = {
+                split: corpus.sha256
+                for split, corpus in ((config.eval.perplexity.split, test), ("train", train))
+                if corpus is not None
+            }
+            record["base"] = base_metrics(config, self.meter, backbone, test)
+
+            model = self._attach(backbone)
+            self._gate(model, backbone)
+            tracker = Tracker(config.track, self.directory, record["name"], record["config"])
+            stack.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
+            if blocks is None:
+                self._describe_training(Counters())
+                self._finish(record["base"]["extended"], 0, tracker)
+            else:
+                use_frozen_kernels(model)
+                self._train(model, backbone, blocks, tracker)
+                self._save_adapter(model)
+                fault_point("before_evaluation")
+                metrics = self.meter.measure(
+                    model, test, config.eval.perplexity, config.length.max_length,
+                    config.method.name, partial=self.directory / ".evaluation.partial",
+                )  # fmt: skip
+                self._finish(metrics, record["training"]["steps"], tracker)
+
+    def _corpus(self, backbone: Backbone, split: str) -> TokenCorpus:
+        config = self.config
+        return load_token_corpus(
+            config.dataset, split, backbone.tokenizer, config.model.path,
+            progress=lambda tokens: self.stop.check(),
+        )  # fmt: skip
+
+    def _attach(self, backbone: Backbone) -> Any:
+        """Extend the range and attach the adapter; the parameters, counted by group."""
+        config, model = self.config, backbone.model
+        length = config.length.max_length
+        method = from_method(config.method, length, model.config)
+        if method is None:
+            _extend(model, length, config.method.position_range)
+        else:
+            model = adapt(model, method, length, seed=config.seed)
+        by_group = count_by_group(model)
+        self.record["parameters"] = {
+            "total": parameter_count(model),
+            "trainable": sum(by_group.values()),
+            "by_group": by_group,
+        }
+        return model
+
+    def _gate(self, model: Any, backbone: Backbone) -> None:
+        """Refuse a model in which something does not act, or reads the future."""
+        gate = self.config.integrity
+        if not gate.enabled:
+            return
+        report = check_integrity(
+            model,
+            backbone.tokenizer,
+            self.config.length.max_length,
+            allow_leak=gate.allow_leak,
+            probe_length=gate.probe_length,
+            seed=self.config.seed,
+        )
+        self.record["integrity"] = report.to_dict()
+        text = json.dumps(report.to_dict(), indent=1)
+        replace_file(self.directory / "integrity.json", text.encode())
+        report.raise_if_failed()
+
+    def _train(self, model: Any, backbone: Backbone, blocks: Blocks, tracker: Tracker) -> None:
+        config = self.config
+        training = Training(
+            model=model,
+            loss_model=LossModel(model, config.train.loss_chunk),
+            blocks=blocks,
+            settings=config.train,
+            seed=config.seed,
+            device=self.device,
+            bf16=self.bf16,
+            run_dir=self.directory,
+            stop=self.stop,
+            reporter=self.reporter,
+            identity=self.record["config"],
+            on_metrics=tracker.log,
+        )
+        if config.train.eval_every:
+            validation = self._corpus(backbone, "validation")
+            training.evaluate = lambda step: self._validate(model, validation, step)
+        checkpoint = load_newest(self.directory / "checkpoints")
+        if checkpoint is None:
+            if config.resume == "must":
+                raise DataError(f"resume=must: {self.directory} has no checkpoint to continue from")
+            for lines in (training.metrics, training.timing):
+                lines.truncate(0)
+        else:
+            _refuse_other_settings(checkpoint.state["identity"], self.record["config"])
+            logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
+        seed_everything(config.seed)
+        try:
+            with gradient_checkpointing(
+                anatomy.causal_lm(model), config.train.gradient_checkpointing
+            ):
+                training.run(checkpoint)
+        finally:
+            self._describe_training(training.counters)
+
+    def _describe_training(self, counters: Counters) -> None:
+        speed = counters.tokens / counters.seconds if counters.seconds else None
+        self.record["training"] = {
+            "steps": counters.step,
+            "skipped_steps": counters.skipped,
+            "tokens": counters.tokens,
+            "seconds": counters.seconds,
+            "tokens_per_second": speed,
+            "final_loss": counters.last_loss,
+            "peak_memory_bytes": counters.peak_memory_bytes or None,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "device": self.device.type,
+        }
+
+    def _validate(self, model: Any, corpus: TokenCorpus, step: int) -> dict[str, float]:
+        settings = dataclasses.replace(
+            self.config.eval.perplexity, split="validation", conventions=["blocks"], stride=0
+        )
+        length = self.config.length.max_length
+        results = self.meter.measure(model, corpus, settings, length, f"validation, step {step}")
+        return {"validation/ppl": results["eval/ppl"]["value"]}
+
+    def _save_adapter(self, model: PeftModel) -> None:
+        """`adapter/`, as PEFT writes it; whole under its name."""
+        final, partial = self.directory / "adapter", self.directory / ".adapter.partial"
+        with disk_errors(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            # The base's size of vocabulary is not looked up on the hub: it never changes here.
+            model.save_pretrained(str(partial), save_embedding_layers=False)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+
+    def _finish(self, metrics: Record, step: int, tracker: Tracker) -> None:
+        """The final numbers: into the record, metrics.jsonl and the tracker."""
+        self.record["metrics"] = metrics
+        line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
+        lines = JsonLines(self.directory / "metrics.jsonl")
+        if not self.config.method.lora.enabled:
+            lines.truncate(0)  # of an earlier attempt
+        lines.append(line)
+        tracker.log(line)
+        tracker.summary(tracked_summary(self.record))
+        fault_point("before_record")
+
+
+def _extend(model: Any, length: int, settings: PositionRangeConfig) -> None:
+    extend_range(model, length, settings.learned_init, settings.rope_type, settings.rope_factor)
+
+
+def _set_earlier_attempt_aside(directory: Path) -> None:
+    """Make room for a fresh start without deleting anything: into `earlier-1/`, and so on."""
+    kept = {".lock", ".lock-owner", ".hydra", "run.log"}
+    found = [
+        path
+        for path in directory.iterdir()
+        if path.name not in kept and not path.name.startswith("earlier-")
+    ]
+    if not found:
+        return
+    number = 1 + sum(1 for _ in directory.glob("earlier-*"))
+    with disk_errors(directory):
+        aside = directory / f"earlier-{number}"
+        aside.mkdir()
+        for path in found:
+            path.rename(aside / path.name)
+    logger.info("resume=never: the earlier attempt is in %s", aside)
+
+
+def _refuse_other_settings(saved: Record, asked: Record) -> None:
+    """A checkpoint is continued under its own settings; the first differences are named."""
+    before, now = _flat(saved), _flat(asked)
+    differing = [
+        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
+        and not any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ConfigError(
+            f"the checkpoint was made under other settings ({'; '.join(differing[:3])}{more}); "
+            "use another directory, put them back, or start again with resume=never"
+        )
+
+
+def _flat(tree: Record, prefix: str = "") -> Record:
+    flat: Record = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def load_run(path: Path | str, device: str = "auto") -> Any:
+    """The model of a finished run: base, extension and adapter, in evaluation mode.
+
+    Args:
+        path: the run's directory.
+        device: auto, cpu or cuda.
+
+    Returns:
+        A `PeftModel`; for method=baseline the base model with its range extended.
+
+    Raises:
+        DataError: no record, no adapter, or the base model cannot be had or is another one.
+    """
+    directory = Path(path)
+    record = read_result(directory)
+    if record is None:
+        raise DataError(f"{directory}: no result.json here; give the directory of a run")
+    settings = ModelConfig(**record["config"]["model"])
+    backbone = load_backbone(settings, choose_device(device))
+    trained_on = record["provenance"].get("base_model_sha256")
+    if trained_on not in (None, backbone.sha256):
+        raise DataError(
+            f"{directory}: trained on other weights of {settings.path} (sha256 {trained_on[:12]}, "
+            f"here {backbone.sha256[:12]}); set model.revision or restore the folder"
+        )
+    if not record["config"]["method"]["lora"]["enabled"]:
+        position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
+        _extend(backbone.model, record["length"], position_range)
+        return backbone.model.eval()
+    adapter = directory / "adapter"
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise DataError(
+            f"{directory}: no adapter/adapter_model.safetensors (status {record['status']}); "
+            "run it to its end first"
+        )
+    return PeftModel.from_pretrained(backbone.model, str(adapter)).eval()
