@@ -1,0 +1,390 @@
+"""Shifted sparse attention against a dense, masked, obvious reference."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+
+import pytest
+import torch
+from families import FAMILIES, VOCAB, make_model, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    BloomConfig,
+    LlamaConfig,
+    MistralConfig,
+)
+
+from hylorada.errors import ConfigError
+from hylorada.methods.s2_attention import (
+    SHIFTS,
+    count_s2_layers,
+    disable_s2,
+    enable_s2,
+    record_s2_layers,
+    segment_bounds,
+)
+
+G = 8
+LONG = 4 * G + 37
+# fp32 sums in another order; logits here are of size 10, so 1e-5 is 1e-6 relative.
+TOLERANCE = 1e-5
+
+_reference_documents: torch.Tensor | None = None  # [B, N], 0 = padding
+
+
+@functools.cache
+def _same_segment(length: int, shifted: bool) -> torch.Tensor:
+    bounds = segment_bounds(length, G, shifted)
+    segment = torch.tensor([bisect.bisect_right(bounds, p) for p in range(length)])
+    return (segment[:, None] == segment[None]).tril()
+
+
+def _reference_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Every head, every pair of tokens, one n x n mask: the definition, written out."""
+    B, H, N, D = query.shape
+    repeats = H // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = query @ key.transpose(2, 3) * (D**-0.5 if scaling is None else scaling)
+    if attention_mask is not None:  # only a caller's 4-D mask arrives here
+        additive = attention_mask
+        if attention_mask.dtype == torch.bool:
+            additive = torch.zeros_like(scores).masked_fill(~attention_mask, -torch.inf)
+        scores = scores + additive
+    allowed = torch.zeros(B, H, N, N, dtype=torch.bool)
+    for h in range(H):
+        by_layer = module.layer_idx % 2 == 1
+        shifted = by_layer if module.config.s2_shift == "layers" else h >= H // 2
+        allowed[:, h] = _same_segment(N, shifted)
+    if _reference_documents is not None:
+        documents = _reference_documents
+        allowed &= (documents[:, :, None] == documents[:, None, :])[:, None]
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    return (weights @ value).transpose(1, 2), None
+
+
+AttentionInterface.register("reference", _reference_attention)  # no mask function: mask is None
+
+
+def _run(model, ids, keep=None, **inputs):
+    """Logits and parameter gradients in training mode; ``keep`` selects the tokens that count."""
+    model.train()
+    model.zero_grad()
+    logits = model(input_ids=ids, use_cache=False, **inputs).logits
+    kept = logits if keep is None else logits[keep]
+    kept.square().mean().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    # The true gradient of a key bias is 0 (softmax ignores it): what is there is rounding.
+    return kept.detach(), {n: g for n, g in gradients.items() if "k_proj.bias" not in n}
+
+
+def _both(model, ids, documents=None, keep=None, **inputs):
+    global _reference_documents
+    got = _run(model, ids, keep, **inputs)
+    model.set_attn_implementation("reference")
+    _reference_documents = documents
+    try:
+        want = _run(model, ids, keep, **inputs)
+    finally:
+        _reference_documents = None
+        model.set_attn_implementation("s2")
+    return got, want
+
+
+def _assert_equal(got, want):
+    assert (got[0] - want[0]).abs().max() <= TOLERANCE
+    for name, gradient in want[1].items():
+        scale = max(1.0, gradient.abs().max().item())
+        assert (got[1][name] - gradient).abs().max() / scale <= TOLERANCE, name
+
+
+def test_segments_are_as_the_paper_draws_them():
+    assert segment_bounds(64, 16, shifted=False) == [0, 16, 32, 48, 64]
+    assert segment_bounds(64, 16, shifted=True) == [0, 8, 24, 40, 56, 64]
+    assert segment_bounds(23, 16, shifted=True) == [0, 8, 23]
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_equal_the_dense_reference(family, shift):
+    model = make_model(family, 128)
+    assert enable_s2(model, G, shift) == 3
+    for length in (LONG, 4 * G, G + 7):  # ragged, whole groups, no full shifted group
+        _assert_equal(*_both(model, tokens(2, length)))
+
+
+@pytest.mark.parametrize("heads", [(6, 3), (6, 2), (8, 1), (4, 4)])
+def test_grouped_heads_split_or_repeat(heads):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        max_position_embeddings=128,
+        head_dim=8,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    enable_s2(model, G, "heads")
+    _assert_equal(*_both(model, tokens(1, LONG)))
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_is_not_attended_to(family, side, shift):
+    model = make_model(family, 128)
+    enable_s2(model, G, shift)
+    ids, real = tokens(2, LONG), torch.ones(2, LONG, dtype=torch.long)
+    padding = slice(0, 11) if side == "left" else slice(LONG - 11, LONG)
+    real[0, padding] = 0
+    ids[0, padding] = 0
+    got, want = _both(model, ids, documents=real, keep=real.bool(), attention_mask=real)
+    _assert_equal(got, want)
+
+
+# OPT does not tell transformers its positions, so it cannot detect packed documents.
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "opt"])
+def test_packed_documents_do_not_see_each_other(family, shift):
+    model = make_model(family, 128)
+    enable_s2(model, G, shift)
+    sizes = (7, 21, LONG - 28)
+    positions = torch.cat([torch.arange(s) for s in sizes])[None].expand(2, -1)
+    documents = torch.arange(1, 4).repeat_interleave(torch.tensor(sizes))[None].expand(2, -1)
+    _assert_equal(*_both(model, tokens(2, LONG), documents=documents, position_ids=positions))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "one_row_per_head"])
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_callers_four_dimensional_mask_is_cut_into_blocks(family, shift, kind):
+    model = make_model(family, 128)
+    enable_s2(model, G, shift)
+    heads = 4 if kind == "one_row_per_head" else 1
+    generator = torch.Generator().manual_seed(1)
+    mask = (torch.rand(2, heads, LONG, LONG, generator=generator) < 0.6).tril()
+    mask |= torch.eye(LONG, dtype=torch.bool)
+    if kind == "float":
+        noise = torch.randn(mask.shape, generator=generator)
+        mask = noise.masked_fill(~mask, torch.finfo(torch.float32).min)
+    positions = torch.arange(LONG)[None].expand(2, -1)  # OPT would read them off a 2-D mask
+    _assert_equal(*_both(model, tokens(2, LONG), attention_mask=mask, position_ids=positions))
+
+
+def _leak(model, length, training):
+    """How far logits before a changed token move, at the worst of several cut points."""
+    model.train(training)
+    ids = tokens(1, length)
+    with torch.no_grad():
+        base = model(input_ids=ids, use_cache=False).logits
+        worst = 0.0
+        for cut in (1, G // 2, G, length // 2, length - G // 2, length - 1):
+            other = ids.clone()
+            other[:, cut:] = (other[:, cut:] + 5) % VOCAB
+            logits = model(input_ids=other, use_cache=False).logits
+            worst = max(worst, (logits - base)[:, :cut].abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_past_never_depends_on_the_future(family, shift):
+    model = make_model(family, 128)
+    enable_s2(model, G, shift, in_evaluation=True)
+    for training in (True, False):
+        for length in (LONG, 4 * G):
+            assert _leak(model, length, training) == 0.0
+
+
+def test_the_shift_carries_information_across_groups():
+    model = make_model("llama", 128).train()
+    ids = tokens(1, 4 * G)
+    other = ids.clone()
+    other[:, 0] += 1
+    for shift in SHIFTS:
+        enable_s2(model, G, shift)
+        with torch.no_grad():
+            change = (model(ids).logits - model(other).logits).abs().amax((0, 2))
+        assert change[G + 2] > 0  # the second plain group hears of token 0
+        assert change[-1] == 0  # three layers do not reach the last group
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_and_short_sequences_are_ordinary_sdpa(family, shift):
+    model = make_model(family, 128)
+    ids, real = tokens(2, LONG), torch.ones(2, LONG, dtype=torch.long)
+    real[0, :9] = 0
+    short = tokens(2, G)
+    with torch.no_grad():
+        want = model(ids).logits, model(ids, attention_mask=real).logits[real.bool()]
+        want_short = model.train()(short).logits
+        enable_s2(model, G, shift)
+        got_short = model(short).logits
+        model.eval()
+        got = model(ids).logits, model(ids, attention_mask=real).logits[real.bool()]
+    assert torch.equal(got_short, want_short)
+    assert torch.equal(got[0], want[0])
+    assert (got[1] - want[1]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_generation_with_a_cache_is_full_attention(family):
+    model = make_model(family, 128)
+    ids, real = tokens(2, 3 * G), torch.ones(2, 3 * G, dtype=torch.long)
+    real[1, :5] = 0
+    options = {"attention_mask": real, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    want = model.generate(ids, **options)
+    enable_s2(model, G, "heads")
+    assert torch.equal(model.generate(ids, **options), want)
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = make_model("llama", 128)
+    enable_s2(model, G, "heads")
+    plain = _run(model, tokens(2, LONG))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpointed = _run(model, tokens(2, LONG))
+    assert torch.equal(plain[0], checkpointed[0])
+    assert all(torch.equal(g, checkpointed[1][n]) for n, g in plain[1].items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_autocast_stays_close_to_float32(family):
+    model = make_model(family, 128)
+    enable_s2(model, G, "heads")
+    exact, _ = _run(model, tokens(1, LONG))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, gradients = _run(model, tokens(1, LONG))
+    # bf16 keeps 8 bits: half a percent a layer, of logits whose spread is `exact.std()`.
+    assert (rounded.float() - exact).abs().mean() <= 0.05 * exact.std()
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+class _LargestTensor(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.elements = max(self.elements, storage)
+        return out
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_no_tensor_of_length_squared_exists(padded):
+    n, g = 1200, 32
+    model = make_model("llama", n).train()
+    enable_s2(model, g, "heads")
+    real = torch.ones(1, n, dtype=torch.long)
+    real[:, : 3 * padded] = 0
+    with _LargestTensor() as largest:
+        model(tokens(1, n), attention_mask=real, use_cache=False).logits.sum().backward()
+    assert largest.elements <= max(n * VOCAB, 4 * n * g)
+    assert largest.elements < n * n / 5
+
+
+@pytest.mark.slow
+def test_a_full_graph_compiles():
+    model = make_model("llama", 128).train()
+    enable_s2(model, G, "heads")
+    ids = tokens(1, LONG)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        want = model(ids, use_cache=False).logits
+        assert (compiled(ids, use_cache=False).logits - want).abs().max() <= TOLERANCE
+
+
+def test_layers_are_counted_by_running():
+    model = make_model("gpt2", 128)
+    assert count_s2_layers(model) == 0
+    state = torch.random.get_rng_state()
+    assert enable_s2(model, G, "layers") == 3
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not model.training
+    assert model.config.s2_group_size == G
+    model.transformer.h[1].attn.is_causal = False
+    assert count_s2_layers(model) == 2
+    model.config._attn_implementation = "sdpa"  # the settings alone do not count
+    assert count_s2_layers(model) == 0
+
+
+def test_only_training_takes_the_segments_unless_asked():
+    model = make_model("gpt2", 128)
+    for in_evaluation in (False, True):
+        enable_s2(model, G, "heads", in_evaluation=in_evaluation)
+        with record_s2_layers() as taken:
+            model.eval()(tokens(1, LONG), use_cache=False)
+        assert len(taken) == 3 * in_evaluation
+
+
+def test_disabling_restores_the_model():
+    model = make_model("qwen2", 128)
+    before = model.config.to_dict()
+    enable_s2(model, G, "heads")
+    enable_s2(model, 2 * G, "layers")  # switching again keeps the original implementation
+    disable_s2(model)
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.to_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"group_size": 7}, "not an even number"),
+        ({"group_size": 0}, "not an even number"),
+        ({"group_size": 64, "max_length": 64}, "do not split a sequence of 64"),
+        ({"shift": "roll"}, "not one of layers, heads"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options, words):
+    model = make_model("gpt2", 128)
+    with pytest.raises(ConfigError, match=words) as error:
+        enable_s2(model, **{"group_size": G, "shift": "heads", **options})
+    assert "\n" not in str(error.value)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            LlamaConfig(
+                num_attention_heads=3,
+                num_key_value_heads=1,
+                hidden_size=24,
+                vocab_size=VOCAB,
+                intermediate_size=8,
+                num_hidden_layers=1,
+            ),
+            "has 3; use shift=layers",
+        ),
+        (
+            MistralConfig(
+                sliding_window=8,
+                hidden_size=32,
+                num_attention_heads=4,
+                vocab_size=VOCAB,
+                num_key_value_heads=2,
+                intermediate_size=8,
+                num_hidden_layers=1,
+            ),
+            "sliding_window=8",
+        ),
+        (BloomConfig(hidden_size=32, n_head=4, n_layer=1, vocab_size=VOCAB), "no layer of Bloom"),
+    ],
+    ids=["odd heads", "sliding window", "own attention"],
+)
+def test_models_that_cannot_take_it_are_refused(config, words):
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ConfigError, match=words):
+        enable_s2(model, G, "heads")
+    assert count_s2_layers(model) == 0
+    assert not hasattr(model.config, "s2_group_size")
