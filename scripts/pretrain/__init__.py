@@ -1,0 +1,1 @@
+"""Parts of `scripts/pretrain_tiny.py`, which makes the embedded base model."""

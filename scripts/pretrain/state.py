@@ -1,0 +1,49 @@
+"""Checkpoints that survive a kill at any moment, and the export as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write beside, flush to disk, rename: the file at `path` is always a whole one."""
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Return the saved state, or None where there is none."""
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def export(model: GPT2LMHeadModel, tokenizer_folder: Path, folder: Path) -> None:
+    """Write fp16 weights, config and tokenizer; `folder` appears complete or not at all."""
+    beside = folder.with_name(folder.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    half = GPT2LMHeadModel(model.config)
+    half.load_state_dict(model.state_dict())
+    half = half.half()
+    half.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    half.save_pretrained(beside)
+    PreTrainedTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.replace(folder)
+
+
+def refresh(source: Path, target: Path) -> None:
+    """Copy each file of an export into `target`, each renamed into place."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        beside = target / f".{file.name}.part"
+        shutil.copyfile(file, beside)
+        beside.replace(target / file.name)
