@@ -84,13 +84,15 @@ class KeyValueText:
         style = rng.choice(["json", "lines", "python", "passkey"])
         kind = rng.choice(["uuid", "hex", "number"], p=[0.3, 0.4, 0.3])
         tokens_per_pair = {"uuid": 76, "hex": 24, "number": 20}[str(kind)]
-        room = length * float(rng.uniform(0.3, 0.8))
+        room = length * float(rng.uniform(0.1, 0.6))
         count = max(1, int(room / tokens_per_pair))
+        asked = max(1, int((length - room) * float(rng.uniform(0.5, 1)) / (tokens_per_pair + 8)))
         if style == "passkey":
             count = 1
         keys = list(dict.fromkeys(self._word(rng, str(kind)) for _ in range(count)))
         pairs = [(key, self._word(rng, str(kind))) for key in keys]
-        pieces = self._write(rng, str(style), pairs)
+        queried = [pairs[int(i)] for i in rng.integers(0, len(pairs), asked)]
+        pieces = self._write(rng, str(style), pairs, queried)
         ids, labels = self._encode(pieces)
         if style == "passkey":
             filler = int(rng.integers(0, max(1, length - len(ids))))
@@ -108,10 +110,13 @@ class KeyValueText:
         return _number(rng) if kind == "number" else _token(rng, int(rng.integers(4, 11)))
 
     def _write(
-        self, rng: np.random.Generator, style: str, pairs: list[tuple[str, str]]
+        self,
+        rng: np.random.Generator,
+        style: str,
+        pairs: list[tuple[str, str]],
+        queried: list[tuple[str, str]],
     ) -> list[tuple[str, bool]]:
         """Return pieces of text, each with whether it is an answer that the loss counts."""
-        queried = [pairs[i] for i in rng.permutation(len(pairs))[: int(rng.integers(1, 9))]]
         pieces: list[tuple[str, bool]] = []
         if style == "json":
             body = json.dumps(dict(pairs)).replace('", "', '",\n "')
