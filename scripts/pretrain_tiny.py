@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--rows", type=int, default=2, help="rows of 1024 tokens in a micro-batch")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--save-minutes", type=float, default=5.0)
@@ -249,7 +249,7 @@ class Trainer:
         folder = self.args.out / f"export-{self.step:06d}"
         state.export(self.model, self.args.out / "tokenizer", folder)
         if self.args.publish:
-            state.refresh(folder, self.args.publish)
+            state.refresh(folder, self.args.out / "training_log.jsonl", self.args.publish)
 
     def run(self) -> None:
         """Train until the cool-down ends or a signal says stop."""
