@@ -39,7 +39,7 @@ CONFIGS = {
     "gpt_neox": lambda n: GPTNeoXConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
         num_attention_heads=4, max_position_embeddings=n, hidden_dropout=0.0,
-        attention_dropout=0.0, bos_token_id=0, eos_token_id=0,
+        attention_dropout=0.0, rotary_pct=0.5, bos_token_id=0, eos_token_id=0,
     ),
     "opt": lambda n: OPTConfig(
         vocab_size=VOCAB, hidden_size=32, ffn_dim=64, num_hidden_layers=3, num_attention_heads=4,

@@ -124,11 +124,11 @@ def rotary_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def trained_length(config: Any) -> int:
     """The number of positions a base model was trained on, in tokens.
 
-    A model already rescaled upstream keeps its original length in its RoPE parameters.
+    It stays the same when `methods.position_range` extends the model. A model that its makers
+    rescaled and trained further (Llama 3.1) was trained on the longer range.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
-    length = original or getattr(config, "max_position_embeddings", None)
+    extended = getattr(config, "hylorada_range", None)
+    length = extended["from"] if extended else getattr(config, "max_position_embeddings", None)
     if not length:
         raise ConfigError(f"model: {type(config).__name__} does not say how long it was trained")
     return int(length)

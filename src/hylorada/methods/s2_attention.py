@@ -247,8 +247,8 @@ def s2_mask(
         **kwargs: the rest, passed on.
 
     Returns:
-        None where causality alone is right (no real token sees padding on its right), document ids [B, N] with 0 for padding, or transformers' own 4-D mask where segments
-        cannot apply.
+        None where causality alone is right (real tokens never see padding on their right), document
+        ids [B, N] with 0 for padding, or transformers' 4-D mask where segments cannot apply.
     """
     if local_size is not None:
         raise ConfigError(
