@@ -94,18 +94,19 @@ class Landmark(nn.Module):
             weight_BT: 1 for text and 0 for padding; None is all text.
             state: of the tokens before these in the same sequences (KV cache).
         """
+        dtype = torch.promote_types(h_BTd.dtype, torch.float32)
         with torch.autocast(h_BTd.device.type, enabled=False):
-            score_BTK = F.linear(h_BTd.float(), self.W_g.float())
+            score_BTK = F.linear(h_BTd.to(dtype), self.W_g.to(dtype))
             mean_BTK, state = running_mean(
                 score_BTK, position_ids_BT, weight_BT, state, whole=self.pooling == "sequence_mean"
             )
-            gate_BTK = mean_BTK.float()
+            gate_BTK = mean_BTK.to(dtype)
             if self.position_buckets:
                 index_BT = bucket(
                     position_ids_BT, self.position_buckets, self.bucketing, self.max_length
                 )
-                gate_BTK = gate_BTK + self.P.float()[index_BT]
-            c_BTd = self.alpha_s.float() * (gate_BTK.softmax(dim=-1) @ self.L.float())
+                gate_BTK = gate_BTK + self.P.to(dtype)[index_BT]
+            c_BTd = self.alpha_s.to(dtype) * (gate_BTK.softmax(dim=-1) @ self.L.to(dtype))
         return h_BTd + c_BTd.to(h_BTd.dtype), state
 
 

@@ -81,7 +81,7 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
         s2_attn_enabled=switches["s2_attn"],
         s2_group_size=s2.group_size or max_length // 8 * 2,  # a quarter, even
         s2_shift=s2.shift,
-        s2_in_evaluation=s2.in_evaluation and switches["s2_attn"],
+        s2_in_evaluation=s2.in_evaluation and (switches["s2_attn"] or s2.enabled == "false"),
         rope_scaling_type=method.position_range.rope_type,
         rope_scaling_factor=method.position_range.rope_factor,
         learned_init=method.position_range.learned_init,

@@ -33,6 +33,7 @@ from hylorada.errors import ConfigError, DataError
 from hylorada.methods.landmarks import Landmark, add_to_output
 from hylorada.methods.placement import resolve
 from hylorada.methods.position_bias import PositionBias, PositionBiasVariant
+from hylorada.methods.position_range import extend_range, restore_range
 from hylorada.methods.positions import Positions
 from hylorada.methods.s2_attention import S2, disable_s2, enable_s2
 
@@ -117,8 +118,6 @@ class HyloradaModel(LoraModel):
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
         if peft_config.max_length and self.range_report is None:
-            from hylorada.methods.position_range import extend_range
-
             self.range_report = extend_range(
                 model, peft_config.max_length, peft_config.learned_init,
                 peft_config.rope_scaling_type, peft_config.rope_scaling_factor,
@@ -301,8 +300,6 @@ class HyloradaModel(LoraModel):
             merge, progressbar, safe_merge, adapter_names
         )
         if not merge and self.range_report is not None:
-            from hylorada.methods.position_range import restore_range
-
             restore_range(model, self.range_report)
             self.range_report = None
         return model
