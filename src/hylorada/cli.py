@@ -252,7 +252,7 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
 
 def _is_done(config: RunConfig) -> bool:
     """Whether the run's record says ok; read without torch, so that a second sweep is instant."""
-    record = read_result(Path(run_dir(config))) if config.resume == "auto" else None
+    record = read_result(Path(run_dir(config))) if config.resume != "never" else None
     return record is not None and record.get("status") == "ok"
 
 

@@ -1,0 +1,305 @@
+"""The commands, from the words typed to the exit code. The runner is a stand-in: no torch here."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from hylorada import cli, compose
+from hylorada.config import RunConfig, run_dir
+from hylorada.errors import DivergedError, Interrupted
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "wandb", "matplotlib")
+
+
+class Runner:
+    """Stands for hylorada.runner.run: writes a record, or does what a test asks for."""
+
+    def __init__(self) -> None:
+        self.configs: list[RunConfig] = []
+        self.act: Callable[[RunConfig], None] = lambda config: None
+
+    def run(self, config: RunConfig, directory: Path) -> None:
+        self.configs.append(config)
+        assert directory.resolve() == Path(run_dir(config)).resolve()
+        self.act(config)
+        (directory / "result.json").write_text(json.dumps({"status": "ok"}))
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runner]:
+    fake = Runner()
+    module = types.ModuleType("hylorada.runner.run")
+    module.run = fake.run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "hylorada.runner.run", module)
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield fake
+    root.handlers[:], root.level = handlers, level
+
+
+ERRORS = [
+    ("foo", "cannot read 'foo'; write key=value"),
+    ("foo=[1", "cannot read 'foo'; write key=value"),
+    ("methd=lora", "unknown key methd; did you mean method?"),
+    ("lr=1e-3", "unknown key lr; did you mean train.lr?"),
+    ("method.lora.rnak=3", "unknown key method.lora.rnak; did you mean method.lora."),
+    ("+method.rnak=3", "unknown key method.rnak; did you mean method."),
+    (
+        "method=lroa",
+        "method=lroa: there is no such option; did you mean lora? There are: baseline,",
+    ),
+    ("length=513", "did you mean 512? There are: 512, 1k, 2k, 4k, 8k, 16k, 32k"),
+    ("experiment=smok", "did you mean smoke?"),
+    ("model=distilgpt2", "model=custom model.path=distilgpt2"),
+    ("train.lr=abc", "train.lr is 'abc'; it must be a number"),
+    ("train.lr=null", "train.lr is null; it must be a number"),
+    ("seed=1.5", "seed is 1.5; it must be a whole number"),
+    ("method.lora.enabled=maybe", "method.lora.enabled is 'maybe'; it must be true or false"),
+    ("method.landmark.enabled=maybe", "choose true, false or auto"),
+    ("method.lora.target_modules=c_attn", "it must be a list, as in [a,b]"),
+    ("method.lora=5", "method.lora is a group of settings"),
+    ("train=5", "a group takes the name of an option"),
+    ("length=512,2k", "length has several values; add -m"),
+    ("experiment=table_short", "experiment=table_short is a sweep; add -m"),
+    ("+seed=3", "seed exists already; leave out the +"),
+    ("~train", "cannot be removed"),
+    ("train.lr=${nope}", "'nope' not found"),
+    ("hydra.foo=1", "unknown key hydra.foo"),
+    ("hydra.run.dir=x", "output_root"),
+    ("launcher=slrm", "launcher=slrm: there is no such option; did you mean slurm?"),
+    ("train.max_steps=0", "exactly one of train.epochs, train.max_steps, train.max_tokens"),
+    ("length=512 method=rslora_s2", "set a smaller group_size"),
+    ("--multirn", "unrecognized arguments: --multirn"),
+    ("--cfg jb", "choose from"),
+    ("--cfg job -p methd", "did you mean method?"),
+    ("--resolve", "belong to --cfg"),
+    ("--config-dir /no/such", "/no/such"),
+    ("-m method=lora,hylorda", "hylorda: there is no such option; did you mean hylorada?"),
+    ("-m seed=0,x", "seed is 'x'; it must be a whole number"),
+    ("-m seed=0,1 hydra.sweeper.max_batch_size=2", "max_batch_size"),
+    ("-m seed=interval(0,3)", "list its values"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), ERRORS, ids=[words for words, _ in ERRORS])
+def test_a_mistake_ends_in_one_line_and_exit_code_2(
+    runner: Runner, capfd: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    assert cli.train(words.split(" ")) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("hylorada-train: error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert not runner.configs
+    assert list(Path().iterdir()) == []  # nothing half-written
+
+
+def test_missing_data_is_exit_code_3(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["model=./no/such"]) == 3
+    assert "no/such" in capfd.readouterr().err
+
+
+def test_the_value_of_an_unknown_key_is_never_shown(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for word in ("wandb.api_key=canary", "+track.token=canary", "api_key=[canary"):
+        assert cli.train([word]) == 2
+    assert "canary" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("preset", ["processes", "slurm"])
+def test_a_launcher_that_is_not_installed_says_what_to_install(
+    runner: Runner, capfd: pytest.CaptureFixture[str], preset: str
+) -> None:
+    plugin, extra = {"processes": ("joblib", "joblib"), "slurm": ("submitit_slurm", "slurm")}[
+        preset
+    ]
+    if f"{plugin}.yaml" in ConfigStore.instance().list("hydra/launcher"):
+        with compose.session() as hydra:
+            composed = compose.compose(hydra, [f"hydra/launcher={preset}"])
+        assert composed.hydra.launcher._target_.endswith("Launcher")
+    else:
+        assert cli.train([f"launcher={preset}"]) == 2
+        assert f"pip install 'hylorada[{extra}]'" in capfd.readouterr().err
+
+
+def test_a_run_lies_in_its_directory_with_its_settings(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.train(["length=512", "method=lora", "seed=7"]) == 0
+    (config,) = runner.configs
+    assert (config.length.max_length, config.method.name, config.seed) == (512, "lora", 7)
+    out, _ = capfd.readouterr()
+    assert out == f"{run_dir(config)}\n"
+    directory = Path(out.strip())
+    assert directory.name.startswith("lora-512-seed7-")
+    assert "seed: 7" in (directory / ".hydra" / "config.yaml").read_text()
+    assert (directory / ".hydra" / "overrides.yaml").read_text() == (
+        "- length='512'\n- method=lora\n- seed=7\n"
+    )
+    assert (directory / "run.log").is_file()
+    assert sorted(p.name for p in Path().iterdir()) == ["outputs"]
+
+
+def test_a_finished_run_is_not_run_again(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=smoke"]
+    assert [cli.train(words), cli.train(words)] == [0, 0]
+    assert len(runner.configs) == 1
+    assert "nothing to run" in capfd.readouterr().err
+    assert cli.train([*words, "resume=never"]) == 0
+    assert len(runner.configs) == 2
+
+
+def test_a_sweep_runs_each_cell_once_and_says_so(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", "length=512,4k", "seed=0,1"]
+    assert cli.train(words) == 0
+    directories = [run_dir(config) for config in runner.configs]
+    assert len(set(directories)) == 4
+    out, err = capfd.readouterr()
+    assert out.splitlines() == directories
+    assert "4 cells: 4 run, 0 done already, 0 failed" in err
+    assert cli.train(words) == 0
+    assert len(runner.configs) == 4
+    out, err = capfd.readouterr()
+    assert sorted(out.splitlines()) == sorted(directories)
+    assert "4 cells: 0 run, 4 done already, 0 failed" in err
+
+
+def test_a_failing_cell_stops_no_other(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(config: RunConfig) -> None:
+        if config.seed == 1:
+            raise DivergedError("train/loss is nan at step 3;\nlower train.lr")
+        if config.seed == 2:
+            raise KeyError("oops")
+
+    runner.act = fail
+    assert cli.train(["-m", "seed=0,1,2"]) == 4
+    assert [config.seed for config in runner.configs] == [0, 1, 2]
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 1
+    assert "3 cells: 1 run, 0 done already, 2 failed" in err
+    diverged, bug = err.splitlines()[-2:]
+    assert diverged.startswith("hylorada-train: error: hylorada-4k-seed1-")
+    assert diverged.endswith("train/loss is nan at step 3; lower train.lr")
+    assert "KeyError: 'oops'" in bug
+    assert "run.log" in bug
+    assert "Traceback" not in err
+    for config, name in zip(runner.configs[1:], ("DivergedError", "KeyError"), strict=True):
+        log = Path(run_dir(config), "run.log").read_text()
+        assert "Traceback" in log
+        assert name in log
+
+
+def test_a_cell_that_is_refused_stops_no_other(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.train(["-m", "length=512,4k", "method=rslora_s2"]) == 2
+    assert [config.length.name for config in runner.configs] == ["4k"]
+    assert "2 cells: 1 run, 0 done already, 1 failed" in capfd.readouterr().err
+
+
+def test_an_interrupted_cell_ends_the_sweep(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(config: RunConfig) -> None:
+        raise Interrupted(15, "saved at step 3")
+
+    runner.act = interrupt
+    assert cli.train(["-m", "seed=0,1"]) == 143
+    assert len(runner.configs) == 1
+    assert capfd.readouterr().err.endswith("hylorada-train: error: saved at step 3\n")
+    assert GlobalHydra.instance().hydra is None
+
+
+def test_a_failing_run_returns_its_code(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(config: RunConfig) -> None:
+        raise DivergedError("three in a row")
+
+    runner.act = fail
+    assert cli.train([]) == 4
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == "hylorada-train: error: three in a row\n"
+
+
+def test_a_place_that_cannot_be_written_is_exit_code_6(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("")
+    assert cli.train(["output_root=file"]) == 6
+    assert "file" in capfd.readouterr().err
+    assert errno.ENOTDIR in cli._DISK_ERRORS
+
+
+def test_a_name_with_a_quote_survives_hydra(runner: Runner) -> None:
+    assert cli.train(["output_root='a\\'b c'"]) == 0
+    assert runner.configs[0].output_root == "a'b c"
+    assert Path("a'b c/main").is_dir()
+
+
+def test_groups_of_a_folder_of_ones_own(
+    runner: Runner, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "own" / "eval"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [default]\nname: mine\n")
+    assert cli.train(["--config-dir", "own", "eval=mine"]) == 0
+    assert runner.configs[0].eval.name == "mine"
+
+
+def test_flags_may_stand_anywhere(runner: Runner) -> None:
+    assert cli.train(["seed=0,1", "-m", "method=lora"]) == 0
+    assert len(runner.configs) == 2
+
+
+def test_printing_the_settings(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["length=512", "--cfg", "job", "-p", "length"]) == 0
+    assert "max_length: 512" in capfd.readouterr().out
+    assert not runner.configs
+
+
+def in_a_fresh_process(words: list[str]) -> tuple[int, str, str, list[str]]:
+    """Exit code, both outputs, and which heavy packages were imported."""
+    code = (
+        "import sys\n"
+        "from hylorada import cli\n"
+        f"code = cli.train({words!r})\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    *lines, last = done.stdout.splitlines()
+    return done.returncode, "\n".join(lines), done.stderr, json.loads(last.replace("'", '"'))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--help"], 0), (["--cfg", "job"], 0), (["-m", "method=lroa"], 2)]
+)
+def test_nothing_heavy_is_imported_before_a_run_starts(words: list[str], code: int) -> None:
+    returned, out, err, imported = in_a_fresh_process(words)
+    assert returned == code
+    assert imported == []
+    if words == ["--help"]:
+        assert "hylorada-train -m length=512,2k,4k,8k method=lora,longlora,hylorada" in out
+        for group in ("length", "method", "model", "dataset", "train", "eval", "track"):
+            assert f"\n  {group} " in out
+        assert "rslora_position_bias" in out
+        assert max(map(len, out.splitlines())) <= 100
+    assert (err == "") == (code == 0)

@@ -1,0 +1,383 @@
+"""Every YAML file becomes a valid RunConfig, and nothing else does."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.hydra import Hydra
+
+from hylorada import compose
+from hylorada.config import RunConfig, fingerprint, run_dir, run_name
+from hylorada.errors import ConfigError, DataError
+from hylorada.suggest import nearest
+from hylorada.validation import validate
+
+LENGTHS = {"512": 512, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768}
+
+
+def options(group: str) -> list[str]:
+    return sorted(file.stem for file in (compose.conf_dir() / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def hydra() -> Iterator[Hydra]:
+    with compose.session() as session:
+        yield session
+
+
+def typed(hydra: Hydra, *words: str) -> RunConfig:
+    """Composed once for the same words: Hydra takes a tenth of a second each time."""
+    if words not in _TYPED:
+        _TYPED[words] = compose.to_typed(compose.compose(hydra, compose.rewrite(words)))
+    return copy.deepcopy(_TYPED[words])
+
+
+_TYPED: dict[tuple[str, ...], RunConfig] = {}
+
+
+def set_key(config: RunConfig, key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    part = attrgetter(".".join(parents))(config) if parents else config
+    assert hasattr(part, leaf)
+    setattr(part, leaf, value)
+
+
+def grid(hydra: Hydra, *words: str) -> list[RunConfig]:
+    master = compose.compose(hydra, compose.rewrite(words), multirun=True)
+    return [cell.config for cell in compose.cells(hydra, master)]
+
+
+def test_the_defaults_in_yaml_are_those_of_the_dataclasses(hydra: Hydra) -> None:
+    assert typed(hydra) == RunConfig()
+
+
+def test_all_promised_options_exist() -> None:
+    assert set(options("length")) == set(LENGTHS)
+    single = {"position_bias", "landmark", "s2", "embeddings", "norms"}
+    assert set(options("method")) == (
+        {"baseline", "lora", "rslora", "dora", "longlora", "hylorada", "hylorada_leaky_landmark"}
+        | {f"hylorada_no_{name}" for name in single}
+        | {f"rslora_{name}" for name in single}
+    )
+    assert set(options("model")) == {
+        "tiny", "gpt2", "gpt2-medium", "pythia-160m", "qwen2.5-0.5b", "llama-3.2-1b", "custom",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_length_is_its_name_in_tokens_and_sets_the_batch_of_the_demo(
+    hydra: Hydra, length: str
+) -> None:
+    config = typed(hydra, f"length={length}")
+    assert config.length.name == length
+    assert config.length.max_length == LENGTHS[length]
+    tokens = config.train.micro_batch_size * config.train.gradient_accumulation_steps
+    assert tokens * LENGTHS[length] == max(4096, LENGTHS[length])
+
+
+def test_each_method_is_valid_at_each_length(hydra: Hydra) -> None:
+    refused = set()
+    for method, length in itertools.product(options("method"), LENGTHS):
+        # groups are independent but for the demo's batch, so each is composed once
+        config = typed(hydra, f"method={method}")
+        config.length = typed(hydra, f"length={length}").length
+        assert config.method.name == method
+        try:
+            validate(config)
+        except ConfigError as error:
+            refused.add((method, length, str(error).partition(" is ")[0]))
+    # shifted attention switched on by hand needs more than one group of 2048 tokens
+    key = "method.s2_attn.group_size"
+    assert refused == {("rslora_s2", short, key) for short in ("512", "1k", "2k")}
+
+
+def components(config: RunConfig) -> dict[str, str]:
+    method = config.method
+    return {
+        "position_bias": method.position_bias.enabled,
+        "landmark": method.landmark.enabled,
+        "s2": method.s2_attn.enabled,
+        "embeddings": method.train_embeddings,
+        "norms": method.train_norms,
+    }
+
+
+def test_ablation_rows_differ_in_exactly_one_component(hydra: Hydra) -> None:
+    full, bare = typed(hydra, "method=hylorada"), typed(hydra, "method=rslora")
+    assert set(components(full).values()) == {"auto"}
+    assert set(components(bare).values()) == {"false"}
+    for name in components(full):
+        without, plus = (
+            typed(hydra, f"method=hylorada_no_{name}"),
+            typed(hydra, f"method=rslora_{name}"),
+        )
+        assert components(without) == components(full) | {name: "false"}
+        assert components(plus) == components(bare) | {name: "true"}
+        assert without.method.lora == full.method.lora == plus.method.lora == bare.method.lora
+
+
+def test_every_method_extends_the_position_range_alike(hydra: Hydra) -> None:
+    ranges = [typed(hydra, f"method={m}").method.position_range for m in options("method")]
+    assert all(each == ranges[0] for each in ranges)
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "train", "eval", "track"])
+def test_every_option_of_a_group_is_valid(hydra: Hydra, group: str) -> None:
+    needs = {"model=custom": "model.path=a/b", "dataset=local": "dataset.path=."}
+    for option in options(group):
+        word = f"{group}={option}"
+        config = typed(hydra, word, *([needs[word]] if word in needs else []))
+        validate(config)
+        part = getattr(config, group)
+        expected = "a/b" if option == "custom" else option
+        assert (part.kind if group == "track" else part.name) == expected
+
+
+@pytest.mark.parametrize("overlay", options("experiment"))
+def test_every_experiment_overlay_gives_valid_runs(hydra: Hydra, overlay: str) -> None:
+    text = (compose.conf_dir() / "experiment" / f"{overlay}.yaml").read_text()
+    sweep = "params:" in text
+    command = f"# hylorada-train {'-m ' if sweep else ''}experiment={overlay}"
+    assert command in text.splitlines()[:2]
+    if sweep:
+        runs = grid(hydra, f"experiment={overlay}", "seed=0")  # one seed: time
+        assert len(runs) > 1
+    else:
+        runs = [typed(hydra, f"experiment={overlay}")]
+    for config in runs:
+        validate(config)
+        assert config.experiment == overlay
+    assert len({run_dir(config) for config in runs}) == len(runs)
+
+
+def test_experiments_lie_flat() -> None:
+    assert not [p for p in (compose.conf_dir() / "experiment").iterdir() if p.is_dir()]
+
+
+def test_no_targets_and_no_packages_but_in_experiments() -> None:
+    for file in compose.conf_dir().rglob("*.yaml"):
+        text = file.read_text()
+        assert "_target_" not in text
+        assert ("@package" in text) == (file.parent.name == "experiment")
+
+
+def test_a_sweep_list_of_bare_numbers_and_names(hydra: Hydra) -> None:
+    runs = grid(hydra, "length=512,4k", "seed=0,1")
+    assert len(runs) == 4
+    assert {c.length.max_length for c in runs} == {512, 4096}
+    assert len({run_name(c) for c in runs}) == 4
+
+
+@pytest.mark.parametrize("length", ["512,2k", "'512','2k'", "'512',2k"])
+def test_a_sweep_in_an_overlay_may_or_may_not_quote_its_lengths(
+    hydra: Hydra, tmp_path: Path, length: str
+) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\nexperiment: mine\n"
+        f'hydra:\n  sweeper:\n    params:\n      length: "{length}"\n      seed: 3\n'
+    )
+    words = [f"hydra.searchpath=['file://{tmp_path}']", "experiment=mine"]
+    runs = grid(hydra, *words)
+    assert [c.length.max_length for c in runs] == [512, 2048]
+    assert {c.seed for c in runs} == {3}
+
+
+def test_the_command_line_replaces_an_axis_of_an_overlay(hydra: Hydra) -> None:
+    runs = grid(hydra, "experiment=demo_4k", "method=lora", "seed=7,8")
+    assert [(c.method.name, c.seed) for c in runs] == [("lora", 7), ("lora", 8)]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("length=512", ["length='512'"]),
+        ("length='512'", ["length='512'"]),
+        ("length=512,2k,16k", ["length='512',2k,16k"]),
+        ("length=choice(512,4k)", ["length=choice('512',4k)"]),
+        ("length.max_length=512", ["length.max_length=512"]),
+        ("model=gpt2", ["model=gpt2"]),
+        ("model=org/name", ["model=custom", "model.path='org/name'"]),
+        ("model=./a/b", ["model=custom", "model.path='./a/b'"]),
+        ("model='/a b'", ["model=custom", "model.path='/a b'"]),
+        ("model=gpt2,org/name", ["model=gpt2,org/name"]),
+        ("launcher=slurm", ["hydra/launcher=slurm"]),
+    ],
+)
+def test_words_are_rewritten_for_hydra(word: str, expected: list[str]) -> None:
+    assert compose.rewrite([word]) == expected
+    assert compose.rewrite(expected) == expected
+
+
+def test_free_form_models_alone_and_in_a_sweep(hydra: Hydra) -> None:
+    config = typed(hydra, "model=org/name")
+    assert (config.model.name, config.model.path) == ("org/name", "org/name")
+    runs = grid(hydra, "model=tiny,org/name,./folder")
+    assert [c.model.path for c in runs] == ["embedded", "org/name", "./folder"]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [("true", "true"), ("on", "true"), ("Yes", "true"), ("false", "false"), ("off", "false"),
+     ("no", "false"), ("auto", "auto"), ("'true'", "true")],
+)  # fmt: skip
+def test_switches_take_every_spelling(hydra: Hydra, given: str, stored: str) -> None:
+    config = typed(hydra, f"method.landmark.enabled={given}", f"method.train_norms={given}")
+    assert config.method.landmark.enabled == config.method.train_norms == stored
+
+
+def test_a_plain_mapping_is_typed_as_strictly() -> None:
+    config = compose.to_typed({"seed": 3, "method": {"train_norms": True}})
+    assert (config.seed, config.method.train_norms) == (3, "true")
+    with pytest.raises(ConfigError, match=r"unknown key train\.lrr; did you mean train\.lr\?"):
+        compose.to_typed({"train": {"lrr": 1.0}})
+    with pytest.raises(ConfigError, match="one value, not a group"):
+        compose.to_typed({"seed": {"x": 1}})
+
+
+def test_each_typed_config_is_fresh(hydra: Hydra) -> None:
+    composed = compose.compose(hydra, [])
+    compose.to_typed(composed).method.lora.target_modules.append("x")
+    assert compose.to_typed(composed).method.lora.target_modules == ["auto"]
+
+
+def test_only_settings_that_change_the_numbers_change_the_fingerprint(hydra: Hydra) -> None:
+    base = fingerprint(typed(hydra))
+    for word in ("output_root=elsewhere", "track=off", "resume=never"):
+        assert fingerprint(typed(hydra, word)) == base
+    for word in ("seed=1", "length=8k", "method=lora"):
+        assert fingerprint(typed(hydra, word)) != base
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [("method.lora.rr", "method.lora.r"), ("lr", "train.lr"), ("lenght", "length"),
+     ("landmarks.enabled", "method.landmark.enabled"),
+     ("max_lenght", "length.max_length"), ("zzz", "")],
+)  # fmt: skip
+def test_the_nearest_key(word: str, found: str) -> None:
+    assert nearest(word, compose.known_keys()) == found
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("", {"seed": -1}, "seed"),
+    ("", {"device": "gpu"}, "device"),
+    ("", {"resume": "maybe"}, "resume"),
+    ("", {"output_root": ""}, "output_root"),
+    ("", {"length.max_length": 1}, "length.max_length"),
+    ("", {"method.name": "a b"}, "method.name"),
+    ("", {"method.lora.r": 0}, "method.lora.r"),
+    ("", {"method.lora.lora_alpha": 0}, "method.lora.lora_alpha"),
+    ("", {"method.lora.lora_dropout": 1}, "method.lora.lora_dropout"),
+    ("", {"method.lora.init": "orthogonl"}, "did you mean orthogonal"),
+    ("", {"method.lora.target_modules": []}, "method.lora.target_modules"),
+    ("", {"method.position_bias.buckets": 0}, "method.position_bias.buckets"),
+    ("", {"method.position_bias.bucketing": "log"}, "did you mean log2"),
+    ("", {"method.landmark.pooling": "mean"}, "method.landmark.pooling"),
+    ("", {"method.s2_attn.group_size": 2047}, "even"),
+    ("", {"method.s2_attn.group_size": -2}, "method.s2_attn.group_size"),
+    ("", {"method.s2_attn.enabled": "true", "method.s2_attn.group_size": 4096}, "whole sequence"),
+    ("method=longlora", {"length.max_length": 4100}, "length / 4"),
+    ("", {"method.s2_attn.enabled": "false", "method.s2_attn.in_evaluation": True}, "no effect"),
+    ("method=baseline", {"method.train_norms": "true"}, "nothing is attached"),
+    ("", {"method.position_range.rope_factor": 0.5}, "rope_factor"),
+    (
+        "",
+        {"method.position_range.rope_type": "none", "method.position_range.rope_factor": 2},
+        "no effect",
+    ),
+    ("", {"model.revision": "main"}, "model.revision"),
+    ("", {"model.attn_implementation": ""}, "model.attn_implementation"),
+    ("model=custom", {}, "model.path is empty"),
+    ("", {"dataset.kind": "wikitex"}, "did you mean wikitext"),
+    ("", {"dataset.path": "."}, "dataset=local"),
+    ("dataset=local", {}, "dataset.path"),
+    ("dataset=wikitext2", {"dataset.hub_id": ""}, "dataset.hub_id"),
+    ("", {"dataset.tasks": ["qasper"]}, "dataset.tasks"),
+    ("", {"dataset.packing": "all"}, "dataset.packing"),
+    ("", {"dataset.text_column": ""}, "dataset.text_column"),
+    ("", {"train.max_tokens": 5}, "exactly one"),
+    ("", {"train.max_steps": 0}, "exactly one"),
+    ("", {"train.epochs": -1}, "train.epochs"),
+    ("", {"train.lr": 0}, "train.lr"),
+    ("", {"train.lr": math.inf}, "train.lr"),
+    ("", {"train.warmup_ratio": 1}, "train.warmup_ratio"),
+    ("", {"train.min_lr_ratio": 1.5}, "train.min_lr_ratio"),
+    ("", {"train.precision": "fp16"}, "train.precision"),
+    ("", {"train.loss_chunk": 0}, "train.loss_chunk"),
+    ("", {"eval.perplexity.conventions": []}, "eval.perplexity.conventions"),
+    ("", {"eval.perplexity.conventions": ["blocks", "blocks"]}, "each once"),
+    ("", {"eval.perplexity.conventions": ["block"]}, "did you mean blocks"),
+    ("", {"eval.perplexity.split": "tset"}, "did you mean test"),
+    ("", {"eval.perplexity.stride": 4097}, "eval.perplexity.stride"),
+    ("", {"eval.perplexity.conventions": ["blocks"], "eval.perplexity.stride": 64}, "no effect"),
+    ("", {"track.kind": "of"}, "did you mean off"),
+    ("", {"integrity.enabled": False, "integrity.allow_leak": True}, "no effect"),
+]
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "said"), REFUSED, ids=[" ".join([g, *v]).strip() for g, v, _ in REFUSED]
+)
+def test_wrong_settings_are_refused_in_one_line(
+    hydra: Hydra, group: str, values: dict[str, Any], said: str
+) -> None:
+    config = typed(hydra, *filter(None, [group]))
+    for key, value in values.items():
+        set_key(config, key, value)
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_s2_by_the_adaptive_rule_is_never_refused_for_its_group(hydra: Hydra) -> None:
+    for length in LENGTHS:
+        validate(typed(hydra, f"length={length}"))
+
+
+def test_a_missing_folder_is_missing_data_not_a_wrong_setting(hydra: Hydra) -> None:
+    for words in (["model=./no/such"], ["dataset=local", "dataset.path=./no/such"]):
+        with pytest.raises(DataError, match="no/such"):
+            validate(typed(hydra, *words))
+
+
+def test_every_number_in_the_tree_has_a_refused_value() -> None:
+    """A range forgotten in `validate` shows here: minus one is wrong for every number."""
+    forgotten = []
+    for key in compose.known_keys():
+        config = RunConfig()
+        value = attrgetter(key)(config)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        set_key(config, key, type(value)(-1))
+        try:
+            validate(config)
+        except ConfigError as error:
+            if key.rpartition(".")[2] in str(error):
+                continue
+        forgotten.append(key)
+    assert forgotten == []
+
+
+def test_every_field_of_the_tree_can_be_set_on_the_command_line(hydra: Hydra) -> None:
+    composed = compose.compose(hydra, [])
+
+    def missing(part: object, node: object, prefix: str) -> Iterator[str]:
+        for item in dataclasses.fields(part):  # type: ignore[arg-type]
+            value = getattr(part, item.name)
+            if item.name not in node:  # type: ignore[operator]
+                yield f"{prefix}{item.name}"
+            elif dataclasses.is_dataclass(value):
+                yield from missing(value, node[item.name], f"{prefix}{item.name}.")  # type: ignore[index]
+
+    assert list(missing(RunConfig(), composed, "")) == []

@@ -1,0 +1,82 @@
+"""What is shipped, and that it is found wherever it is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from hylorada import cli, compose
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_an_editable_install_reads_the_repository_s_conf() -> None:
+    assert compose.conf_dir().samefile(ROOT / "conf")
+    assert not (ROOT / "conf").is_symlink()  # a link ships no YAML
+
+
+def test_constraints_pin_every_dependency_inside_its_range() -> None:
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        assert Version(pins[requirement.name]) in requirement.specifier, requirement
+
+
+def test_every_command_has_its_function() -> None:
+    for target in PROJECT["scripts"].values():
+        module, _, name = target.partition(":")
+        assert module == "hylorada.cli"
+        assert callable(getattr(cli, name))
+
+
+def test_make_knows_the_promised_targets() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    targets = {line.split()[0] for line in shown.stdout.splitlines()}
+    assert targets == {
+        "help", "setup", "train", "test", "lint", "types", "reproduce", "clean",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_conf_weights_and_licence_and_runs(tmp_path: Path) -> None:
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = ["wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
+    subprocess.run([*pip, *build, "-w", str(wheels), str(ROOT)], check=True)
+    (wheel,) = wheels.glob("hylorada-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for folder, inside in ((ROOT / "conf", "hylorada/conf"), (ROOT / "src/hylorada", "hylorada")):
+        shipped = [p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        assert shipped
+        for file in shipped:
+            assert f"{inside}/{file.relative_to(folder).as_posix()}" in names
+    assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "build/"))]
+
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([*pip, *install, str(wheel)], check=True)
+    code = (
+        "import sys; from hylorada import cli, compose; sys.stderr.write(str(compose.conf_dir())); "
+        "sys.exit(cli.train(['length=512', '--cfg', 'job', '-p', 'length.max_length']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "512"
+    assert Path(done.stderr).samefile(site / "hylorada" / "conf")
