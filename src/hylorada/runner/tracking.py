@@ -155,6 +155,7 @@ def _start_wandb(
         "disable_git": True,
         "disable_code": True,
         "save_code": False,
+        "host": "",
         "x_disable_meta": True,
         "x_disable_machine_info": True,
         "x_disable_stats": True,
