@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from pretrain import measure, state
 from pretrain.corpus import VOCAB_SIZE, WINDOW, Windows, prepare
+from pretrain.loss import mean_loss
 from pretrain.synthetic import KeyValueText, synthetic_row
 from tokenizers import Tokenizer
-from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 log = logging.getLogger("pretrain")
 
 WINDOWS_PER_STEP = {"code": 3, "books": 4, "synthetic": 1}  # of 1024 tokens
-SHORT = 256  # tokens of a row in the first part
-SHORT_PART = 0.15  # of the training time
+# Tokens of a row until this share of the training time: attention is most of a step's cost at 1024.
+LENGTHS = ((0.15, 256), (0.55, 512), (math.inf, WINDOW))
 COOL_DOWN_PART = 0.25  # of the training time
 WARM_UP_STEPS = 100
 STALL = 5.0  # a step counts for at most this many times the median step: a stopped process is free
@@ -189,9 +189,10 @@ class Trainer:
 
     def train_step(self, factor: float) -> float:
         """Take one optimizer step of 8192 tokens; return the mean loss of the counted tokens."""
-        length = SHORT if self.progress() < SHORT_PART and self.cool_from is None else WINDOW
+        progress = self.progress() if self.cool_from is None else 1.0
+        length = next(length for end, length in LENGTHS if progress <= end)
         ids_BL, labels_BL, positions_BL = self.batches.step(self.step, length)
-        counted = (labels_BL[:, 1:] >= 0).sum()
+        counted = (labels_BL[:, 1:] >= 0).sum().item()
         rows = self.args.rows * WINDOW // length
         total = 0.0
         for ids, labels, positions in zip(
@@ -201,10 +202,8 @@ class Trainer:
                 logits_BLV = self.forward(
                     input_ids=ids, position_ids=positions, use_cache=False
                 ).logits
-            loss = functional.cross_entropy(
-                logits_BLV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="sum"
-            )
-            (loss / counted).backward()
+            loss = mean_loss(logits_BLV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), counted)
+            loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if not (math.isfinite(total) and torch.isfinite(norm)):
@@ -217,7 +216,7 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         self.step += 1
         self.tokens += ids_BL.numel()
-        return total / counted.item()
+        return total
 
     def count(self, duration: float) -> None:
         """Add a step's duration, capped, to the training time."""
