@@ -71,6 +71,9 @@ def test_attached_saved_loaded_disabled_and_unloaded(family, tmp_path):
         make_model(family), tmp_path, adapter_name="lora", low_cpu_mem_usage=True
     )
     assert torch.equal(logits(renamed), trained)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    resumed = PeftModel.from_pretrained(make_model(family), tmp_path, is_trainable=True)
+    assert count_by_group(resumed) == count_by_group(model)
     for again in (loaded, renamed):  # S2 is back for training, in every layer
         assert again.base_model.s2_layers == 3
     assert (logits(loaded.train()) - trained).abs().max() > 1e-4

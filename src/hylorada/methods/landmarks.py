@@ -106,7 +106,8 @@ class Landmark(nn.Module):
                     position_ids_BT, self.position_buckets, self.bucketing, self.max_length
                 )
                 gate_BTK = gate_BTK + self.P.to(dtype)[index_BT]
-            c_BTd = self.alpha_s.to(dtype) * (gate_BTK.softmax(dim=-1) @ self.L.to(dtype))
+            scaled_Kd = self.alpha_s.to(dtype) * self.L.to(dtype)  # K rows, rather than T
+            c_BTd = gate_BTK.softmax(dim=-1) @ scaled_Kd
         return h_BTd + c_BTd.to(h_BTd.dtype), state
 
 
