@@ -20,10 +20,6 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraModel
-from peft.tuners.tuners_utils import (
-    _filter_state_dict_by_key_prefixes,
-    _get_tuner_state_dict_key_prefixes,
-)
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import init_empty_weights, skip_init_on_device
 from torch import Tensor, nn
@@ -322,9 +318,9 @@ class HyloradaModel(LoraModel):
         remapped = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
-        expected = _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes)
-        missing = sorted(set(expected) - set(remapped))
+        of_adapter = f".{adapter_name}."
+        expected = {k for k in model.state_dict() if ".lora_" in k and of_adapter in k}
+        missing = sorted(expected - set(remapped))
         if missing:
             raise DataError(
                 f"adapter: {len(missing)} of its tensors are not in the file, first {missing[0]}; "
