@@ -1,0 +1,378 @@
+"""The main table: what each method reached, what it cost, and the untouched base beside it, twice.
+
+A `Table` holds values and texts; `render` turns it into what a terminal, a paper or a program
+reads. A cell without a measurement says so.
+"""
+
+from __future__ import annotations
+
+import statistics as stdlib_statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hylorada.report.arms import Arm, Comparison
+from hylorada.report.collect import Record
+from hylorada.report.statistics import (
+    LEVEL,
+    Change,
+    deviation,
+    paired_change,
+    params_per_percent,
+    pooled_ppl,
+)
+
+NOT_MEASURED = "not measured"
+METRICS = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
+GROUP_NAMES = {
+    "lora": "LoRA",
+    "position_bias": "position bias",
+    "landmark": "landmarks",
+    "position_embeddings": "position embeddings",
+    "norms": "norms",
+    "token_embeddings": "token embeddings",
+    "other": "other",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and how it is shown.
+
+    Attributes:
+        text: for people.
+        value: for programs; None where nothing was measured.
+        low: lower end of an interval around the value.
+        high: its upper end.
+    """
+
+    text: str
+    value: float | int | str | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its key for programs, its heading for people."""
+
+    key: str
+    heading: str
+    numeric: bool = True
+
+
+@dataclass
+class Row:
+    """A line of the table; `kind` is "base", "arm" or "failed"."""
+
+    kind: str
+    cells: dict[str, Cell]
+
+
+@dataclass
+class Section:
+    """The rows of one comparison."""
+
+    heading: str
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass
+class Table:
+    """One table for a model and a data set, a section for each length."""
+
+    title: str
+    columns: list[Column]
+    sections: list[Section]
+    notes: list[str]
+
+
+def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> list[Table]:
+    """One table for each model and data set, in the order of the comparisons."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault((comparison.model, comparison.dataset), []).append(comparison)
+    return [_table(group, reference) for group in groups.values()]
+
+
+def _table(comparisons: Sequence[Comparison], reference: str) -> Table:
+    first = comparisons[0]
+    bases: list[str] = []
+    notes = _Notes()
+    sections = [_section(comparison, reference, notes, bases) for comparison in comparisons]
+    main = " and ".join(dict.fromkeys(bases)) or "blocks"
+    columns = [
+        Column("method", "method", numeric=False),
+        Column("length", "length, tokens"),
+        Column("seeds", "seeds"),
+        Column("ppl_blocks", "PPL, blocks"),
+        Column("ppl_sliding", "PPL, sliding"),
+        Column("change_reference", f"PPL against {reference}, %"),
+        Column("change_base", "PPL against extended base, %"),
+        Column("trainable", "trainable parameters"),
+        Column("params_per_percent", "parameters per 1 % gain"),
+        Column("tokens_per_second", "tokens/s"),
+        Column("peak_memory_mib", "peak memory, MiB"),
+        Column("groups", "what is trained", numeric=False),
+    ]
+    fixed = [
+        "PPL: exp(sum of NLL / scored tokens), pooled over seeds; ± standard deviation between "
+        "seeds. Lower is better.",
+        f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
+        f"better. [Intervals]: {LEVEL:.0%}, paired bootstrap over seeds and documents, as far as "
+        "there are two of them. The base in its own window is compared in the sliding convention.",
+        "Parameters per 1 % gain: trainable parameters / percent of PPL gained on the extended, "
+        "untrained base.",
+        "tokens/s: tokens trained on per second, median over seeds. Peak memory: largest over "
+        "seeds; on a CPU of the whole process, libraries included, on a GPU what was allocated.",
+    ]
+    title = f"{first.model} on {first.dataset}"
+    return Table(title, columns, sections, fixed + notes.texts)
+
+
+class _Notes:
+    """Footnotes; each is kept once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+def _section(
+    comparison: Comparison, reference: str, notes: _Notes, conventions: list[str]
+) -> Section:
+    heading = f"length {comparison.length:,}"
+    if comparison.label:
+        heading += f" ({comparison.label})"
+    section = Section(heading)
+    for text in _conventions(comparison):
+        notes.add(f"{heading}: {text}")
+    against = comparison.reference(reference)
+    if against is None:
+        notes.add(f"{heading}: no finished run of {reference}, so nothing is compared with it.")
+    elif sum(arm.method == reference for arm in comparison.arms) > 1:
+        notes.add(f"{heading}: compared with the best of several: {against.label}.")
+    section.rows += _base_rows(comparison, notes)
+    for arm in comparison.arms:
+        if arm.method == "baseline" and not arm.failed:
+            continue  # it is the extended base, which stands above
+        section.rows.append(_arm_row(comparison, arm, against, notes, heading, conventions))
+    return section
+
+
+def _conventions(comparison: Comparison) -> list[str]:
+    """One sentence for each convention measured, from the first run that has it."""
+    texts = []
+    for convention, name in METRICS.items():
+        metric = next(
+            (m for arm in comparison.arms for m in arm.metrics(name).values()), None
+        ) or next(
+            (m for a in comparison.arms for m in a.base_metrics("extended", name).values()), None
+        )
+        if metric is None:
+            continue
+        stride = f", stride {metric['stride']:,}" if metric.get("stride") else ""
+        part = ""
+        if metric.get("scorable_tokens", metric["tokens"]) != metric["tokens"]:
+            part = f" of {metric['scorable_tokens']:,}"
+        texts.append(
+            f"{convention}: window {metric['window']:,}{stride}; {metric['tokens']:,}{part} tokens "
+            f"of {len(metric['by_document']):,} documents, split {metric['split']}."
+        )
+    return texts
+
+
+def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
+    """The untouched base in its own window, and with its range extended and untrained."""
+    runs = [run for arm in comparison.arms for run in arm.runs if run.part("base")]
+    rows = []
+    for which in ("own_window", "extended"):
+        distinct: dict[tuple[Any, ...], Record] = {}
+        for run in runs:
+            metrics = run.data["base"].get(which) or {}
+            # Values to nine digits: what another thread count changes is no other base.
+            key = tuple(
+                (
+                    name,
+                    f"{m['sum_nll'] / m['tokens']:.6g}" if m.get("sum_nll") else None,
+                    m["tokens"],
+                )
+                for name, m in sorted(metrics.items())
+            )
+            if key:
+                distinct.setdefault(key, run)
+        for run in distinct.values():
+            rows.append(_base_row(comparison, run, which, several=len(distinct) > 1))
+        if not distinct:
+            label = "own window" if which == "own_window" else "extended, untrained"
+            rows.append(Row("base", {"method": Cell(f"base, {label}", f"base_{which}")}))
+        if len(distinct) > 1:
+            notes.add(
+                "The methods extend the base in different ways; each extended base is shown with "
+                "the method whose record holds it."
+            )
+    return rows
+
+
+def _base_row(comparison: Comparison, run: Record, which: str, several: bool) -> Row:
+    metrics = run.data["base"][which]
+    window = next(iter(metrics.values()))["window"]
+    label = "base, own window" if which == "own_window" else "base, extended, untrained"
+    if several:
+        label += f" (as in {run.data['method']})"
+    cells = {
+        "method": Cell(label, f"base_{which}"),
+        "length": Cell(f"{window:,}", window),
+        "seeds": Cell("-"),
+        "trainable": Cell("0", 0),
+        "change_reference": Cell("-"),
+        "groups": Cell("-"),
+        "params_per_percent": Cell("-"),
+        "tokens_per_second": Cell("-"),
+        "peak_memory_mib": Cell("-"),
+    }
+    for convention, name in METRICS.items():
+        if name in metrics:
+            cells[f"ppl_{convention}"] = ppl_cell([metrics[name]])
+    if which == "extended":
+        cells["change_base"] = Cell("0", 0.0)
+    else:
+        extended = run.base("extended", "eval/ppl_sliding")
+        own = run.base("own_window", "eval/ppl_sliding")
+        if extended and own:
+            change = paired_change({0: own}, {0: extended})
+            cells["change_base"] = change_cell(change)
+    return Row("base", cells)
+
+
+def _arm_row(
+    comparison: Comparison,
+    arm: Arm,
+    against: Arm | None,
+    notes: _Notes,
+    heading: str,
+    conventions: list[str],
+) -> Row:
+    cells = {
+        "method": Cell(arm.label, arm.label),
+        "length": Cell(f"{comparison.length:,}", comparison.length),
+        "seeds": _seeds_cell(arm),
+    }
+    if arm.failed:
+        for run in arm.failed:
+            error = one_line(run.data.get("error"))
+            notes.add(
+                f"{heading}: {arm.label}, seed {run.seed}: {run.status}"
+                + (f": {error}" if error else "")
+                + "."
+            )
+    if not arm.ok:
+        status = " / ".join(dict.fromkeys(run.status for run in arm.failed))
+        for key in ("ppl_blocks", "ppl_sliding", "change_reference", "change_base"):
+            cells[key] = Cell(status)
+        cells |= _cost_cells(arm.failed)
+        return Row("failed", cells)
+    for convention, name in METRICS.items():
+        metrics = arm.metrics(name)
+        if metrics:
+            cells[f"ppl_{convention}"] = ppl_cell(list(metrics.values()))
+    main = next((c for c, name in METRICS.items() if arm.metrics(name)), None)
+    if main is not None:
+        conventions.append(main)
+        name = METRICS[main]
+        base_change = paired_change(arm.metrics(name), arm.base_metrics("extended", name))
+        cells["change_base"] = change_cell(base_change)
+        trainable = trainable_parameters(arm)
+        per_percent = params_per_percent(trainable or 0, base_change)
+        if per_percent is not None:
+            cells["params_per_percent"] = Cell(f"{per_percent:,.0f}", per_percent)
+        elif trainable and isinstance(base_change, Change):
+            cells["params_per_percent"] = Cell("no gain")
+        if against is arm:
+            cells["change_reference"] = Cell("reference", 0.0)
+        elif against is not None:
+            cells["change_reference"] = change_cell(
+                paired_change(arm.metrics(name), against.metrics(name))
+            )
+    cells |= _cost_cells(arm.ok)
+    return Row("arm", cells)
+
+
+def _seeds_cell(arm: Arm) -> Cell:
+    if arm.failed:
+        return Cell(f"{len(arm.ok)} of {len(arm.runs)}", len(arm.ok))
+    return Cell(str(len(arm.ok)), len(arm.ok))
+
+
+def ppl_cell(metrics: Sequence[Mapping[str, Any]]) -> Cell:
+    """Pooled perplexity of some runs, with the deviation between them."""
+    value = pooled_ppl(metrics)
+    spread = deviation([m["value"] for m in metrics if m["value"] is not None])
+    text = number(value) + (f" ± {number(spread, like=value)}" if spread is not None else "")
+    return Cell(text, value if value != float("inf") else None)
+
+
+def change_cell(change: Change | str) -> Cell:
+    """A change in percent with its interval, or the reason why there is none."""
+    if isinstance(change, str):
+        return Cell(change)
+    text = f"{change.percent:+.2f}"
+    if change.low is not None and change.high is not None:
+        text += f" [{change.low:+.2f}, {change.high:+.2f}]"
+    return Cell(text, change.percent, change.low, change.high)
+
+
+def _cost_cells(runs: Sequence[Record]) -> dict[str, Cell]:
+    """Parameters, speed and memory; what no run recorded is left out."""
+    cells: dict[str, Cell] = {}
+    for run in runs:
+        parameters = run.part("parameters")
+        if "trainable" in parameters:
+            cells["trainable"] = Cell(f"{parameters['trainable']:,}", parameters["trainable"])
+            cells["groups"] = Cell(groups_text(parameters.get("by_group") or {}))
+            break
+    training = [run.part("training") for run in runs]
+    speeds = [t["tokens_per_second"] for t in training if t.get("tokens_per_second")]
+    if speeds:
+        speed = stdlib_statistics.median(speeds)
+        cells["tokens_per_second"] = Cell(f"{speed:,.0f}", speed)
+    peaks = [t["peak_memory_bytes"] for t in training if t.get("peak_memory_bytes")]
+    if peaks:
+        mib = max(peaks) / 2**20
+        cells["peak_memory_mib"] = Cell(f"{mib:,.0f}", mib)
+    return cells
+
+
+def trainable_parameters(arm: Arm) -> int | None:
+    """Trainable parameters of the arm's runs, which all have the same."""
+    counts = [run.part("parameters").get("trainable") for run in arm.ok]
+    return next((count for count in counts if count is not None), None)
+
+
+def groups_text(by_group: Mapping[str, int]) -> str:
+    """ "LoRA 811,008, position bias 65"."""
+    parts = [
+        f"{GROUP_NAMES.get(name, name)} {count:,}" for name, count in by_group.items() if count
+    ]
+    return ", ".join(parts) or "-"
+
+
+def number(value: float, like: float | None = None) -> str:
+    """A positive number with some four digits; `like` fixes the decimals by another number."""
+    if value == float("inf"):
+        return "overflow"
+    size = abs(value if like is None else like)
+    if size >= 1e5:
+        return f"{value:.3g}"
+    return f"{value:,.{3 if size < 10 else 2 if size < 1000 else 1}f}"
+
+
+def one_line(error: Any, limit: int = 160) -> str:
+    """The message of a record's error, which may be a text or an object, on one line."""
+    if isinstance(error, Mapping):
+        error = error.get("message") or error.get("type")
+    text = " ".join(str(error or "").split()).rstrip(".")
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,226 @@
+"""Each number of the table is one that a record holds, or the cell says that there is none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hylorada.report import render
+from hylorada.report.arms import compare
+from hylorada.report.collect import Record
+from hylorada.report.table import Table, build_tables, number, one_line
+from report.records import make_record, metric, sweep
+
+
+def table_of(*records, **options) -> Table:
+    comparisons, _ = compare([Record(Path(r["name"]), r) for r in records])
+    (table,) = build_tables(comparisons, **options)
+    return table
+
+
+def rows(table: Table, section: int = 0) -> dict:
+    return {row.cells["method"].text: row for row in table.sections[section].rows}
+
+
+def test_the_untouched_base_stands_twice_in_every_section():
+    table = table_of(*sweep())
+    for section, length in enumerate((512, 4096)):
+        first, second = table.sections[section].rows[:2]
+        assert first.cells["method"].text == "base, own window"
+        assert first.cells["length"].value == 1024
+        assert render.cell(first, "ppl_blocks").text == "not measured"
+        assert second.cells["method"].text == "base, extended, untrained"
+        assert second.cells["length"].value == length
+        record = make_record("lora", length=length)
+        own = record["base"]["own_window"]["eval/ppl_sliding"]
+        assert first.cells["ppl_sliding"].value == pytest.approx(own["value"])
+        extended = record["base"]["extended"]["eval/ppl"]
+        assert second.cells["ppl_blocks"].value == pytest.approx(extended["value"])
+        assert sum(row.kind == "base" for row in table.sections[section].rows) == 2
+
+
+def test_one_run_is_read_as_it_stands():
+    record = make_record("lora")
+    row = rows(table_of(record))["lora"].cells
+    for key, name in (("ppl_blocks", "eval/ppl"), ("ppl_sliding", "eval/ppl_sliding")):
+        assert row[key].value == pytest.approx(record["metrics"][name]["value"])
+        assert "±" not in row[key].text
+    extended = record["base"]["extended"]["eval/ppl"]["value"]
+    percent = 100 * (record["metrics"]["eval/ppl"]["value"] / extended - 1)
+    assert row["change_base"].value == pytest.approx(percent)
+    assert row["params_per_percent"].value == pytest.approx(811_008 / -percent)
+    assert row["trainable"].text == "811,008"
+    assert row["groups"].text == "LoRA 811,008"
+    assert row["tokens_per_second"].value == 2048
+    assert row["peak_memory_mib"].text == "900"
+    assert row["change_reference"].text == "reference"
+
+
+def test_seeds_are_pooled_with_their_deviation():
+    records = [make_record("hylorada", seed) for seed in range(3)]
+    loras = [make_record("lora", seed) for seed in range(3)]
+    row = rows(table_of(*records, *loras))["hylorada"].cells
+    metrics = [r["metrics"]["eval/ppl"] for r in records]
+    pooled = math.exp(sum(m["sum_nll"] for m in metrics) / sum(m["tokens"] for m in metrics))
+    assert row["ppl_blocks"].value == pytest.approx(pooled)
+    mean = sum(m["value"] for m in metrics) / 3
+    sd = math.sqrt(sum((m["value"] - mean) ** 2 for m in metrics) / 2)
+    assert row["ppl_blocks"].text == f"{pooled:.2f} ± {sd:.2f}"
+    change = row["change_reference"]
+    assert change.low < change.value < change.high < 0
+    assert row["seeds"].text == "3"
+    assert row["peak_memory_mib"].text == "902"
+
+
+def test_without_a_finished_lora_nothing_is_compared_with_it():
+    table = table_of(make_record("hylorada"), make_record("lora", status="failed"))
+    cells = rows(table)
+    assert render.cell(cells["hylorada"], "change_reference").text == "not measured"
+    assert any("no finished run of lora" in note for note in table.notes)
+
+
+def test_another_reference_may_be_chosen():
+    table = table_of(make_record("hylorada"), make_record("rslora"), reference="rslora")
+    assert rows(table)["rslora"].cells["change_reference"].text == "reference"
+    assert rows(table)["hylorada"].cells["change_reference"].value < 0
+    assert "PPL against rslora, %" in [column.heading for column in table.columns]
+
+
+def test_a_failed_arm_is_shown_as_failed_with_its_reason():
+    table = table_of(make_record("lora"), make_record("dora", status="diverged"))
+    row = rows(table)["dora"]
+    assert row.kind == "failed"
+    assert row.cells["ppl_blocks"].text == "diverged"
+    assert row.cells["ppl_blocks"].value is None
+    assert row.cells["seeds"].text == "0 of 1"
+    assert any("dora, seed 0: diverged: training: 3 steps in a row" in n for n in table.notes)
+
+
+def test_an_arm_of_which_one_seed_failed_counts_the_others():
+    table = table_of(
+        make_record("lora", 0), make_record("lora", 1), make_record("lora", 2, status="failed")
+    )
+    row = rows(table)["lora"]
+    assert row.kind == "arm"
+    assert row.cells["seeds"].text == "2 of 3"
+    assert any("lora, seed 2: failed" in note for note in table.notes)
+
+
+def test_a_failed_baseline_does_not_vanish():
+    table = table_of(make_record("lora"), make_record("baseline", status="failed"))
+    assert rows(table)["baseline"].kind == "failed"
+
+
+def test_a_convention_that_was_not_measured_says_so():
+    record = make_record("lora")
+    for part in (record["metrics"], record["base"]["extended"]):
+        del part["eval/ppl"]
+    table = table_of(record)
+    row = rows(table)["lora"]
+    assert render.cell(row, "ppl_blocks").text == "not measured"
+    assert row.cells["change_base"].value < 0
+    assert any("sliding convention" in note for note in table.notes)
+
+
+def test_an_arm_that_got_worse_gains_nothing_per_parameter():
+    record = make_record("lora")
+    record["metrics"]["eval/ppl"] = metric(9.0, "blocks", 4096)
+    row = rows(table_of(record))["lora"].cells
+    assert row["change_base"].value > 0
+    assert row["params_per_percent"].text == "no gain"
+
+
+def test_an_overflow_is_no_number():
+    record = make_record("lora")
+    bad = record["metrics"]["eval/ppl"]
+    bad["value"] = bad["sum_nll"] = None
+    for document in bad["by_document"]:
+        document["sum_nll"] = None
+    row = rows(table_of(record))["lora"].cells
+    assert row["ppl_blocks"].text == "overflow"
+    assert row["ppl_blocks"].value is None
+    assert row["change_base"].text == "a loss is not finite"
+
+
+def test_two_ways_to_extend_the_base_are_both_shown():
+    other = make_record("rslora")
+    other["base"]["extended"]["eval/ppl"] = metric(5.0, "blocks", 4096)
+    table = table_of(make_record("lora"), other)
+    labels = [row.cells["method"].text for row in table.sections[0].rows if row.kind == "base"]
+    assert labels == [
+        "base, own window",
+        "base, extended, untrained (as in lora)",
+        "base, extended, untrained (as in rslora)",
+    ]
+
+
+def test_a_part_of_the_split_is_named():
+    record = make_record("lora")
+    for name in ("eval/ppl", "eval/ppl_sliding"):
+        record["metrics"][name]["scorable_tokens"] = 1_000_000
+    notes = table_of(record).notes
+    tokens = record["metrics"]["eval/ppl"]["tokens"]
+    assert any(f"{tokens:,} of 1,000,000 tokens of 12 documents" in note for note in notes)
+
+
+def test_markdown_has_one_line_a_row_and_escapes():
+    record = make_record("lora")
+    record["method"] = "lo|ra"
+    text = render.markdown(table_of(record))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3
+    assert all(line.replace("\\|", "").count("|") == 13 for line in lines)
+    assert "lo\\|ra" in text
+
+
+def test_csv_holds_plain_numbers():
+    table = table_of(*sweep())
+    read = list(csv.DictReader(io.StringIO(render.as_csv([table]))))
+    assert len(read) == sum(len(section.rows) for section in table.sections)
+    row = next(r for r in read if r["method"] == "hylorada" and r["length"] == "4096")
+    assert float(row["change_reference_low"]) < float(row["change_reference"])
+    assert float(row["trainable"]) == 1_878_850
+    assert next(r for r in read if r["method"] == "dora")["ppl_blocks"] == "diverged"
+
+
+def test_json_is_strict_and_keeps_intervals():
+    tree = json.loads(render.as_json([table_of(*sweep())]))
+    row = next(r for r in tree[0]["sections"][1]["rows"] if r["method"]["text"] == "hylorada")
+    change = row["change_reference"]
+    assert change["low"] < change["value"] < change["high"]
+
+
+def test_latex_escapes_what_tex_would_eat():
+    record = make_record("hylorada_no_s2")
+    text = render.latex(table_of(record))
+    assert r"hylorada\_no\_s2" in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len({line.replace(r"\&", "").count("&") for line in body}) == 1
+
+
+def test_a_pipe_gets_lines_that_are_not_folded():
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    render.print_tables([table_of(*sweep())], console)
+    lines = console.file.getvalue().splitlines()
+    row = next(line for line in lines if "hylorada" in line)
+    assert "1,878,850" in row
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.23456, "1.235"), (12.3456, "12.35"), (1234.56, "1,234.6"), (1.5e7, "1.5e+07")],
+)
+def test_numbers_keep_some_four_digits(value, text):
+    assert number(value) == text
+
+
+def test_an_error_is_one_short_line():
+    assert one_line("a\nb " * 200).endswith("...")
+    assert "\n" not in one_line("a\nb")
+    assert one_line(None) == ""
