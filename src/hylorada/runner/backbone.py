@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from hylorada.config import ModelConfig
 from hylorada.errors import ConfigError, DataError
@@ -52,6 +53,8 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
         options["revision"] = settings.revision or "main"
     else:
         options["local_files_only"] = True
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # "Loading weights", for every shard
     try:
         config = AutoConfig.from_pretrained(source, **options)
         _without_dropout(config)
@@ -66,6 +69,11 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # transformers and the hub raise some twenty kinds
         raise _explain(error, settings, where) from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
+    model.name_or_path = settings.path
     model.requires_grad_(False)
     model.eval().to(device)
     return Backbone(model, tokenizer, weights_sha256(model))

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     directory = Path(run_dir or configs.run_dir(config))
     done = read_result(directory)
     if config.resume != "never" and done is not None and done.get("status") == "ok":
-        logger.info("already done: %s", directory / "result.json")
+        Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
         return done
     stop = Stop()
     with ExitStack() as stack:
@@ -82,6 +83,9 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
         stack.enter_context(stop.listening())
         log = stack.enter_context(log_to(directory / "run.log"))
         stack.enter_context(deterministic())
+        # Between transformers, peft and torch themselves; nothing that a user could act on.
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
         if config.resume == "never":
             _set_earlier_attempt_aside(directory)
         record = blank_result(config)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+CONVENTIONS = {"eval/ppl": "blocks", "eval/ppl_sliding": "sliding"}
+
 
 def print_summary(record: dict[str, Any], run_dir: Path, console: Console | None = None) -> None:
     """Print a table of perplexities of the base and this run, and where the record lies.
@@ -21,43 +23,30 @@ def print_summary(record: dict[str, Any], run_dir: Path, console: Console | None
     metrics: dict[str, Any] = record["metrics"]
     extended = record["base"]["extended"]
     own = record["base"]["own_window"]["eval/ppl_sliding"]
-    first = next(iter(metrics.values()))
+    shown = list(metrics)
+    if "eval/ppl_sliding" not in shown:  # the only convention of the base's own window
+        shown.append("eval/ppl_sliding")
 
-    table = Table(title=f"perplexity, {record['dataset']} {first['split']}", title_justify="left")
-    table.add_column("model")
-    table.add_column("window", justify="right")
-    for metric in metrics.values():
-        table.add_column(convention(metric), justify="right")
-    table.add_column("against extended base", justify="right")
+    first = metrics[shown[0]]
+    table = Table(
+        title=f"perplexity on {record['dataset']}, {first['split']} split, {first['tokens']} tokens",
+        title_justify="left",
+    )
+    for header in ("model", "window", *(CONVENTIONS[name] for name in shown), "change"):
+        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=True)
 
-    # Only the sliding convention is measured in the base's own window.
-    own_cells = [
-        f"{own['value']:.3f}" if metric["convention"] == "sliding" else "not measured"
-        for metric in metrics.values()
-    ]
-    if not any(metric["convention"] == "sliding" for metric in metrics.values()):
-        own_cells[0] = f"{own['value']:.3f} ({convention(own)})"
-    table.add_row("base, as it is", str(own["window"]), *own_cells, "")
-    _add(table, f"base, range extended to {record['length']}", extended, extended)
+    def add(label: str, window: int, row: dict[str, Any], change: str = "") -> None:
+        cells = [f"{row[name]['value']:.3f}" if name in row else "-" for name in shown]
+        table.add_row(label, str(window), *cells, change)
+
+    add("base, as it is", own["window"], {"eval/ppl_sliding": own})
+    add("base, extended, untrained", record["length"], extended)
     if record["parameters"]["trainable"]:
+        change = (first["value"] / extended[shown[0]]["value"] - 1) * 100
         label = f"{record['method']}, {record['training']['steps']} steps"
-        _add(table, label, metrics, extended)
+        add(label, record["length"], metrics, f"{change:+.2f} %")
     console.print(table)
     console.print(f"record: {run_dir / 'result.json'}", soft_wrap=True)
-
-
-def convention(metric: dict[str, Any]) -> str:
-    """The name of a metric's convention, with its stride."""
-    stride = metric.get("stride")
-    return f"{metric['convention']}, stride {stride}" if stride else metric["convention"]
-
-
-def _add(table: Table, label: str, metrics: dict[str, Any], base: dict[str, Any]) -> None:
-    name, first = next(iter(metrics.items()))
-    change = (first["value"] / base[name]["value"] - 1) * 100
-    values = [f"{metric['value']:.3f}" for metric in metrics.values()]
-    shown = "" if metrics is base else f"{change:+.1f} %"
-    table.add_row(label, str(first["window"]), *values, shown)
 
 
 def tracked_summary(record: dict[str, Any]) -> dict[str, float]:
