@@ -8,6 +8,7 @@ minute of the last byte.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hylorada.data.sources import official_files
-from hylorada.errors import DataError
+from hylorada.errors import DataError, DiskError, HyloradaError
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +52,23 @@ def dataset_files(hub_id: str, config: str, split: str, revision: str) -> list[P
     Raises:
         DataError: They cannot be had.
     """
-    cached = _cached_split(hub_id, config, split, revision)
-    if cached:
+    cached = _cached_split(_snapshot(hub_id, revision), config, split)
+    if cached and _settled(revision):
         return cached
-    with _explained(hub_id, revision):
-        commit, names = _within(
-            _DEADLINE, lambda: _split_names(hub_id, config, split, revision or None)
-        )
+    with _explained(f"dataset {hub_id}", revision, _copy_of(hub_id)):
+        try:
+            commit, names = _within(
+                _DEADLINE, lambda: _split_names(hub_id, config, split, revision or None)
+            )
+        except Exception as error:
+            if not cached or not _unreachable(error):
+                raise
+            log.warning("dataset %s: the hub is out of reach; taking %s", hub_id, cached[0].parent)
+            return cached
         log.info("dataset %s at %s: %s", hub_id, commit, ", ".join(names))
-        return [_download(hub_id, name, commit) for name in names]
+        paths = [_download(hub_id, name, commit) for name in names]
+        _remember(hub_id, revision, commit)
+        return paths
 
 
 def hub_file(hub_id: str, name: str, revision: str) -> Path:
@@ -69,41 +78,86 @@ def hub_file(hub_id: str, name: str, revision: str) -> Path:
         DataError: It cannot be had.
     """
     snapshot = _snapshot(hub_id, revision)
-    if snapshot is not None and (snapshot / name).is_file():
-        return snapshot / name
-    with _explained(hub_id, revision):
-        commit, files = _within(_DEADLINE, lambda: _repository(hub_id, revision or None))
+    cached = snapshot / name if snapshot is not None and (snapshot / name).is_file() else None
+    if cached is not None and _settled(revision):
+        return cached
+    with _explained(f"dataset {hub_id}", revision, _copy_of(hub_id)):
+        try:
+            commit, files = _within(_DEADLINE, lambda: _repository(hub_id, revision or None))
+        except Exception as error:
+            if cached is None or not _unreachable(error):
+                raise
+            log.warning("dataset %s: the hub is out of reach; taking %s", hub_id, cached)
+            return cached
         if name not in files:
             raise DataError(
                 f"dataset {hub_id}: no {name} in the repository (found {_some(files)}); "
-                f"{_offline_way(hub_id)}"
+                f"{_copy_of(hub_id)}"
             )
-        return _download(hub_id, name, commit)
+        path = _download(hub_id, name, commit)
+        _remember(hub_id, revision, commit)
+        return path
+
+
+def check_model(hub_id: str, revision: str) -> None:
+    """Fail early where a model can only fail late: transformers asks for each file for minutes.
+
+    A model whose config.json is in the hub's cache passes unasked.
+
+    Raises:
+        DataError: No such model or revision, gated, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision or None), str):
+        return
+    way = "without a network set model.path to a local copy, or use model=tiny (embedded)"
+    with _explained(f"model {hub_id}", revision, way):
+
+        def ask() -> None:
+            api = HfApi()
+            api.model_info(hub_id, revision=revision or None, timeout=_REQUEST)
+            api.auth_check(hub_id)
+
+        _within(_DEADLINE, ask)
 
 
 def _snapshot(hub_id: str, revision: str) -> Path | None:
-    """The folder of a revision in the hub's cache, if what is there may be used unasked.
-
-    A pinned commit may; a branch or a main that can move only where the hub must not be asked.
-    """
-    from huggingface_hub import constants, file_download
-
-    folder = Path(constants.HF_HUB_CACHE) / file_download.repo_folder_name(
-        repo_id=hub_id, repo_type="dataset"
-    )
+    """The folder of a revision in the hub's cache, if there is one."""
     commit = revision
     if not _COMMIT.fullmatch(revision):
-        reference = folder / "refs" / (revision or "main")
-        if not constants.HF_HUB_OFFLINE or not reference.is_file():
+        reference = _cache_folder(hub_id) / "refs" / (revision or "main")
+        if not reference.is_file():
             return None
         commit = reference.read_text(encoding="utf-8").strip()
-    snapshot = folder / "snapshots" / commit
+    snapshot = _cache_folder(hub_id) / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
 
 
-def _cached_split(hub_id: str, config: str, split: str, revision: str) -> list[Path]:
+def _remember(hub_id: str, revision: str, commit: str) -> None:
+    """Note which commit a branch stood at, where the hub's clients note it too."""
+    if not _COMMIT.fullmatch(revision):
+        reference = _cache_folder(hub_id) / "refs" / (revision or "main")
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(commit, encoding="utf-8")
+
+
+def _cache_folder(hub_id: str) -> Path:
+    from huggingface_hub import constants, file_download
+
+    name = file_download.repo_folder_name(repo_id=hub_id, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / name
+
+
+def _settled(revision: str) -> bool:
+    """Whether the cache may be used without asking: a commit cannot move, a branch can."""
+    from huggingface_hub import constants
+
+    return bool(_COMMIT.fullmatch(revision)) or constants.HF_HUB_OFFLINE
+
+
+def _cached_split(snapshot: Path | None, config: str, split: str) -> list[Path]:
     """A split's files in the cache; none unless all its shards are there."""
-    snapshot = _snapshot(hub_id, revision)
     for folder in (config, "data", ".") if config else ("data", "."):
         if snapshot is not None and (snapshot / folder).is_dir():
             files = sorted(p for p in (snapshot / folder).iterdir() if p.is_file())
@@ -126,17 +180,17 @@ def _split_names(
     hub_id: str, config: str, split: str, revision: str | None
 ) -> tuple[str, list[str]]:
     """Commit, and names of the files that make the split, as `datasets` resolves them."""
-    import datasets
-    from huggingface_hub import HfFileSystem
-
     commit, files = _repository(hub_id, revision)
     script = f"{hub_id.rpartition('/')[2]}.py"
     if script in files:
         mirror = _MIRRORS.get(script.removesuffix(".py").lower(), "a copy in parquet files")
         raise DataError(
             f"dataset {hub_id}: its data come by a loading script ({script}), which is never run; "
-            f"use {mirror} (dataset.hub_id), or {_offline_way(hub_id)}"
+            f"use {mirror} (dataset.hub_id), or set dataset.path to a copy of its data in parquet"
         )
+    import datasets
+    from huggingface_hub import HfFileSystem
+
     try:
         builder = datasets.load_dataset_builder(hub_id, config or None, revision=commit)
     except ValueError as error:  # an unknown configuration; the message lists those there are
@@ -148,7 +202,7 @@ def _split_names(
             f"dataset {hub_id} ({config or 'default'}): no {split} split; it has {_some(urls)}"
         )
     system = HfFileSystem()
-    return commit, [system.resolve_path(url).path_in_repo for url in urls[split]]
+    return commit, [str(vars(system.resolve_path(url))["path_in_repo"]) for url in urls[split]]
 
 
 def _download(hub_id: str, name: str, commit: str) -> Path:
@@ -182,7 +236,7 @@ def _download(hub_id: str, name: str, commit: str) -> Path:
         log.warning("dataset %s: %s is not what the repository holds", hub_id, name)
     raise DataError(
         f"dataset {hub_id}: {name} was downloaded twice and is damaged; delete {path} and try "
-        f"later, or {_offline_way(hub_id)}"
+        f"later, or {_copy_of(hub_id)}"
     )
 
 
@@ -222,16 +276,21 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _explained(hub_id: str, revision: str) -> Iterator[None]:
-    """Turn whatever the clients raise into one line."""
+def _explained(what: str, revision: str, way: str) -> Iterator[None]:
+    """Turn whatever the clients raise into one line that ends with a way out."""
+    from huggingface_hub import constants
+
     try:
         yield
-    except DataError:
+    except HyloradaError:
         raise
     except Exception as error:  # the clients raise some twenty kinds
-        raise DataError(
-            f"dataset {hub_id}: {_reason(error, revision)}; {_offline_way(hub_id)}"
-        ) from error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DiskError(
+                f"{what}: the hub cache {constants.HF_HUB_CACHE} is full; make room or set "
+                "HF_HOME to another disk"
+            ) from error
+        raise DataError(f"{what}: {_reason(error, revision)}; {way}") from error
 
 
 def _reason(error: Exception, revision: str) -> str:
@@ -241,10 +300,8 @@ def _reason(error: Exception, revision: str) -> str:
     names = {type(e).__name__ for e in chain}
     if "OfflineModeIsEnabled" in names or constants.HF_HUB_OFFLINE:
         at = f" at {revision}" if revision else ""
-        return (
-            f"not whole in the hub cache{at} ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE is set"
-        )
-    if "GatedRepoError" in names:
+        return f"not whole in the hub cache{at} ({constants.HF_HUB_CACHE}), HF_HUB_OFFLINE is set"
+    if "GatedRepoError" in names or any("is a gated dataset" in str(e) for e in chain):
         return "gated: ask for access on its page and log in (hf auth login, or HF_TOKEN)"
     if "RevisionNotFoundError" in names:
         return f"the repository has no revision {revision}"
@@ -253,10 +310,20 @@ def _reason(error: Exception, revision: str) -> str:
     status = next((s for s in map(_status, chain) if s), None)
     if status:
         return f"the hub {constants.ENDPOINT} answers {status}; try again later"
-    if isinstance(error, TimeoutError) or names & _UNREACHABLE:
+    if _unreachable(error):
         detail = _one_line(chain[-1]) or type(chain[-1]).__name__
         return f"the hub {constants.ENDPOINT} cannot be reached ({detail})"
     return f"cannot be loaded ({type(error).__name__}: {_one_line(error)})"
+
+
+def _unreachable(error: Exception) -> bool:
+    chain = list(_chain(error))
+    return any(
+        isinstance(e, TimeoutError)
+        or type(e).__name__ in _UNREACHABLE
+        or (_status(e) or 0) in (429, 500, 502, 503, 504)
+        for e in chain
+    )
 
 
 _UNREACHABLE = {
@@ -279,7 +346,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _offline_way(hub_id: str) -> str:
+def _copy_of(hub_id: str) -> str:
     return f"without a network set dataset.path to a copy of {hub_id}'s files"
 
 

@@ -11,10 +11,10 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hylorada.data.documents import Document
 from hylorada.errors import DataError
@@ -88,9 +88,9 @@ def damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read ({reason}); replace it with a whole copy")
 
 
-def open_text(path: Path) -> IO[bytes]:
+def open_text(path: Path) -> io.BufferedIOBase:
     """Open a file for reading bytes, through gzip where its name says so."""
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    return gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
@@ -124,14 +124,15 @@ def missing_columns(path: Path, missing: list[str], have: list[str]) -> DataErro
 
 def _json(path: Path) -> Iterator[Row]:
     with open_text(path) as file:
-        head = file.peek(64)[:64] if hasattr(file, "peek") else b""
+        head = file.read(64)
+        file.seek(0)
         if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
             yield from _json_array(path, file)
         else:
             yield from json_lines(path, file)
 
 
-def json_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def json_lines(path: Path, file: Iterable[bytes]) -> Iterator[Row]:
     """Yield one row a line; blank lines are counted and left out."""
     for number, line in enumerate(file, 1):
         if number == 1:
@@ -148,9 +149,9 @@ def json_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
             yield _object(path, number, values)
 
 
-def _json_array(path: Path, file: IO[bytes]) -> Iterator[Row]:
+def _json_array(path: Path, file: io.BufferedIOBase) -> Iterator[Row]:
     """One JSON array, element by element."""
-    text = io.TextIOWrapper(file, encoding="utf-8-sig")
+    text = io.TextIOWrapper(file, encoding="utf-8-sig")  # type: ignore[type-var]
     decoder = json.JSONDecoder()
     try:
         buffer, place, number, want = text.read(_JSON_CHUNK), 0, 0, _JSON_CHUNK

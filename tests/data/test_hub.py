@@ -1,0 +1,312 @@
+"""The hub's own clients against a server on this machine, with and without faults."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_byte_tokenizer
+from families import make_model
+from hub_server import Hub, Repository
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+WIKITEXT_README = """---
+configs:
+- config_name: wikitext-103-raw-v1
+  data_files:
+  - {split: train, path: wikitext-103-raw-v1/train-*}
+  - {split: test, path: wikitext-103-raw-v1/test-*}
+- config_name: wikitext-2-raw-v1
+  data_files:
+  - {split: train, path: wikitext-2-raw-v1/train-*}
+  - {split: validation, path: wikitext-2-raw-v1/validation-*}
+  - {split: test, path: wikitext-2-raw-v1/test-*}
+---
+# WikiText
+"""
+
+
+def parquet(columns: dict[str, list]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def article(title: str) -> list[str]:
+    return [
+        "",
+        f" = {title} = \n",
+        "",
+        f" Text about {title} . \n",
+        " = = Part = = \n",
+        " More . \n",
+    ]
+
+
+def wikitext_files() -> dict[str, bytes]:
+    two, more = "wikitext-2-raw-v1", "wikitext-103-raw-v1"
+    return {
+        "README.md": WIKITEXT_README.encode(),
+        f"{two}/train-00000-of-00002.parquet": parquet({"text": article("A") + article("B")}),
+        f"{two}/train-00001-of-00002.parquet": parquet({"text": article("C")}),
+        f"{two}/validation-00000-of-00001.parquet": parquet({"text": article("V")}),
+        f"{two}/test-00000-of-00001.parquet": parquet({"text": article("T")}),
+        f"{more}/train-00000-of-00001.parquet": parquet({"text": article("Long")}),
+        f"{more}/test-00000-of-00001.parquet": parquet({"text": article("Long T")}),
+    }
+
+
+def pg19_files() -> dict[str, bytes]:
+    def books(*names: str) -> bytes:
+        return parquet(
+            {
+                "short_book_title": list(names),
+                "publication_date": [1900] * len(names),
+                "url": [f"http://www.gutenberg.org/ebooks/{i}" for i, _ in enumerate(names)],
+                "text": [f"The book {name}.\n" * 3 for name in names],
+            }
+        )
+
+    return {  # no configurations in the card: found by the names of the files
+        "README.md": b"---\nlicense: apache-2.0\n---\n# PG-19\n",
+        "data/train-00000-of-00001-0123456789abcdef.parquet": books("One", "Two"),
+        "data/validation-00000-of-00001-0f92e2337f79aeac.parquet": books("Three"),
+        "data/test-00000-of-00001-29a571947c0b5ccc.parquet": books("Four"),
+    }
+
+
+def longbench_zip() -> bytes:
+    row = {
+        "input": "Who?", "context": "A long text.", "answers": ["I"], "length": 3,
+        "dataset": "qasper", "language": "en", "all_classes": None, "_id": "0a",
+    }  # fmt: skip
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data/qasper.jsonl", json.dumps(row) + "\n")
+        archive.writestr("data/qasper_e.jsonl", json.dumps(row | {"_id": "0e"}) + "\n")
+    return buffer.getvalue()
+
+
+def model_files(folder: Path) -> dict[str, bytes]:
+    make_model("gpt2").save_pretrained(folder)
+    make_byte_tokenizer().save_pretrained(folder)
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+FAULTS = ("missing", "gated", "503", "429", "truncated", "short", "garbage", "garbage-once")
+SLOW_FAULTS = ("files-503", "hang", "stall")  # the clients wait and try again
+
+
+def wikitext(hub_id: str, **more) -> dict:
+    return {"name": "wikitext2", "kind": "wikitext", "hub_id": hub_id,
+            "hub_config": "wikitext-2-raw-v1"} | more  # fmt: skip
+
+
+def run_jobs(jobs: dict, home: Path, endpoint: str, **more: str) -> dict:
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGINGFACE")) and not k.lower().endswith("_proxy")
+    }
+    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(SRC),
+                    "HF_HUB_DISABLE_XET": "1"} | more  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("hub_client.py"))],
+        input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("hf")
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory) -> dict[str, Repository]:
+    owned = [
+        Repository("datasets", "Salesforce/wikitext", wikitext_files()),
+        Repository("datasets", "emozilla/pg19", pg19_files()),
+        Repository("datasets", "zai-org/LongBench", {"data.zip": longbench_zip()}),
+        Repository("datasets", "deepmind/pg19", {"README.md": b"# PG-19", "pg19.py": b"raise"}),
+        Repository("models", "tiny/gpt2", model_files(tmp_path_factory.mktemp("model"))),
+        *(
+            Repository("datasets", f"fault/{f}", wikitext_files(), f)
+            for f in (*FAULTS, *SLOW_FAULTS)
+        ),
+        Repository("datasets", "fault/bad-zip", {"data.zip": longbench_zip()[:-30]}),
+        Repository("models", "fault/model-503", {"config.json": b"{}"}, "503"),
+        Repository("models", "fault/model-gated", {"config.json": b"{}"}, "gated"),
+    ]
+    return {r.name: r for r in owned}
+
+
+@pytest.fixture(scope="module")
+def online(home, repositories) -> dict:
+    """What became of every job against the server, in one process."""
+    pinned = repositories["Salesforce/wikitext"].commit
+    pg19 = {"name": "pg19", "kind": "pg19", "hub_id": "emozilla/pg19"}
+    longbench = {"name": "longbench", "kind": "longbench", "hub_id": "zai-org/LongBench"}
+    jobs = {
+        "train": {"dataset": wikitext("Salesforce/wikitext"), "split": "train"},
+        "pinned": {"dataset": wikitext("Salesforce/wikitext", revision=pinned), "split": "test"},
+        "no revision": {
+            "dataset": wikitext("Salesforce/wikitext", revision="0" * 40), "split": "test"},
+        "no config": {
+            "dataset": wikitext("Salesforce/wikitext", hub_config="wikitext-3"), "split": "test"},
+        "no split": {
+            "dataset": wikitext("Salesforce/wikitext", hub_config="wikitext-103-raw-v1"),
+            "split": "validation"},
+        "pg19": {"dataset": pg19, "split": "test"},
+        "longbench": {"dataset": longbench | {"tasks": ["qasper"]}, "split": "test"},
+        "longbench train": {"dataset": longbench, "split": "train"},
+        "script": {"dataset": pg19 | {"hub_id": "deepmind/pg19"}, "split": "test"},
+        "bad zip": {"dataset": longbench | {"hub_id": "fault/bad-zip"}, "split": "test"},
+        "no zip": {"dataset": longbench | {"hub_id": "emozilla/pg19"}, "split": "test"},
+        "model": {"model": {"name": "gpt2", "path": "tiny/gpt2"}},
+        "model missing": {"model": {"name": "x", "path": "tiny/nothing"}},
+        "check missing": {"check": "tiny/nothing"},
+        "check 503": {"check": "fault/model-503"},
+        "check gated": {"check": "fault/model-gated"},
+        "check": {"check": "tiny/gpt2"},
+        "model gated": {"model": {"name": "x", "path": "fault/model-gated"}},
+    }  # fmt: skip
+    jobs |= {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in FAULTS}
+    with Hub(list(repositories.values())) as hub:
+        return run_jobs(jobs, home, hub.url)
+
+
+def test_wikitext_comes_in_order_from_all_its_shards(online):
+    result = online["train"]
+    assert result["names"] == ["A", "B", "C"]
+    assert result["texts"][0] == (
+        " \n = A = \n \n Text about A . \n = = Part = = \n More . \n \n"
+    )  # the empty line before B's title is A's last
+    assert online["pinned"]["names"] == ["T"]
+
+
+def test_pg19_and_longbench_come_from_their_true_layouts(online):
+    assert online["pg19"]["names"] == ["Four (0)"]
+    assert online["longbench"]["names"] == ["qasper/0a"]
+
+
+def test_a_model_id_goes_through_the_same_hub(online):
+    result = online["model"]["model"]
+    model = make_model("gpt2")
+    assert result["type"] == "GPT2LMHeadModel"
+    assert result["sum"] == pytest.approx(
+        float(sum(p.detach().double().abs().sum() for p in model.parameters())), rel=1e-12
+    )
+    assert result["ids"] == make_byte_tokenizer()("ab")["input_ids"]
+    assert "error" not in online["check"]
+
+
+def assert_one_line(result: dict, words: str) -> None:
+    assert result.get("error") == "DataError", result
+    assert result["code"] == 3
+    assert "\n" not in result["message"]
+    assert re.search(words, result["message"]), result["message"]
+    assert result["seconds"] < 30
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("missing", "no such repository"),
+        ("gated", "gated: ask for access"),
+        ("503", "answers 503"),
+        ("429", "answers 429"),
+        ("truncated", "cannot be reached|cannot be loaded"),
+        ("short", "should be of size"),
+        ("garbage", "downloaded twice and is damaged; delete .*/snapshots/.*parquet"),
+        ("no revision", "no revision 0000"),
+        ("no config", "wikitext-2-raw-v1"),  # lists what there is
+        ("no split", "no validation split; it has test, train"),
+        ("script", r"loading script \(pg19.py\), which is never run; use emozilla/pg19"),
+        ("bad zip", r"data\.zip cannot be read"),
+        ("no zip", "no data.zip in the repository"),
+        ("longbench train", "test set and has no train split"),
+        ("model missing", "no such model"),
+        ("check missing", "model tiny/nothing: no such repository"),
+        ("check 503", "model fault/model-503: the hub .* answers 503"),
+        ("check gated", "model fault/model-gated: gated"),
+        ("model gated", "gated"),
+    ],
+)
+def test_faults_end_in_one_line(online, job, words):
+    """Each names the repository and what to do, exits with 3, within half a minute."""
+    assert_one_line(online[job], words)
+    if job in FAULTS:
+        assert f"fault/{job}" in online[job]["message"]
+        assert "dataset.path" in online[job]["message"]
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_given_up_within_half_a_minute(tmp_path, repositories):
+    """Each in a process of its own: the patience of a download is the process's."""
+    jobs = {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in SLOW_FAULTS}
+    jobs["model 503"] = {"model": {"name": "x", "path": "fault/model-503"}}
+    with Hub(list(repositories.values())) as hub, ThreadPoolExecutor(len(jobs)) as pool:
+        started = {j: pool.submit(run_jobs, {j: jobs[j]}, tmp_path / j, hub.url) for j in jobs}
+        for job, running in started.items():
+            assert_one_line(running.result()[job], "answers 503|cannot be reached")
+
+
+def test_damaged_download_is_tried_again(online):
+    assert online["garbage-once"]["names"] == ["T"]
+
+
+def test_cache_serves_without_a_network(online, home, repositories):
+    """Offline: what was downloaded is there, what was not is an immediate line."""
+    pinned = repositories["Salesforce/wikitext"].commit
+    jobs = {
+        "main": {"dataset": wikitext("Salesforce/wikitext"), "split": "train"},
+        "pinned": {"dataset": wikitext("Salesforce/wikitext", revision=pinned), "split": "test"},
+        "not loaded": {"dataset": wikitext("Salesforce/wikitext"), "split": "validation"},
+        "never seen": {"dataset": wikitext("nobody/nothing"), "split": "test"},
+        "model": {"model": {"name": "gpt2", "path": "tiny/gpt2"}},
+    }
+    result = run_jobs(jobs, home, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert result["main"]["names"] == ["A", "B", "C"]
+    assert result["pinned"]["names"] == ["T"]
+    assert result["model"]["model"] == online["model"]["model"]
+    for job in ("not loaded", "never seen"):
+        assert result[job]["error"] == "DataError"
+        assert "HF_HUB_OFFLINE" in result[job]["message"]
+        assert "dataset.path" in result[job]["message"]
+        assert result[job]["seconds"] < 5
+
+
+def test_closed_port_is_one_line_and_a_pinned_cache_needs_no_network(online, home, repositories):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pinned = repositories["Salesforce/wikitext"].commit
+    jobs = {
+        "pinned": {"dataset": wikitext("Salesforce/wikitext", revision=pinned), "split": "test"},
+        "main": {"dataset": wikitext("Salesforce/wikitext"), "split": "test"},
+        "not there": {"dataset": wikitext("Salesforce/wikitext"), "split": "validation"},
+        "check": {"check": "nobody/model"},
+        "check cached": {"check": "tiny/gpt2"},
+    }
+    result = run_jobs(jobs, home, f"http://127.0.0.1:{port}")
+    assert result["pinned"]["names"] == ["T"]
+    assert result["main"]["names"] == ["T"]  # as it last was, with a warning
+    assert "error" not in result["check cached"]
+    for job in ("not there", "check"):
+        assert result[job]["error"] == "DataError"
+        assert "cannot be reached" in result[job]["message"]
+        assert str(port) in result[job]["message"]
+        assert result[job]["seconds"] < 30
