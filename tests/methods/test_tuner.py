@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, LEARNED_FAMILIES, make_model, tokens
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
@@ -115,6 +115,32 @@ def test_a_has_orthonormal_rows_and_b_is_zero_also_on_a_bf16_model():
             assert layer.scaling["default"] == 16 / 8**0.5
     with pytest.raises(ConfigError, match="lora_init"):
         HyloradaConfig(init_lora_weights="orthogonal")  # peft's, which is neither
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_rslora": True}, {"use_dora": True}])
+def test_lora_rslora_and_dora_are_pefts_own(fields, tmp_path):
+    shared = {"r": 4, "lora_alpha": 16, "task_type": "CAUSAL_LM", **fields}
+    torch.manual_seed(0)
+    by_peft = get_peft_model(
+        make_model("gpt2"),
+        LoraConfig(target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, **shared),
+    )
+    ours = HyloradaConfig(lora_init="kaiming", **{"use_rslora": False, **shared})
+    torch.manual_seed(0)
+    by_us = adapt(make_model("gpt2"), ours)
+    ids = tokens(2, 37)
+    for model in (by_peft, by_us):
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        for _ in range(2):
+            model.train()(ids, labels=ids, use_cache=False).loss.backward()
+            optimizer.step()
+        model.eval()
+    expected = logits(by_peft, ids)
+    assert torch.equal(logits(by_us, ids), expected)
+    by_us.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_model("gpt2"), tmp_path)
+    assert torch.equal(logits(loaded, ids), expected)
 
 
 def test_arms_with_one_seed_share_a_and_adapt_leaves_the_generator_alone():
