@@ -242,3 +242,32 @@ def test_two_processes_build_one_entry(tmp_path):
     assert lines[0][:2] == lines[1][:2]
     assert sorted(line[2] for line in lines) == ["0", "1"]
     assert len(entries(tmp_path)) == 1
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Peak resident memory with 2 and with 12 million tokens is the same."""
+    code = f"""
+        import resource, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from plain_tokenizer import PlainTokenizer
+        from hylorada.config import DatasetConfig
+        from hylorada.data import packing
+        from hylorada.data.documents import Document
+        def documents(dataset, split):
+            for i in range(int(sys.argv[1])):
+                yield Document(str(i), "ten bytes " * 20_000)
+        packing.read_documents = documents
+        corpus = packing.load_token_corpus(
+            DatasetConfig(cache_dir={str(tmp_path / "cache")!r}), "train", PlainTokenizer())
+        print(corpus.total_tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """
+    peaks = {}
+    for documents in (10, 60):
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), str(documents)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        tokens, peaks[documents] = map(int, done.stdout.split())
+        assert tokens == documents * 200_000
+    # 10 million more ids in Python are 80 MB; what is held is one batch of a million characters.
+    assert peaks[60] - peaks[10] < 40, peaks
