@@ -81,12 +81,11 @@ def enable_s2(
         ConfigError: a setting that is wrong or cannot take effect on this model.
     """
     lm = causal_lm(model)
-    layers = attention_modules(lm)
-    _check_settings(lm, layers, group_size, shift, max_length)
+    _check_settings(lm, group_size, shift, max_length)
     replaced = lm.config._attn_implementation
     if replaced == S2:
         replaced = getattr(lm.config, "s2_replaced_attention", "sdpa")
-    for config in _configs(lm, layers):
+    for config in attention_configs(lm):
         config.s2_group_size = group_size
         config.s2_shift = shift
         config.s2_in_evaluation = in_evaluation
@@ -109,7 +108,7 @@ def disable_s2(model: nn.Module) -> None:
     replaced = getattr(lm.config, "s2_replaced_attention", None)
     if replaced and lm.config._attn_implementation == S2:
         lm.set_attn_implementation(replaced)
-    for config in _configs(lm, attention_modules(lm)):
+    for config in attention_configs(lm):
         for name in _SETTINGS:
             config.__dict__.pop(name, None)
 
@@ -121,7 +120,7 @@ def count_s2_layers(model: nn.Module) -> int:
     Settings, modes and random state are left as they were.
     """
     lm = causal_lm(model)
-    configs = [c for c in _configs(lm, attention_modules(lm)) if hasattr(c, "s2_group_size")]
+    configs = [c for c in attention_configs(lm) if hasattr(c, "s2_group_size")]
     if not configs:
         return 0
     kept = [config.s2_group_size for config in configs]
@@ -141,6 +140,13 @@ def count_s2_layers(model: nn.Module) -> int:
         for module, mode in modes:
             module.training = mode
     return len(taken)
+
+
+def attention_configs(model: nn.Module) -> list[Any]:
+    """The config objects that the model and its attention layers read, each once."""
+    lm = causal_lm(model)
+    configs = [lm.config, *(m.config for m in attention_modules(lm) if hasattr(m, "config"))]
+    return list({id(config): config for config in configs}.values())
 
 
 @contextmanager
@@ -357,15 +363,7 @@ def _dense_mask(ids_BN: torch.Tensor) -> torch.Tensor:
     return (same_BNN & (index_N[:, None] >= index_N))[:, None]
 
 
-def _configs(lm: Any, layers: list[nn.Module]) -> list[Any]:
-    """The config objects that the model and its attention layers read, each once."""
-    configs = [lm.config, *(m.config for m in layers if hasattr(m, "config"))]
-    return list({id(config): config for config in configs}.values())
-
-
-def _check_settings(
-    lm: Any, layers: list[nn.Module], group_size: int, shift: str, max_length: int | None
-) -> None:
+def _check_settings(lm: Any, group_size: int, shift: str, max_length: int | None) -> None:
     if shift not in SHIFTS:
         raise ConfigError(f"s2_attn.shift: {shift!r} is not one of {', '.join(SHIFTS)}")
     if group_size < 2 or group_size % 2:
@@ -379,7 +377,7 @@ def _check_settings(
             "take a group below the length, or set method.s2_attn.enabled=false"
         )
     kind = type(lm).__name__
-    for config in _configs(lm, layers):
+    for config in attention_configs(lm):
         types = getattr(config, "layer_types", None) or []
         window = getattr(config, "sliding_window", None)
         uses_window = "sliding_attention" in types if types else window is not None
