@@ -72,11 +72,11 @@ class PositionBiasVariant(LoraVariant):
     ) -> Tensor:
         """result + s(p) * scaling * B A x; x [B, T, d_in] or [N, d_in] (OPT's FFN)."""
         h = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
-        scale = self._scale_of(h) * module.scaling[active_adapter]
+        scale = self.scale_of(h) * module.scaling[active_adapter]
         return result + module.lora_B[active_adapter]((h * scale).to(h.dtype))
 
-    def _scale_of(self, h: Tensor) -> Tensor:
-        """s(p) in a shape that multiplies h [B, T, r] or [N, r]."""
+    def scale_of(self, h: Tensor) -> Tensor:
+        """s(p) in a shape that multiplies h [B, T, any] or [N, any]; also for fused kernels."""
         s_BT = self.bias(self.positions.current())
         tokens = s_BT.shape[1]
         if h.dim() == 2:
