@@ -12,6 +12,7 @@ from torch import nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from hylorada.methods import HyloradaConfig, adapt
 from hylorada.runner import frozen
 from hylorada.runner.frozen import restore, use_frozen_kernels
 
@@ -282,3 +283,33 @@ def test_without_onednn_the_plain_kernels_serve(monkeypatch):
     torch.testing.assert_close(got_logits, want_logits, rtol=1e-4, atol=1e-4)
     for g, w in zip(got, want, strict=True):
         assert (g - w).norm() < 1e-4 * w.norm()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_every_adapted_layer_of_the_method_is_fused_and_equal(family):
+    """Position bias trained, landmarks, S2 with an odd length: the whole method, in fp64."""
+    model = adapt(
+        make_model(family, trained_length=64),
+        HyloradaConfig(
+            r=2, max_length=128, position_bias_enabled=True, landmark_enabled=True,
+            s2_attn_enabled=True, s2_group_size=16,
+        ),
+        max_length=128,
+    ).double().train()  # fmt: skip
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in trainable(model).values():
+            p.add_(torch.randn_like(p) * 0.1)
+    ids = tokens(2, 101)
+    want_logits, want = logits_and_gradients(model, ids)
+    use_frozen_kernels(model)
+    layers = [m for m in model.modules() if isinstance(m, LoraLinear)]
+    outputs = []
+    hooks = [m.register_forward_hook(lambda m, i, o: outputs.append(o.grad_fn)) for m in layers]
+    got_logits, got = logits_and_gradients(model, ids)
+    for hook in hooks:
+        hook.remove()
+    assert [type(f).__name__ for f in outputs] == ["_LowRankProductBackward"] * len(layers)
+    torch.testing.assert_close(got_logits, want_logits, rtol=1e-9, atol=1e-9)
+    for name, g, w in zip(trainable(model), got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
