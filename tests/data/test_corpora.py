@@ -163,6 +163,9 @@ def test_many_bad_rows_make_a_short_line(tmp_path, caplog):
     read(path=str(tmp_path), kind="local")
     assert "row 2, 3, 4, 5, 6, 7, 8, 9 and 992 more" in caplog.text
     assert len(caplog.text) < 400
+    caplog.clear()
+    read(path=str(tmp_path), kind="local")  # tokenising reads twice
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

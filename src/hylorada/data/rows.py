@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -263,9 +264,13 @@ class RowAccount:
             have = f"{count} rows, none usable ({problems}){found}" if count else "no rows"
             raise DataError(f"{self.what}: {have}; correct the file or dataset.text_column")
         if count:
-            log.warning(
-                "%s: %d of %d rows left out (%s)", self.what, count, count + self.usable, problems
-            )
+            _warn_once(f"{self.what}: {count} of {count + self.usable} rows left out ({problems})")
+
+
+@lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    """A data set is read twice when it is tokenised: first for its hash."""
+    log.warning(message)
 
 
 def _numbers(rows: list[int]) -> str:
