@@ -32,7 +32,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 log = logging.getLogger("pretrain")
 
-WINDOWS_PER_STEP = {"code": 3, "books": 4, "synthetic": 1}  # of 1024 tokens
+CODE, BOOKS = 3, 4  # windows of 1024 tokens in a step
+# The copying curriculum: windows in a step, first in short rows until its loss is below a bound,
+# then in full ones. With one window a step throughout, 5.7M tokens taught no copying at all.
+SYNTHETIC_FIRST, SYNTHETIC, LEARNED = 4, 2, 3.0
 # Tokens of a row until this share of the training time: attention is most of a step's cost at 1024.
 LENGTHS = ((0.15, 256), (0.55, 512), (math.inf, WINDOW))
 COOL_DOWN_PART = 0.25  # of the training time
@@ -96,6 +99,10 @@ def build_optimizers(model: GPT2LMHeadModel, name: str, lr: float) -> list[torch
     return [adamw, muon]
 
 
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Ids, labels (negative: not counted) and positions, each of shape (rows, length)."""
+
+
 class Batches:
     """The rows of each step, a function of (seed, step) alone."""
 
@@ -105,27 +112,39 @@ class Batches:
         self.books = Windows(np.load(data / "books.npy"), seed + 2)
         self.text = KeyValueText(tokenizer)
 
-    def step(self, step: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ids, labels and positions, each (rows, length), 8192 tokens in all."""
-        ids, labels = [], []
-        for windows, name in ((self.code, "code"), (self.books, "books")):
-            count = WINDOWS_PER_STEP[name]
-            for index in range(step * count, (step + 1) * count):
-                ids.append(windows[index].reshape(-1, length))
-                labels.append(ids[-1])
+    def text_rows(self, step: int, length: int) -> Rows:
+        """Return the real text of a step."""
+        rows = [
+            windows[index].reshape(-1, length)
+            for windows, count in ((self.code, CODE), (self.books, BOOKS))
+            for index in range(step * count, (step + 1) * count)
+        ]
+        ids = np.concatenate(rows)
+        return self._place(ids, ids, np.random.default_rng([self.seed, 4, step]))
+
+    def synthetic_rows(self, step: int, length: int, windows: int, copying: float) -> Rows:
+        """Return the copying curriculum of a step; `copying` is its share of copying rows."""
         rng = np.random.default_rng([self.seed, 3, step])
-        for _ in range(WINDOWS_PER_STEP["synthetic"] * WINDOW // length):
+        ids, labels = [], []
+        for _ in range(windows * WINDOW // length):
             source = self.code if rng.random() < 0.5 else self.books
             start = int(rng.integers(len(source.stream) - WINDOW))
             real = source.stream[start : start + WINDOW].astype(np.int64)
-            row, target = synthetic_row(rng, length, VOCAB_SIZE, real, self.text)
-            ids.append(row[None])
-            labels.append(target[None])
-        ids_BL = torch.from_numpy(np.concatenate(ids))
-        # Short rows start anywhere, so that every position embedding is trained from the start.
-        first = rng.integers(0, WINDOW - length + 1, (len(ids_BL), 1))
-        positions_BL = torch.from_numpy(first + np.arange(length))
-        return ids_BL, torch.from_numpy(np.concatenate(labels)), positions_BL
+            row, target = synthetic_row(rng, length, VOCAB_SIZE, real, self.text, copying)
+            ids.append(row)
+            labels.append(target)
+        return self._place(np.stack(ids), np.stack(labels), rng)
+
+    @staticmethod
+    def _place(ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Rows:
+        """Start short rows anywhere, so that every position embedding is trained throughout."""
+        rows, length = ids.shape
+        first = rng.integers(0, WINDOW - length + 1, (rows, 1))
+        return (
+            torch.from_numpy(ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(first + np.arange(length)),
+        )
 
 
 class Trainer:
@@ -143,6 +162,8 @@ class Trainer:
         self.step = self.tokens = 0
         self.seconds = 0.0  # counted training time
         self.cool_from: float | None = None  # counted seconds at which the cool-down began
+        self.copying: float | None = None  # running mean of the curriculum's loss
+        self.copies = False  # that it has fallen below `LEARNED`
         self.cool_now = self.stop_now = False
         self.recent: deque[float] = deque(maxlen=25)
         self.path = args.out / "checkpoint.pt"
@@ -159,6 +180,7 @@ class Trainer:
             optimizer.load_state_dict(content)
         self.step, self.tokens = saved["step"], saved["tokens"]
         self.seconds, self.cool_from = saved["seconds"], saved["cool_from"]
+        self.copying, self.copies = saved.get("copying"), saved.get("copies", False)
         self.write(event="resumed")
 
     def save(self) -> None:
@@ -170,6 +192,8 @@ class Trainer:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "cool_from": self.cool_from,
+            "copying": self.copying,
+            "copies": self.copies,
         }
         state.save(self.path, content)
 
@@ -188,23 +212,22 @@ class Trainer:
         return max(0.0, 1 - (self.seconds - self.cool_from) / length)
 
     def train_step(self, factor: float) -> float:
-        """Take one optimizer step of 8192 tokens; return the mean loss of the counted tokens."""
+        """Take one optimizer step; return the mean loss of the real text."""
         progress = self.progress() if self.cool_from is None else 1.0
         length = next(length for end, length in LENGTHS if progress <= end)
-        ids_BL, labels_BL, positions_BL = self.batches.step(self.step, length)
-        counted = (labels_BL[:, 1:] >= 0).sum().item()
-        rows = self.args.rows * WINDOW // length
-        total = 0.0
-        for ids, labels, positions in zip(
-            ids_BL.split(rows), labels_BL.split(rows), positions_BL.split(rows), strict=True
-        ):
-            with torch.autocast("cpu", torch.bfloat16):
-                logits_BLV = self.forward(
-                    input_ids=ids, position_ids=positions, use_cache=False
-                ).logits
-            loss = mean_loss(logits_BLV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), counted)
-            loss.backward()
-            total += loss.item()
+        text = self.batches.text_rows(self.step, length)
+        if self.copies:
+            synthetic = self.batches.synthetic_rows(self.step, length, SYNTHETIC, 0.4)
+        else:
+            synthetic = self.batches.synthetic_rows(self.step, 256, SYNTHETIC_FIRST, 0.8)
+        counts = [(labels_BL[:, 1:] >= 0).sum().item() for _, labels_BL, _ in (text, synthetic)]
+        losses = [self.backward(rows, sum(counts)) for rows in (text, synthetic)]
+        total = sum(losses) / sum(counts)
+        copying = losses[1] / counts[1]
+        self.copying = copying if self.copying is None else 0.95 * self.copying + 0.05 * copying
+        if not self.copies and self.copying < LEARNED:
+            self.copies = True
+            self.write(event="copying learned: fewer synthetic rows, of full length")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         if not (math.isfinite(total) and torch.isfinite(norm)):
             self.write(event="step skipped: not finite")
@@ -215,7 +238,21 @@ class Trainer:
                 optimizer.step()
         self.model.zero_grad(set_to_none=True)
         self.step += 1
-        self.tokens += ids_BL.numel()
+        self.tokens += text[0].numel() + synthetic[0].numel()
+        return losses[0] / counts[0]
+
+    def backward(self, rows: Rows, count: int) -> float:
+        """Add the gradient of the rows' summed loss over `count` tokens; return that sum."""
+        total = 0.0
+        size = self.args.rows * WINDOW // rows[0].shape[1]
+        for ids, labels, positions in zip(*(part.split(size) for part in rows), strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits_BLV = self.forward(
+                    input_ids=ids, position_ids=positions, use_cache=False
+                ).logits
+            loss = mean_loss(logits_BLV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), count)
+            loss.backward()
+            total += loss.item() * count
         return total
 
     def count(self, duration: float) -> None:
@@ -261,7 +298,11 @@ class Trainer:
             self.count(time.perf_counter() - started)
             if self.step % 10 == 0:
                 mean = sum(losses) / len(losses)
-                self.write(loss=round(mean, 4), lr=round(self.args.lr * factor, 6))
+                self.write(
+                    loss=round(mean, 4),
+                    synthetic_loss=round(self.copying or 0.0, 4),
+                    lr=round(self.args.lr * factor, 6),
+                )
                 losses.clear()
             due = 2.0 if first_export else self.args.save_minutes
             if self.seconds - last >= 60 * due:

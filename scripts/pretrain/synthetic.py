@@ -29,7 +29,7 @@ def copying_row(
     in_text = rng.random() < 0.4
     if rng.random() < 0.25:  # the plainest form: one segment, over and over
         size = int(rng.integers(16, min(256, length // 2) + 1))
-        segments = [rng.integers(1, vocab_size, size)]
+        segments = [_segment(rng, size, vocab_size, real)]
         order = [0] * (length // size + 1)
         gaps = np.zeros(len(order), dtype=int)
     else:
@@ -41,7 +41,7 @@ def copying_row(
                 used += 2 * size
         sizes = sizes or [16]
         used = 2 * sum(sizes)
-        segments = [rng.integers(1, vocab_size, size) for size in sizes]
+        segments = [_segment(rng, size, vocab_size, real) for size in sizes]
         order = list(rng.permutation(np.repeat(np.arange(len(sizes)), 2)))
         gaps = rng.multinomial(max(0, length - used), np.full(len(order), 1 / len(order)))
     ids, labels, seen, text = [], [], set(), 0
@@ -57,6 +57,13 @@ def copying_row(
         labels.append(target)
         seen.add(which)
     return np.concatenate(ids)[:length], np.concatenate(labels)[:length]
+
+
+def _segment(rng: np.random.Generator, size: int, vocab_size: int, real: np.ndarray) -> np.ndarray:
+    """Return tokens that nothing predicts: uniform, or real text in disorder (common tokens)."""
+    if rng.random() < 0.5:
+        return rng.integers(1, vocab_size, size)
+    return rng.choice(real, size)
 
 
 def _token(rng: np.random.Generator, size: int) -> str:
@@ -165,9 +172,14 @@ class KeyValueText:
 
 
 def synthetic_row(
-    rng: np.random.Generator, length: int, vocab_size: int, real: np.ndarray, text: KeyValueText
+    rng: np.random.Generator,
+    length: int,
+    vocab_size: int,
+    real: np.ndarray,
+    text: KeyValueText,
+    copying: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return one row of the curriculum: copying or key-value text, half and half."""
-    if rng.random() < 0.5:
+    """Return one row of the curriculum: copying with probability `copying`, else key-value text."""
+    if rng.random() < copying:
         return copying_row(rng, length, vocab_size, real)
     return text.row(rng, length, real)
