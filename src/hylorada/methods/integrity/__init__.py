@@ -53,7 +53,7 @@ def check_integrity(
         tokenizer_or_vocab_size: a tokenizer, or its number of tokens.
         max_length: tokens in a training sequence.
         allow_leak: let a control arm that reads the future pass.
-        probe_length: tokens in the probe; 0 chooses 85 (at most max_length).
+        probe_length: tokens in the probe; 0 chooses 61 (at most max_length).
         seed: of the probe text and of the noise on the parameters.
 
     Returns:

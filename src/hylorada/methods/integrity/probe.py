@@ -17,7 +17,7 @@ from hylorada.errors import ConfigError
 from hylorada.methods.s2_attention import attention_configs
 from hylorada.methods.trainable import parameter_groups
 
-SMALL_GROUP = 16  # tokens in an S2 group while probing
+SMALL_GROUP = 8  # tokens in an S2 group while probing
 DEFAULT_LENGTH = 3 * SMALL_GROUP + 37  # longer than the group, no multiple of it, odd
 # Standard deviation of the noise by component. Elsewhere it depends on the tensor: a tenth of its
 # spread, so that a trained model stays in its range; _CONSTANT for one that is zeros or ones.
