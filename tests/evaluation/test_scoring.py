@@ -9,7 +9,6 @@ import torch
 from families import FAMILIES, make_model, tokens
 from peft import LoraConfig, get_peft_model
 
-from evaluation.documents import make_documents
 from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
 
 # float32, some 30 additions per logit: differences stay below 1e-5 nats.
@@ -142,7 +141,3 @@ def test_training_goes_on_after_an_evaluation():
     model.train()
     model(input_ids=ids_BT, labels=ids_BT).loss.backward()
     assert model.model.embed_tokens.weight.grad.isfinite().all()
-
-
-def test_documents_of_the_tests_are_reproducible():
-    assert (make_documents([5])[0].tokens == make_documents([5])[0].tokens).all()

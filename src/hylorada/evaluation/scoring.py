@@ -83,15 +83,17 @@ def token_nll(
         use_cache=False,
         **{name: value for name, value in extra.items() if value is not None},
     ).last_hidden_state
-    head = anatomy.output_head(model)
-
     index_N = (targets_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
     target_N = targets_BT.reshape(-1)[index_N]
     h_FD = h_BTD.reshape(-1, h_BTD.shape[-1])  # F = B * T
     nll_F = torch.zeros(targets_BT.numel(), dtype=torch.float32, device=h_BTD.device)
     for i in range(0, len(index_N), chunk):
         here = index_N[i : i + chunk]
-        nll_F[here] = nn.functional.cross_entropy(
-            head(h_FD[here]).float(), target_N[i : i + chunk], reduction="none"
-        )
+        nll_F[here] = head_nll(model, h_FD[here], target_N[i : i + chunk])
     return nll_F.view(targets_BT.shape)
+
+
+def head_nll(model: nn.Module, h_ND: Tensor, target_N: Tensor) -> Tensor:
+    """-log p(target) of each final hidden state, float32 [N]; the caller keeps N small."""
+    logits_NV = anatomy.output_head(model)(h_ND)
+    return nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="none")

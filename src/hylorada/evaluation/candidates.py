@@ -1,0 +1,159 @@
+"""The likelihood of many continuations of one prompt, with the prompt computed once.
+
+The prompt goes through the model with a KV cache; the continuations follow as a batch that shares
+it. This is the model's own cached path, so that whatever an adapter does with positions or with a
+running state of its own holds for every continuation as it does in generation.
+
+Dimensions: C continuations, T positions, D hidden size, N scored tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from hylorada import anatomy
+from hylorada.evaluation.scoring import head_nll
+
+_BUDGET_BYTES = 2**28  # of the copies of one layer's keys and values that exist at one time
+
+
+class Prefix:
+    """A prompt that has been read: its cache and its last hidden state.
+
+    Use within `evaluation_mode`.
+
+    Args:
+        model: a causal language model, or a PeftModel around one.
+        prompt_ids: token ids, at least one.
+    """
+
+    def __init__(self, model: nn.Module, prompt_ids: Sequence[int]) -> None:
+        self.model = model
+        self.device = anatomy.causal_lm(model).get_input_embeddings().weight.device
+        ids_1T = torch.tensor([list(prompt_ids)], device=self.device)
+        output = anatomy.backbone(model)(
+            input_ids=ids_1T, past_key_values=DynamicCache(), use_cache=True
+        )
+        self.cache: Any = output.past_key_values
+        self.last_1D: Tensor = output.last_hidden_state[:, -1]
+
+    def log_likelihoods(self, candidates: Sequence[Sequence[int]]) -> np.ndarray:
+        """log p(candidate | prompt) of each candidate, in nats, float64 [C].
+
+        Args:
+            candidates: token ids of each continuation, at least one token each.
+        """
+        assert candidates
+        assert all(len(c) for c in candidates)
+        size = max(1, min(len(candidates), _BUDGET_BYTES // self._layer_bytes()))
+        first_C = torch.tensor([c[0] for c in candidates], device=self.device)
+        last_CD = self.last_1D.expand(len(candidates), -1)
+        sums_C = -head_nll(self.model, last_CD, first_C).double().cpu().numpy()
+        # Neighbours in length share a batch: less padding.
+        order = sorted(range(len(candidates)), key=lambda i: len(candidates[i]))
+        for i in range(0, len(order), size):
+            rows = [n for n in order[i : i + size] if len(candidates[n]) > 1]
+            if rows:
+                sums_C[rows] += self._rest([candidates[n] for n in rows])
+        return sums_C
+
+    def _rest(self, candidates: list[Sequence[int]]) -> np.ndarray:
+        """The log-likelihood of all tokens but the first, float64 [C].
+
+        Padding is on the right, where causal attention never looks.
+        """
+        longest = max(map(len, candidates))
+        ids_CT = torch.zeros(len(candidates), longest, dtype=torch.long)
+        for row, candidate in enumerate(candidates):
+            ids_CT[row, : len(candidate)] = torch.tensor(candidate)
+        lengths_C = torch.tensor([len(c) for c in candidates])
+        scored_CT = torch.arange(1, longest)[None] < lengths_C[:, None]
+        ids_CT, scored_CT = ids_CT.to(self.device), scored_CT.to(self.device)
+        h_CTD = anatomy.backbone(self.model)(
+            input_ids=ids_CT[:, :-1],
+            past_key_values=shared(self.cache, len(candidates)),
+            use_cache=True,
+        ).last_hidden_state
+        nll_CT = torch.zeros(scored_CT.shape, dtype=torch.float64, device=self.device)
+        nll_N = head_nll(self.model, h_CTD[scored_CT], ids_CT[:, 1:][scored_CT])
+        nll_CT[scored_CT] = nll_N.double()
+        return -nll_CT.sum(dim=1).cpu().numpy()
+
+    def greedy(self, max_new_tokens: int, stop: Sequence[int] = ()) -> list[int]:
+        """The most likely continuation, token by token; ends the use of this prefix.
+
+        Args:
+            max_new_tokens: tokens.
+            stop: token ids at which to end; not part of the answer.
+        """
+        answer: list[int] = []
+        h_1D = self.last_1D
+        while True:
+            token = int(anatomy.output_head(self.model)(h_1D).argmax())
+            if token in stop:
+                return answer
+            answer.append(token)
+            if len(answer) == max_new_tokens:
+                return answer
+            output = anatomy.backbone(self.model)(
+                input_ids=torch.tensor([[token]], device=self.device),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            h_1D = output.last_hidden_state[:, -1]
+
+    def _layer_bytes(self) -> int:
+        sizes = [
+            layer.keys.nbytes + layer.values.nbytes
+            for layer in self.cache.layers
+            if isinstance(layer, DynamicLayer)
+            if layer.keys is not None and layer.values is not None
+        ]
+        return max(sizes, default=1)
+
+
+class _Branches(DynamicLayer):
+    """Keys and values of one layer for a batch that continues one prompt, for one forward pass.
+
+    The prompt's are a view for the whole batch; what the layer returns is not kept, so that only
+    one layer at a time exists in full.
+    """
+
+    def __init__(self, layer: DynamicLayer, copies: int) -> None:
+        super().__init__()
+        assert layer.keys is not None
+        assert layer.values is not None
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys: Tensor = layer.keys.expand(copies, -1, -1, -1)
+        self.values: Tensor = layer.values.expand(copies, -1, -1, -1)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Prompt and continuation, joined."""
+        return (
+            torch.cat([self.keys, key_states], dim=-2),
+            torch.cat([self.values, value_states], dim=-2),
+        )
+
+
+def shared(cache: Any, copies: int) -> Any:
+    """A cache for one forward pass of `copies` continuations; the original stays as it is."""
+    branches = copy.copy(cache)
+    branches.layers = []
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer:
+            branches.layers.append(_Branches(layer, copies))
+        else:  # an adapter's running state: small, and it knows how to repeat itself
+            repeated = copy.copy(layer)
+            repeated.batch_repeat_interleave(copies)
+            branches.layers.append(repeated)
+    return branches

@@ -1,0 +1,117 @@
+"""What more context is worth: the loss of the same target tokens with more and more before them.
+
+For each place in the split the same few hundred tokens are predicted with 0.5K, 1K, 2K, ... tokens
+of context in front. Only the context differs, so a falling curve means that the model uses it, and
+a flat or rising one that it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hylorada.errors import ConfigError, DataError
+from hylorada.evaluation.perplexity import TokenDocument, perplexity
+from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
+
+CONTEXTS = (512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class ContextScore:
+    """The loss of the targets with one amount of context.
+
+    `gain` is the loss with the shortest context less this one, in nats per token; the interval is
+    normal, over places, 95 %; None for the shortest context itself or a single place.
+    """
+
+    context: int
+    sum_nll: float
+    tokens: int
+    gain: float
+    gain_low: float | None
+    gain_high: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the perplexity."""
+        return {**vars(self), "ppl": perplexity(self.sum_nll, self.tokens)}
+
+
+def evaluate_context_gain(
+    model: nn.Module,
+    documents: Sequence[TokenDocument],
+    window: int,
+    *,
+    contexts: Sequence[int] = CONTEXTS,
+    targets: int = 256,
+    places: int = 64,
+    autocast_dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[ContextScore]:
+    """Score the same tokens with every amount of context.
+
+    Args:
+        model: a causal language model, or a PeftModel around one.
+        documents: the split; only those that hold the longest context and the targets are used.
+        window: the most input tokens; contexts that do not fit with the targets are left out.
+        contexts: tokens before the first target.
+        targets: tokens scored at each place.
+        places: spread evenly over the documents' non-overlapping stretches; fewer if there are no
+            more.
+        autocast_dtype: run under autocast with this type.
+        progress: called after each place with how many are done and how many there are; may raise.
+
+    Raises:
+        ConfigError: fewer than two contexts fit the window.
+        DataError: no document is long enough.
+    """
+    # The last target is predicted and never read: context + targets - 1 input tokens.
+    fitting = sorted({c for c in contexts if c >= 1 and c + targets - 1 <= window})
+    if len(fitting) < 2:
+        raise ConfigError(
+            f"context gain: contexts {list(contexts)} with {targets} targets do not fit the window "
+            f"of {window} tokens at least twice; use fewer targets or shorter contexts"
+        )
+    stretch = fitting[-1] + targets
+    starts = [
+        (number, first)
+        for number, document in enumerate(documents)
+        for first in range(0, len(document.tokens) - stretch + 1, stretch)
+    ]
+    if not starts:
+        longest = max((len(document.tokens) for document in documents), default=0)
+        raise DataError(
+            f"context gain: no document has {stretch} tokens (the longest has {longest}); use "
+            "shorter contexts"
+        )
+    count = min(places, len(starts))
+    chosen = [starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)]
+    nll_PC = np.zeros((count, len(fitting)))
+    with evaluation_mode(model, autocast_dtype) as device:
+        for p, (number, first) in enumerate(chosen):
+            tokens = np.asarray(documents[number].tokens[first : first + stretch])
+            ids_T = torch.from_numpy(tokens.astype(np.int64)).to(device)
+            for c, context in enumerate(fitting):
+                part_1T = ids_T[None, fitting[-1] - context :]
+                targets_1T = part_1T[:, 1:].clone()
+                targets_1T[:, : context - 1] = IGNORE
+                nll_1T = token_nll(model, part_1T[:, :-1], targets_1T)
+                nll_PC[p, c] = float(nll_1T.double().sum())
+            if progress is not None:
+                progress(p + 1, count)
+    return [_score(nll_PC, c, context, targets) for c, context in enumerate(fitting)]
+
+
+def _score(nll_PC: np.ndarray, c: int, context: int, targets: int) -> ContextScore:
+    gains_P = (nll_PC[:, 0] - nll_PC[:, c]) / targets
+    count = len(gains_P)
+    mean, low, high = float(gains_P.mean()), None, None
+    if c and count > 1:
+        spread = 1.96 * float(gains_P.std(ddof=1)) / count**0.5
+        low, high = mean - spread, mean + spread
+    return ContextScore(context, float(nll_PC[:, c].sum()), count * targets, mean, low, high)

@@ -1,0 +1,254 @@
+"""Whether a model finds what lies in the middle of its context: accuracy by depth.
+
+Ranked accuracy asks whether the right value is the most likely of all that stand in the context
+(chance 1 / candidates); it tells small base models apart where generation is at the floor.
+Generated accuracy is the published score. Every arm is asked the same prompts, and each example at
+every depth, so that depths are compared within examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hylorada.errors import ConfigError, DataError
+from hylorada.evaluation.candidates import Prefix
+from hylorada.evaluation.retrieval_prompts import RetrievalPrompt, generate_key_values
+from hylorada.evaluation.retrieval_scores import (
+    best_subspan_em,
+    contains_value,
+    rank_credit,
+    wilson_interval,
+)
+from hylorada.evaluation.scoring import evaluation_mode
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one prompt; None where it was not asked for."""
+
+    example: int
+    depth: float
+    candidates: int
+    prompt_tokens: int
+    ranked: float | None
+    generated: float | None
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """The share of right answers at one depth."""
+
+    depth: float
+    prompts: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """Accuracy by depth under one way of scoring.
+
+    Attributes:
+        scoring: "ranked" or "generated".
+        chance: accuracy of a model that sees no difference; 0 for generation.
+        window: the most tokens that a prompt and its answer may have.
+        prompt_tokens: the shortest and the longest prompt.
+        by_depth: from the first place to the last.
+        middle_gap: accuracy at the two ends less accuracy between them; None below three depths.
+        middle_gap_low: lower end of its 95 % interval, over examples.
+        middle_gap_high: upper end.
+    """
+
+    scoring: str
+    chance: float
+    window: int
+    prompt_tokens: tuple[int, int]
+    by_depth: list[DepthScore]
+    middle_gap: float | None
+    middle_gap_low: float | None
+    middle_gap_high: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """Right answers over all prompts."""
+        total = sum(score.prompts for score in self.by_depth)
+        return sum(score.accuracy * score.prompts for score in self.by_depth) / total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The metric as it stands in result.json."""
+        return {
+            "value": self.accuracy,
+            "scoring": self.scoring,
+            "chance": self.chance,
+            "window": self.window,
+            "prompt_tokens": list(self.prompt_tokens),
+            "by_depth": [vars(score).copy() for score in self.by_depth],
+            "middle_gap": self.middle_gap,
+            "middle_gap_low": self.middle_gap_low,
+            "middle_gap_high": self.middle_gap_high,
+        }
+
+
+def evaluate_retrieval(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[RetrievalPrompt],
+    window: int,
+    *,
+    scorings: Sequence[str] = ("ranked",),
+    max_new_tokens: int = 0,
+    autocast_dtype: torch.dtype | None = None,
+    progress: Callable[[list[Answer], int], None] | None = None,
+    done: Sequence[Answer] = (),
+) -> dict[str, RetrievalResult]:
+    """Ask every prompt.
+
+    Args:
+        model: a causal language model, or a PeftModel around one.
+        tokenizer: of transformers.
+        prompts: see `retrieval_prompts`.
+        window: tokens; a prompt that does not fit with its answer is refused, never cut.
+        scorings: "ranked" (needs candidates), "generated" or both.
+        max_new_tokens: of a generated answer; 0: as many as the longest candidate has, and two.
+        autocast_dtype: run under autocast with this type.
+        progress: called after each prompt with all answers so far and the number of prompts; may
+            raise to stop.
+        done: answers of an earlier, interrupted call with the same prompts; they are not asked
+            again.
+
+    Returns:
+        Scoring -> result.
+
+    Raises:
+        DataError: a prompt that is too long, or without candidates.
+        ConfigError: no prompts, an unknown scoring.
+    """
+    unknown = set(scorings) - {"ranked", "generated"}
+    if unknown or not scorings:
+        raise ConfigError(f"retrieval: scorings {list(scorings)}; use ranked, generated or both")
+    if not prompts:
+        raise DataError("retrieval: no prompts")
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    for prompt, (ids, candidates) in zip(prompts, encoded, strict=True):
+        if "ranked" in scorings and len(candidates) < 2:
+            raise DataError(f"retrieval: example {prompt.example} has no candidates to rank")
+        if not max_new_tokens and "generated" in scorings and not candidates:
+            raise ConfigError("retrieval: say max_new_tokens for prompts without candidates")
+        longest = max([max_new_tokens, *(len(c) for c in candidates)])
+        if len(ids) + longest > window:
+            raise DataError(
+                f"retrieval: example {prompt.example} has {len(ids)} tokens and an answer of "
+                f"{longest}, more than the window of {window}; use fewer keys or a longer window"
+            )
+    answers = list(done)
+    asked = {(answer.example, answer.depth) for answer in answers}
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    with evaluation_mode(model, autocast_dtype):
+        for prompt, (ids, candidates) in zip(prompts, encoded, strict=True):
+            if (prompt.example, prompt.depth) in asked:
+                continue
+            prefix = Prefix(model, ids)
+            ranked = generated = None
+            if "ranked" in scorings:
+                ranked = rank_credit(prefix.log_likelihoods(candidates).tolist(), prompt.gold)
+            if "generated" in scorings:
+                room = max_new_tokens or max(map(len, candidates)) + 2
+                text = tokenizer.decode(prefix.greedy(room, end))
+                generated = (
+                    contains_value(text, prompt.answer)
+                    if candidates
+                    else best_subspan_em(text, prompt.answer.split("\n"))
+                )
+            answers.append(
+                Answer(prompt.example, prompt.depth, len(candidates), len(ids), ranked, generated)
+            )
+            if progress is not None:
+                progress(answers, len(prompts))
+    return {scoring: _summary(answers, scoring, window) for scoring in scorings}
+
+
+def keys_that_fit(tokenizer: Any, window: int, form: str = "uuid", seed: int = 0) -> int:
+    """How many key-value pairs fill a window together with the question and the answer.
+
+    One token in fifty is kept free, since examples differ a little in length.
+
+    Raises:
+        DataError: not even two pairs fit.
+    """
+    room = window - window // 50
+
+    def fits(keys: int) -> bool:
+        examples = generate_key_values(keys, 4, seed=seed, form=form)
+        for number, example in enumerate(examples):
+            ids, candidates = _encode(tokenizer, example.prompt(0.5, number))
+            if len(ids) + max(map(len, candidates)) > room:
+                return False
+        return True
+
+    if not fits(2):
+        raise DataError(f"retrieval: not even two {form} pairs fit a window of {window} tokens")
+    low, high = 2, 4
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _encode(tokenizer: Any, prompt: RetrievalPrompt) -> tuple[list[int], list[list[int]]]:
+    ids = list(tokenizer(prompt.text)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()  # some tokenizers close every text
+    candidates = [
+        list(tokenizer(candidate, add_special_tokens=False)["input_ids"])
+        for candidate in prompt.candidates
+    ]
+    return ids, candidates
+
+
+def _summary(answers: Sequence[Answer], scoring: str, window: int) -> RetrievalResult:
+    credit: dict[float, dict[int, float]] = {}
+    for answer in answers:
+        value = answer.ranked if scoring == "ranked" else answer.generated
+        assert value is not None
+        credit.setdefault(answer.depth, {})[answer.example] = value
+    depths = sorted(credit)
+    by_depth = []
+    for depth in depths:
+        values = list(credit[depth].values())
+        low, high = wilson_interval(sum(values), len(values))
+        by_depth.append(DepthScore(depth, len(values), sum(values) / len(values), low, high))
+    chance = float(np.mean([1 / a.candidates for a in answers])) if scoring == "ranked" else 0.0
+    lengths = [answer.prompt_tokens for answer in answers]
+    gap = _middle_gap(credit, depths)
+    return RetrievalResult(scoring, chance, window, (min(lengths), max(lengths)), by_depth, *gap)
+
+
+def _middle_gap(
+    credit: dict[float, dict[int, float]], depths: Sequence[float]
+) -> tuple[float | None, float | None, float | None]:
+    """Edges minus middle, paired within examples; the interval is normal, over examples."""
+    if len(depths) < 3:
+        return None, None, None
+    common = set.intersection(*(set(by_example) for by_example in credit.values()))
+    if not common:
+        return None, None, None
+    gaps = [
+        (credit[depths[0]][e] + credit[depths[-1]][e]) / 2
+        - sum(credit[d][e] for d in depths[1:-1]) / (len(depths) - 2)
+        for e in sorted(common)
+    ]
+    mean = float(np.mean(gaps))
+    if len(gaps) < 2:
+        return mean, None, None
+    spread = 1.96 * float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    return mean, mean - spread, mean + spread

@@ -1,0 +1,58 @@
+"""The same targets with more context, against one forward pass for each."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from families import make_model
+
+from evaluation.documents import make_documents
+from hylorada.errors import ConfigError, DataError
+from hylorada.evaluation.context_gain import evaluate_context_gain
+
+
+def test_scores_identical_targets_with_only_the_context_changed():
+    model = make_model("llama", trained_length=128)
+    documents = make_documents([10, 95, 31])
+    scores = evaluate_context_gain(
+        model, documents, 64, contexts=(4, 16, 24, 999), targets=7, places=100
+    )
+    assert [s.context for s in scores] == [4, 16, 24]
+    starts = [(1, 0), (1, 31), (1, 62), (2, 0)]  # stretches of 24 + 7 tokens
+    for score in scores:
+        total = 0.0
+        for number, first in starts:
+            ids = torch.from_numpy(documents[number].tokens.astype(np.int64))
+            ids = ids[first + 24 - score.context : first + 31]
+            with torch.no_grad():
+                log_p = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+            total -= sum(
+                float(log_p[t - 1, ids[t]]) for t in range(score.context, score.context + 7)
+            )
+        assert score.tokens == 28
+        assert score.sum_nll == pytest.approx(total, rel=1e-5)
+    assert scores[0].gain == 0.0
+    assert scores[1].gain == pytest.approx((scores[0].sum_nll - scores[1].sum_nll) / 28)
+    assert scores[1].gain_low < scores[1].gain < scores[1].gain_high
+    json.dumps([s.to_dict() for s in scores], allow_nan=False)
+
+
+def test_places_are_spread_and_counted():
+    seen = []
+    scores = evaluate_context_gain(
+        make_model("gpt2"), make_documents([400]), 64, contexts=(4, 16), targets=4, places=3,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert scores[0].tokens == 12
+
+
+def test_what_cannot_be_measured_is_refused():
+    model = make_model("gpt2")
+    with pytest.raises(ConfigError, match="do not fit the window of 20 tokens"):
+        evaluate_context_gain(model, make_documents([99]), 20, contexts=(4, 16), targets=8)
+    with pytest.raises(DataError, match="no document has 24 tokens"):
+        evaluate_context_gain(model, make_documents([23]), 64, contexts=(4, 16), targets=8)
