@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from hylorada.config import ModelConfig
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.runner.provenance import weights_sha256
 
 EMBEDDED = "embedded"
@@ -67,6 +67,8 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except HyloradaError:  # a signal
+        raise
     except Exception as error:  # transformers and the hub raise some twenty kinds
         raise _explain(error, settings, where) from error
     finally:

@@ -81,8 +81,12 @@ def write_result(run_dir: Path, record: dict[str, Any]) -> None:
     Raises:
         DiskError: full or read-only.
     """
-    text = json.dumps(redacted(_finite(record)), indent=1, allow_nan=False)
-    replace_file(run_dir / RESULT, text.encode())
+    replace_file(run_dir / RESULT, to_json(redacted(record)))
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON in which a number that is not finite is null."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False).encode()
 
 
 def blank_result(config: RunConfig) -> dict[str, Any]:

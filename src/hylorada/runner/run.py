@@ -8,7 +8,6 @@ measures, and result.json says how it ended, however it ended.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 import warnings
@@ -42,7 +41,7 @@ from hylorada.runner.loss import LossModel
 from hylorada.runner.measure import Meter, base_metrics
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import provenance
-from hylorada.runner.record import JsonLines, blank_result, read_result
+from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
 from hylorada.runner.seeding import deterministic, seed_everything
 from hylorada.runner.signals import Stop
 from hylorada.runner.summary import print_summary, tracked_summary
@@ -183,8 +182,8 @@ class _Run:
             seed=self.config.seed,
         )
         self.record["integrity"] = report.to_dict()
-        text = json.dumps(report.to_dict(), indent=1)
-        replace_file(self.directory / "integrity.json", text.encode())
+        replace_file(self.directory / "integrity.json", to_json(report.to_dict()))
+        self.stop.check()  # the gate takes whatever is raised inside it for a failed check
         report.raise_if_failed()
 
     def _train(self, model: Any, backbone: Backbone, blocks: Blocks, tracker: Tracker) -> None:

@@ -29,7 +29,7 @@ def print_summary(record: dict[str, Any], run_dir: Path, console: Console | None
 
     first = metrics[shown[0]]
     table = Table(
-        title=f"perplexity on {record['dataset']}, {first['split']} split, {first['tokens']} tokens",
+        title=f"perplexity on {record['dataset']}, {first['split']}: {first['tokens']} tokens",
         title_justify="left",
     )
     for header in ("model", "window", *(CONVENTIONS[name] for name in shown), "change"):

@@ -1,0 +1,319 @@
+"""Whole runs in this process, on a random two-layer model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_runs import LENGTH, STEPS, make_config, make_model_folder, make_texts, result
+
+import hylorada
+from hylorada import config as configs
+from hylorada.data.packing import load_token_corpus
+from hylorada.errors import ConfigError, DataError, DiskError, DivergedError, IntegrityError
+from hylorada.evaluation.perplexity import evaluate_perplexity
+from hylorada.runner import measure
+from hylorada.runner import run as run_module
+from hylorada.runner.backbone import load_backbone
+from hylorada.runner.disk import exclusive
+from hylorada.runner.run import load_run, run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    make_model_folder(folder / "model")
+    make_texts(folder / "texts")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(root):
+    """One run with every component, W&B offline."""
+    config = make_config(root, track__kind="offline")
+    record = run(config)
+    return config, record, root / "outputs" / "main" / configs.run_name(config)
+
+
+@pytest.fixture(scope="module")
+def baseline(root):
+    config = make_config(root, method=baseline_method())
+    return config, run(config), root / "outputs" / "main" / configs.run_name(config)
+
+
+def baseline_method():
+    method = configs.MethodConfig(name="baseline", train_embeddings="false", train_norms="false")
+    method.lora.enabled = False
+    for part in (method.position_bias, method.landmark, method.s2_attn):
+        part.enabled = "false"
+    return method
+
+
+def test_the_record_holds_what_the_run_was_and_found(done):
+    config, record, directory = done
+    assert json.loads((directory / "result.json").read_text()) == record
+    assert (record["status"], record["error"]) == ("ok", None)
+    assert (record["method"], record["length"], record["seed"]) == ("hylorada", LENGTH, 0)
+    assert record["fingerprint"] == configs.fingerprint(config)
+    training = record["training"]
+    assert training["steps"] == STEPS
+    assert training["tokens"] == STEPS * 4 * (LENGTH - 1)
+    assert training["tokens_per_second"] == pytest.approx(training["tokens"] / training["seconds"])
+    assert training["peak_memory_bytes"] > 50 * 2**20
+    assert (training["precision"], training["device"]) == ("fp32", "cpu")
+    assert record["integrity"]["ok"] is True
+    assert json.loads((directory / "integrity.json").read_text()) == record["integrity"]
+    groups = record["parameters"]["by_group"]
+    assert set(groups) == {"lora", "position_bias", "landmark", "position_embeddings", "norms"}
+    assert record["parameters"]["trainable"] == sum(groups.values())
+    assert set(record["provenance"]["dataset_sha256"]) == {"train", "test"}
+    assert len(record["provenance"]["base_model_sha256"]) == 64
+    for metric in record["metrics"].values():
+        assert metric["window"] == LENGTH
+        assert metric["split"] == "test"
+
+
+def test_both_measurements_of_the_base_score_the_same_tokens_as_the_run(done):
+    _, record, _ = done
+    own = record["base"]["own_window"]["eval/ppl_sliding"]
+    extended = record["base"]["extended"]
+    assert (own["window"], own["convention"]) == (64, "sliding")
+    assert set(extended) == set(record["metrics"]) == {"eval/ppl", "eval/ppl_sliding"}
+    assert extended["eval/ppl"]["window"] == LENGTH
+    assert len({m["tokens"] for m in (own, *extended.values(), *record["metrics"].values())}) == 1
+
+
+def test_the_base_measured_is_the_untouched_one(done, root):
+    config, record, _ = done
+    base = load_backbone(config.model, torch.device("cpu"))
+    corpus = load_token_corpus(config.dataset, "test", base.tokenizer)
+    settings = configs.PerplexityConfig(conventions=["sliding"])
+    found = evaluate_perplexity(base.model, corpus.documents, settings, 64, cover=LENGTH)
+    expected = record["base"]["own_window"]["eval/ppl_sliding"]["value"]
+    assert found["sliding"].ppl == pytest.approx(expected, rel=1e-5)  # other kernels, float32
+
+
+def test_metrics_end_with_the_evaluation_and_the_curve_falls(done):
+    _, record, directory = done
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1] == {
+        "step": STEPS,
+        **{name: metric["value"] for name, metric in record["metrics"].items()},
+    }
+    losses = [line["train/loss"] for line in lines[:-1]]
+    assert len(losses) == STEPS
+    assert losses[-1] < losses[0]
+    assert record["training"]["final_loss"] == losses[-1]
+    value = record["metrics"]["eval/ppl"]["value"]
+    assert value < record["base"]["extended"]["eval/ppl"]["value"]
+
+
+def test_wandb_files_lie_in_the_run_directory(done):
+    assert list(done[2].glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_a_second_call_runs_nothing_and_says_so(done, capsys, monkeypatch):
+    config, record, directory = done
+    monkeypatch.setattr(run_module, "load_backbone", None)
+    assert run(config) == record
+    assert f"already done: {directory / 'result.json'}" in capsys.readouterr().err
+
+
+def test_load_run_gives_the_model_that_was_measured(done):
+    config, record, directory = done
+    model = load_run(directory, device="cpu")
+    assert isinstance(model, PeftModel)
+    assert not any(module.training for module in model.modules())
+    tokenizer = load_backbone(config.model, torch.device("cpu")).tokenizer
+    corpus = load_token_corpus(config.dataset, "test", tokenizer)
+    found = evaluate_perplexity(model, corpus.documents, config.eval.perplexity, LENGTH)
+    for convention, name in measure.NAMES.items():
+        expected = record["metrics"][name]["value"]
+        assert found[convention].ppl == pytest.approx(expected, rel=1e-5)  # other kernels, float32
+    ids = torch.tensor([[5, 6, 7]])
+    assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+def test_plain_peft_loads_the_adapter_onto_the_unextended_base(done):
+    config, _, directory = done
+    base = load_backbone(config.model, torch.device("cpu")).model
+    ids = torch.arange(1, 91).unsqueeze(0)
+    expected = load_run(directory, device="cpu")(input_ids=ids).logits
+    assert torch.equal(PeftModel.from_pretrained(base, directory / "adapter")(ids).logits, expected)
+
+
+def test_the_public_name_is_this_function():
+    assert hylorada.load_run is load_run
+
+
+def test_baseline_trains_nothing_and_its_numbers_are_those_of_the_extended_base(baseline, done):
+    _, record, directory = baseline
+    assert record["metrics"] == record["base"]["extended"] == done[1]["base"]["extended"]
+    assert record["parameters"]["trainable"] == 0
+    assert (record["training"]["steps"], record["training"]["final_loss"]) == (0, None)
+    assert record["integrity"]["ok"] is True
+    assert not (directory / "adapter").exists()
+    model = load_run(directory, device="cpu")
+    assert model(input_ids=torch.ones(1, LENGTH, dtype=torch.long)).logits.shape[1] == LENGTH
+
+
+def test_the_base_is_measured_once_for_all_runs_that_share_it(done, root, monkeypatch):
+    titles = []
+    real = measure.Meter.measure
+
+    def spy(self, model, corpus, settings, window, title, **options):
+        titles.append(title)
+        return real(self, model, corpus, settings, window, title, **options)
+
+    monkeypatch.setattr(measure.Meter, "measure", spy)
+    record = run(make_config(root, train__max_steps=1, seed=1))
+    assert titles == ["hylorada"]
+    assert record["base"] == done[1]["base"]
+    titles.clear()
+    run(make_config(root, train__max_steps=1, eval__perplexity__max_blocks=1))
+    assert len(titles) == 3
+
+
+def test_a_damaged_cache_of_the_base_is_measured_again(done, root):
+    for path in (root / "outputs" / ".cache" / "base").glob("*.json"):
+        path.write_text(path.read_text()[:-20])
+    record = run(make_config(root, train__max_steps=1, seed=2))
+    assert record["base"] == done[1]["base"]
+
+
+def test_the_seed_changes_the_run_and_nothing_else_does(done, root, tmp_path):
+    _, record, directory = done
+    torch.manual_seed(12345)  # what happened before in this process must not matter
+    again = run(make_config(root), tmp_path / "again")
+    assert again["metrics"] == record["metrics"]
+    assert (tmp_path / "again" / "metrics.jsonl").read_bytes() == (
+        directory / "metrics.jsonl"
+    ).read_bytes()
+    other = run(make_config(root, seed=3), tmp_path / "other")
+    assert other["metrics"] != record["metrics"]
+
+
+def test_process_state_is_put_back(root, tmp_path):
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    loggers = [list(logging.getLogger(name).handlers) for name in ("", "hylorada")]
+    run(make_config(root, train__max_steps=1), tmp_path / "run")
+    assert handlers == [
+        signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    ]
+    assert loggers == [list(logging.getLogger(name).handlers) for name in ("", "hylorada")]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_validation_is_measured_between_the_steps(root, tmp_path):
+    run(make_config(root, train__max_steps=4, train__eval_every=2), tmp_path / "run")
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines if "validation/ppl" in line] == [2]
+
+
+def test_gradient_checkpointing_changes_no_number(root, tmp_path):
+    for enabled in (False, True):
+        run(
+            make_config(root, train__max_steps=3, train__gradient_checkpointing=enabled),
+            tmp_path / str(enabled),
+        )
+    a, b = ((tmp_path / str(e) / "metrics.jsonl").read_bytes() for e in (False, True))
+    assert a == b
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def failing(config, directory, error, match):
+    with pytest.raises(error, match=match) as caught:
+        run(config, directory)
+    record = result(directory)
+    assert record["error"] == str(caught.value)
+    assert "\n" not in record["error"]
+    assert not (directory / "adapter").exists()
+    return record
+
+
+def test_divergence_is_recorded_with_what_was_trained(root, tmp_path, capsys):
+    config = make_config(root, train__lr=1e20)
+    record = failing(config, tmp_path / "run", DivergedError, "lower train.lr")
+    assert record["status"] == "diverged"
+    assert record["training"]["skipped_steps"] == 3
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_failed_gate_stops_the_run_before_training(root, tmp_path):
+    config = make_config(root, method__landmark__pooling="sequence_mean")
+    record = failing(config, tmp_path / "run", IntegrityError, "causality")
+    assert (record["status"], record["training"]) == ("failed", None)
+    assert record["integrity"]["ok"] is False
+    assert json.loads((tmp_path / "run" / "integrity.json").read_text())["ok"] is False
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_control_arm_may_leak_when_asked_to(root, tmp_path):
+    config = make_config(
+        root,
+        method__landmark__pooling="sequence_mean",
+        integrity__allow_leak=True,
+        train__max_steps=1,
+    )
+    assert run(config, tmp_path / "run")["status"] == "ok"
+
+
+def test_bad_input_is_one_line_and_a_record(root, tmp_path, monkeypatch):
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    monkeypatch.setattr("hylorada.runner.device.cpu_has_bf16", lambda: False)
+    cases = {
+        "model": (make_config(root, model__path=str(tmp_path / "empty")), DataError, "config.json"),
+        "bf16": (make_config(root, train__precision="bf16"), ConfigError, "no bf16 arithmetic"),
+        "text": (
+            make_config(root, dataset__path=str(tmp_path / "empty")),
+            DataError,
+            "no file ending in",
+        ),
+        "block": (
+            make_config(root, length__max_length=4096),
+            DataError,
+            "not one block of 4096 tokens",
+        ),
+    }
+    for name, (config, error, match) in cases.items():
+        record = failing(config, tmp_path / name, error, match)
+        assert record["status"] == "failed"
+
+
+def test_settings_that_cannot_be_leave_no_directory(root, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        run(make_config(root, train__lr=-1.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_in_use_is_refused_and_its_record_left_alone(root, tmp_path):
+    with exclusive(tmp_path / "run"), pytest.raises(DiskError, match="in use by a live run"):
+        run(make_config(root), tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_a_failed_run_is_tried_again(root, tmp_path):
+    failing(make_config(root, train__lr=1e20), tmp_path / "run", DivergedError, "lower")
+    assert run(make_config(root, train__max_steps=1), tmp_path / "run")["status"] == "ok"
+
+
+def test_load_run_says_what_is_missing(tmp_path, done):
+    _, record, _ = done
+    with pytest.raises(DataError, match=r"no result\.json"):
+        load_run(tmp_path)
+    (tmp_path / "result.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    with pytest.raises(DataError, match="status interrupted"):
+        load_run(tmp_path)
+    record = json.loads(json.dumps(record))
+    record["provenance"]["base_model_sha256"] = "0" * 64
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="trained on other weights"):
+        load_run(tmp_path)
