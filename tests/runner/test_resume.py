@@ -173,6 +173,22 @@ def test_resume_never_starts_afresh_and_keeps_the_earlier_attempt(root, config, 
     assert checkpoints(directory / "earlier-1") == ["step-00000004"]
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_exit_6_and_after_room_is_made_the_bytes_are_the_same(
+    root, config, uninterrupted
+):
+    directory = root / "full"
+    assert killed(run_to_end(config, directory, HYLORADA_FAULT="after_step:5"))
+    largest = max(p.stat().st_size for p in directory.rglob("*.safetensors"))
+    assert run_to_end(config, directory, TEST_LARGEST_FILE=str(largest - 1)) == 6
+    record = result(directory)
+    assert "the disk is full" in record["error"]
+    assert "needs" in record["error"]
+    assert checkpoints(directory) == ["step-00000004"]
+    assert run_to_end(config, directory) == 0
+    assert outcome(directory) == uninterrupted
+
+
 def test_seconds_add_up_over_attempts_and_stay_out_of_metrics(root, config, uninterrupted):
     assert b"second" not in uninterrupted["metrics.jsonl"]
     timing = [json.loads(x) for x in (root / "whole" / "timing.jsonl").read_text().splitlines()]

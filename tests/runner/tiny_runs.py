@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ def outcome(directory: Path) -> dict[str, bytes]:
 def _child(config: configs.RunConfig, directory: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if limit := environment.get("TEST_LARGEST_FILE"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     import torch
 
     torch.set_num_threads(1)

@@ -207,7 +207,7 @@ class Training:
             self.optimizer.step()
             counters.tokens += tokens
             counters.skipped_in_row, counters.last_loss = 0, loss_value
-            line = {
+            line: dict[str, Any] = {
                 "step": step,
                 "train/loss": loss_value,
                 "train/lr": rate,

@@ -118,7 +118,9 @@ class _Run:
             record["provenance"]["base_model_sha256"] = backbone.sha256
             test = self._corpus(backbone, config.eval.perplexity.split)
             train = self._corpus(backbone, "train") if config.method.lora.enabled else None
-            blocks = train and Blocks(train, config.length.max_length, config.dataset.packing)
+            blocks = None
+            if train is not None:
+                blocks = Blocks(train, config.length.max_length, config.dataset.packing)
             record["provenance"]["dataset_sha256"] = {
                 split: corpus.sha256
                 for split, corpus in ((config.eval.perplexity.split, test), ("train", train))
@@ -166,6 +168,11 @@ class _Run:
             "trainable": sum(by_group.values()),
             "by_group": by_group,
         }
+        groups = ", ".join(f"{group} {count:,}" for group, count in by_group.items())
+        logger.info(
+            "%s at %d tokens on %s: %s", config.method.name, length, config.model.name,
+            f"trains {groups}" if groups else "nothing trains",
+        )  # fmt: skip
         return model
 
     def _gate(self, model: Any, backbone: Backbone) -> None:
@@ -185,6 +192,8 @@ class _Run:
         replace_file(self.directory / "integrity.json", to_json(report.to_dict()))
         self.stop.check()  # the gate takes whatever is raised inside it for a failed check
         report.raise_if_failed()
+        ran = [name for name, check in report.checks.items() if not check.skipped]
+        logger.info("integrity: passed %s", ", ".join(ran))
 
     def _train(self, model: Any, backbone: Backbone, blocks: Blocks, tracker: Tracker) -> None:
         config = self.config

@@ -26,20 +26,21 @@ def deterministic() -> Iterator[None]:
 
     torch would also fill every new buffer with NaN then; that costs time and is switched off.
     """
+    switches: Any = torch.utils.deterministic
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        switches.fill_uninitialized_memory,
     )
     # Read when cuBLAS starts; without it a GPU matrix product may differ from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    switches.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
+        switches.fill_uninitialized_memory = before[2]
 
 
 def random_state() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hylorada.config import TrackConfig
+from hylorada.errors import Interrupted
 from hylorada.runner.record import redacted
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Tracker:
         """The call's result; None, one warning and no more tracking if it fails or takes long."""
         try:
             return call() if what == "log" else _bounded(call, seconds)
+        except Interrupted:  # a signal, while this thread waited
+            raise
         except Exception as error:
             self._backend = None
             first = (str(error).splitlines() or [""])[0][:200]
