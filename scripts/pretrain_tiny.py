@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from pretrain import measure, state
 from pretrain.corpus import VOCAB_SIZE, WINDOW, Windows, prepare
+from pretrain.initial import LOOK_BACK, look_back, sinusoids
 from pretrain.loss import mean_loss
-from pretrain.synthetic import KeyValueText, synthetic_row
+from pretrain.synthetic import KeyValueText, periodic_row, synthetic_row
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -35,7 +36,7 @@ log = logging.getLogger("pretrain")
 CODE, BOOKS = 3, 4  # windows of 1024 tokens in a step
 # The copying curriculum: windows in a step, first in short rows until its loss is below a bound,
 # then in full ones. With one window a step throughout, 5.7M tokens taught no copying at all.
-SYNTHETIC_FIRST, SYNTHETIC, LEARNED = 4, 2, 3.0
+SYNTHETIC_FIRST, SYNTHETIC, LEARNED = 6, 2, 3.0
 # Tokens of a row until this share of the training time: attention is most of a step's cost at 1024.
 LENGTHS = ((0.15, 256), (0.55, 512), (math.inf, WINDOW))
 COOL_DOWN_PART = 0.25  # of the training time
@@ -82,19 +83,9 @@ def build_model(seed: int) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
         model.transformer.wpe.weight += sinusoids(WINDOW, config.n_embd)
+    for head, distance in LOOK_BACK:
+        look_back(model, head, distance)
     return model
-
-
-def sinusoids(positions: int, width: int, waves: int = 32, size: float = 0.15) -> torch.Tensor:
-    """Return where the position embeddings start: waves in the first 64 columns.
-
-    From unstructured embeddings no head learned to look at the previous token in 8M tokens, and
-    without such a head nothing can be copied. Waves make "one to the left" one linear map.
-    """
-    angle = torch.arange(positions)[:, None] * 1000.0 ** -(torch.arange(waves) / waves)
-    table = torch.zeros(positions, width)
-    table[:, : 2 * waves] = size * 2**0.5 * torch.cat([angle.sin(), angle.cos()], dim=1)
-    return table
 
 
 def build_optimizers(model: GPT2LMHeadModel, name: str, lr: float) -> list[torch.optim.Optimizer]:
@@ -149,6 +140,12 @@ class Batches:
             ids.append(row)
             labels.append(target)
         return self._place(np.stack(ids), np.stack(labels), rng)
+
+    def periodic_rows(self, step: int, length: int, windows: int) -> Rows:
+        """Return rows of one short random segment each, over and over."""
+        rng = np.random.default_rng([self.seed, 5, step])
+        rows = [periodic_row(rng, length, VOCAB_SIZE) for _ in range(windows * WINDOW // length)]
+        return self._place(np.stack([r for r, _ in rows]), np.stack([t for _, t in rows]), rng)
 
     @staticmethod
     def _place(ids: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Rows:
@@ -233,8 +230,10 @@ class Trainer:
         text = self.batches.text_rows(self.step, length)
         if self.copies:
             synthetic = self.batches.synthetic_rows(self.step, length, SYNTHETIC, 0.4)
-        else:
-            synthetic = self.batches.synthetic_rows(self.step, 256, SYNTHETIC_FIRST, 0.8)
+        else:  # little text and the plainest repetitions, until a head that copies has formed
+            few = len(text[0]) // (CODE + BOOKS)
+            text = tuple(torch.cat([part[:few], part[-few:]]) for part in text)
+            synthetic = self.batches.periodic_rows(self.step, 256, SYNTHETIC_FIRST)
         counts = [(labels_BL[:, 1:] >= 0).sum().item() for _, labels_BL, _ in (text, synthetic)]
         losses = [self.backward(rows, sum(counts)) for rows in (text, synthetic)]
         total = sum(losses) / sum(counts)

@@ -59,6 +59,17 @@ def copying_row(
     return np.concatenate(ids)[:length], np.concatenate(labels)[:length]
 
 
+def periodic_row(
+    rng: np.random.Generator, length: int, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return one random segment of 8 to 64 tokens, over and over; the first time is not counted."""
+    size = int(np.exp(rng.uniform(np.log(8), np.log(65))))
+    ids = np.tile(rng.integers(1, vocab_size, size), length // size + 1)[:length]
+    labels = ids.copy()
+    labels[: size + 1] = IGNORED
+    return ids, labels
+
+
 def _segment(rng: np.random.Generator, size: int, vocab_size: int, real: np.ndarray) -> np.ndarray:
     """Return tokens that nothing predicts: uniform, or real text in disorder (common tokens)."""
     if rng.random() < 0.5:
