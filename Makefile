@@ -40,7 +40,7 @@ train: setup ## the main job: base, LoRA and HyLoRADA at 4K tokens, then the tab
 	$(BIN)/hylorada-report outputs/demo_4k
 
 test: setup ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## style, format and who may import whom
 	$(BIN)/ruff check .

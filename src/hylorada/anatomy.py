@@ -15,7 +15,7 @@ from hylorada.errors import ConfigError
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The transformers model itself, out of a PeftModel if it is in one (adapters stay injected)."""
+    """The transformers model itself, out of a PeftModel if it is in one; adapters stay in it."""
     get_base_model = getattr(model, "get_base_model", None)
     return get_base_model() if callable(get_base_model) else model
 
@@ -70,9 +70,13 @@ def _decoder_and_layers(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     found: tuple[nn.Module, nn.ModuleList] | None = None
     for module in backbone(model).modules():
         for child in module.children():
-            if isinstance(child, nn.ModuleList) and len(child) and attention_modules(child[0]):
-                if found is None or len(child) > len(found[1]):
-                    found = (module, child)
+            is_stack = isinstance(child, nn.ModuleList) and len(child) > 0
+            if (
+                is_stack
+                and attention_modules(child[0])
+                and len(child) > len(found[1] if found else ())
+            ):
+                found = (module, child)
     if found is None:
         raise ConfigError(
             f"model: no decoder layers with causal attention in {type(causal_lm(model)).__name__}"
