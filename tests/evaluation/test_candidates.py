@@ -33,7 +33,7 @@ def task():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("budget", [1, 2**28])
 def test_equals_reading_prompt_and_candidate_alone(family, budget, monkeypatch):
-    monkeypatch.setattr(module, "_BUDGET_BYTES", budget)  # 1: one candidate at a time
+    monkeypatch.setitem(module._BUDGET_BYTES, "cpu", budget)  # 1: one candidate at a time
     model = make_model(family)
     prompt, candidates = task()
     with evaluation_mode(model):

@@ -22,7 +22,9 @@ from transformers.cache_utils import DynamicLayer
 from hylorada import anatomy
 from hylorada.evaluation.scoring import head_nll
 
-_BUDGET_BYTES = 2**28  # of the copies of one layer's keys and values that exist at one time
+# Copies of one layer's keys and values that exist at one time, bytes. On a CPU a copy that stays in
+# the cache is worth more than a large batch.
+_BUDGET_BYTES = {"cpu": 2**24, "cuda": 2**28}
 
 
 class Prefix:
@@ -53,7 +55,8 @@ class Prefix:
         """
         assert candidates
         assert all(len(c) for c in candidates)
-        size = max(1, min(len(candidates), _BUDGET_BYTES // self._layer_bytes()))
+        budget = _BUDGET_BYTES.get(self.device.type, _BUDGET_BYTES["cuda"])
+        size = max(1, min(len(candidates), budget // self._layer_bytes()))
         first_C = torch.tensor([c[0] for c in candidates], device=self.device)
         last_CD = self.last_1D.expand(len(candidates), -1)
         sums_C = -head_nll(self.model, last_CD, first_C).double().cpu().numpy()
