@@ -67,16 +67,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _decoder_and_layers(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    found: tuple[nn.Module, nn.ModuleList] | None = None
-    for module in backbone(model).modules():
-        for child in module.children():
-            is_stack = isinstance(child, nn.ModuleList) and len(child) > 0
-            if (
-                is_stack
-                and attention_modules(child[0])
-                and len(child) > len(found[1] if found else ())
-            ):
-                found = (module, child)
+    stacks = [
+        (module, child)
+        for module in backbone(model).modules()
+        for child in module.children()
+        if isinstance(child, nn.ModuleList) and len(child) and attention_modules(child[0])
+    ]
+    found = max(stacks, key=lambda stack: len(stack[1]), default=None)
     if found is None:
         raise ConfigError(
             f"model: no decoder layers with causal attention in {type(causal_lm(model)).__name__}"

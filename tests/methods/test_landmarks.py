@@ -41,11 +41,13 @@ def naive_mean(x, positions, weight, whole):
 @pytest.mark.parametrize("whole", [False, True])
 def test_running_mean_of_packed_and_padded_rows(whole):
     x = torch.randn(3, 13, 4, generator=torch.Generator().manual_seed(0))
-    positions = torch.stack([
-        torch.arange(13),
-        torch.cat([torch.arange(5), torch.arange(1), torch.arange(7)]),
-        torch.tensor([1, 1, 1, *range(10)]),  # left padding, as generation numbers it
-    ])
+    positions = torch.stack(
+        [
+            torch.arange(13),
+            torch.cat([torch.arange(5), torch.arange(1), torch.arange(7)]),
+            torch.tensor([1, 1, 1, *range(10)]),  # left padding, as generation numbers it
+        ]
+    )
     weight = torch.ones(3, 13)
     weight[2, :3] = 0
     weight[0, 10:] = 0  # right padding

@@ -148,9 +148,7 @@ def test_arms_with_one_seed_share_a_and_adapt_leaves_the_generator_alone():
     state = torch.get_rng_state()
     arms = [HyloradaConfig(), everything("gpt2"), HyloradaConfig(use_dora=True)]
     models = [adapt(make_model("gpt2"), c, seed=3) for c in arms]
-    weights = [
-        {n: p for n, p in m.named_parameters() if ".lora_A." in n} for m in models
-    ]
+    weights = [{n: p for n, p in m.named_parameters() if ".lora_A." in n} for m in models]
     for other in weights[1:]:
         assert all(torch.equal(p, other[n]) for n, p in weights[0].items())
     torch.set_rng_state(state)

@@ -362,9 +362,7 @@ def _train_in_float32(module: nn.Module) -> None:
 
 
 def _inputs_to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    )
+    return tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
 
 def _output_to(dtype: torch.dtype, module: nn.Module, args: Any, output: Tensor) -> Tensor:
