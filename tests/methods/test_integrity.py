@@ -66,6 +66,7 @@ def test_a_right_model_passes_every_check(family):
     assert report.checks["save_load"].value == 0.0
     assert report.checks["s2_layers"].value == 3
     not_run = {name for name, check in report.checks.items() if check.skipped}
+    not_run -= {"packed_documents"}  # its own tests are below
     assert not_run == {"rope"} if family in LEARNED_FAMILIES else {"position_range"}
     assert report.parameters["position_bias"] == 65
     assert report.position_buckets["position_bias"] == {"reached": 8, "of": 64}
@@ -226,6 +227,20 @@ def test_rolled_attention_is_caught():
     model.get_base_model().set_attn_implementation("s2_rolled")
     report = gate(model)
     assert_refused(report, "causality", "s2 attention reads the future")
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "opt"])
+def test_packed_documents_that_keep_apart_pass(family):
+    check = gate(adapted(family), packed=True).checks["packed_documents"]
+    assert check.ok
+    assert not check.skipped
+    assert check.value == 0.0
+
+
+def test_a_model_that_does_not_see_packed_documents_is_caught():
+    """OPT makes its positions itself and never learns where a document starts."""
+    report = gate(adapted("opt"), packed=True)
+    assert_refused(report, "packed_documents", "OPTForCausalLM reads the document packed before")
 
 
 def test_a_model_that_is_not_causal_is_caught_without_an_adapter():

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -82,9 +83,10 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     failure = OSError("We couldn't connect to 'https://huggingface.co' ...\nmore lines")
     failure.__cause__ = type("ConnectError", (Exception,), {})("[Errno 111] Connection refused")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(backbone, "check_model", lambda *_: None)
     monkeypatch.setattr(backbone.AutoConfig, "from_pretrained", raiser(failure))
     with pytest.raises(
-        DataError, match=r"^model\.path=gpt2: the hub cannot be reached.*model=tiny"
+        DataError, match=r"^model\.path=gpt2: the hub .*cannot be reached.*model=tiny"
     ):
         load("gpt2")
 
@@ -100,6 +102,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
 def test_what_the_hub_refuses_is_said(monkeypatch, kind, words):
     failure = OSError("many\nlines")
     failure.__cause__ = type(kind, (Exception,), {})("403")
+    monkeypatch.setattr(backbone, "check_model", lambda *_: None)
     monkeypatch.setattr(backbone.AutoConfig, "from_pretrained", raiser(failure))
     with pytest.raises(DataError, match=words) as caught:
         load("someone/model", revision="r1")
@@ -131,7 +134,7 @@ def test_a_closed_port_in_place_of_the_hub_fails_within_30_seconds(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert "the hub cannot be reached" in done.stderr.splitlines()[-1]
+    assert re.search("the hub .*cannot be reached", done.stderr.splitlines()[-1])
     assert time.monotonic() - started < 30 + 15  # imports
 
 

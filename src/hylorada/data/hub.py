@@ -112,7 +112,7 @@ def check_model(hub_id: str, revision: str) -> None:
     if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision or None), str):
         return
     way = "without a network set model.path to a local copy, or use model=tiny (embedded)"
-    with _explained(f"model {hub_id}", revision, way):
+    with _explained(f"model.path={hub_id}", revision, way):
 
         def ask() -> None:
             api = HfApi()

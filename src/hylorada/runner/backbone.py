@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from hylorada.config import ModelConfig
+from hylorada.data.hub import check_model
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.runner.provenance import weights_sha256
 
@@ -50,6 +51,7 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
     source, where = _locate(settings)
     options: dict[str, Any] = {"trust_remote_code": False}
     if where == "hub":
+        check_model(source, settings.revision)
         options["revision"] = settings.revision or "main"
     else:
         options["local_files_only"] = True

@@ -7,6 +7,7 @@
 | no_op             | a component whose parameters change nothing                               |
 | gradient_coverage | a trainable tensor that gets no gradient                                  |
 | causality         | a logit that moves when later tokens change; exactly 0 is asked for       |
+| packed_documents  | a document that reads the one before it in the same row (packing=reset)   |
 | s2_layers         | shifted sparse attention that some layer does not take, or that is full   |
 | rope              | frequencies that are not those of the config                              |
 | position_range    | fewer learned positions than max_length                                   |
@@ -43,6 +44,7 @@ def check_integrity(
     max_length: int,
     *,
     allow_leak: bool = False,
+    packed: bool = False,
     probe_length: int = 0,
     seed: int = 0,
 ) -> IntegrityReport:
@@ -53,6 +55,7 @@ def check_integrity(
         tokenizer_or_vocab_size: a tokenizer, or its number of tokens.
         max_length: tokens in a training sequence.
         allow_leak: let a control arm that reads the future pass.
+        packed: training rows hold several documents, told apart by their position ids.
         probe_length: tokens in the probe; 0 chooses 61 (at most max_length).
         seed: of the probe text and of the noise on the parameters.
 
@@ -94,6 +97,7 @@ def check_integrity(
         run("no_op", acting.no_op)
         run("gradient_coverage", acting.gradient_coverage)
         run("causality", faithful.causality, allow_leak)
+        run("packed_documents", faithful.packed_documents, packed)
         run("s2_layers", reach.s2_layers)
         run("rope", reach.rope, max_length)
         run("cache_parity", faithful.cache_parity)

@@ -52,6 +52,38 @@ def causality(probe: Probe, allow_leak: bool) -> Check:
     return Check(name, False, leak, 0.0, f"{detail}; {fix}")
 
 
+def packed_documents(probe: Probe, packed: bool) -> Check:
+    """In a row of two documents, told apart by their positions, neither reads the other.
+
+    The first one's tokens are changed: no logit of the second may move.
+    """
+    name = "packed_documents"
+    if not packed:
+        return skipped(name, "a block never holds more than one document")
+    n = probe.length
+    cut = n // 2 + 1
+    positions_1T = torch.cat([torch.arange(cut), torch.arange(n - cut)])[None].to(probe.device)
+    ids_1T = probe.ids_1T
+    changed_1T = ids_1T.clone()
+    changed_1T[:, :cut] = (changed_1T[:, :cut] + 1) % probe.vocabulary
+    with probe.s2_groups(probe.group_size):
+        moved_T = [
+            (
+                probe.logits(changed_1T, training, positions_1T)
+                - probe.logits(ids_1T, training, positions_1T)
+            ).abs()
+            for training in (True, False)
+        ]
+    leak = max(moved[cut:].max().item() for moved in moved_T)
+    if not leak > 0.0:
+        return Check(name, True, leak, 0.0, "a document does not read the one packed before it")
+    detail = (
+        f"{type(probe.lm).__name__} reads the document packed before its own: logits move by "
+        f"{leak:.3g}; set dataset.packing=documents"
+    )
+    return Check(name, False, leak, 0.0, detail)
+
+
 def _leak(probe: Probe) -> tuple[float, float]:
     """The largest change before a cut, and the largest after one."""
     n = probe.length

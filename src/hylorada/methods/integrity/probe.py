@@ -84,13 +84,20 @@ class Probe:
             for config, implementation in kept:
                 config._attn_implementation = implementation
 
-    def logits(self, ids_1T: Tensor | None = None, training: bool = False) -> Tensor:
+    def logits(
+        self,
+        ids_1T: Tensor | None = None,
+        training: bool = False,
+        positions_1T: Tensor | None = None,
+    ) -> Tensor:
         """Logits [T, V] in float32, dropout the same at every call."""
         self.model.train(training)
         torch.manual_seed(self.seed)
         with torch.no_grad():
             output = self.model(
-                input_ids=self.ids_1T if ids_1T is None else ids_1T, use_cache=False
+                input_ids=self.ids_1T if ids_1T is None else ids_1T,
+                position_ids=positions_1T,
+                use_cache=False,
             )
         return output.logits[0].float()
 
