@@ -185,6 +185,7 @@ class _Run:
             backbone.tokenizer,
             self.config.length.max_length,
             allow_leak=gate.allow_leak,
+            packed=self.config.dataset.packing == "reset",
             probe_length=gate.probe_length,
             seed=self.config.seed,
         )
