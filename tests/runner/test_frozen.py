@@ -12,8 +12,8 @@ from torch import nn
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
+from hylorada import linear
 from hylorada.methods import HyloradaConfig, adapt
-from hylorada.runner import frozen
 from hylorada.runner.frozen import restore, use_frozen_kernels
 
 
@@ -278,7 +278,7 @@ def test_without_onednn_the_plain_kernels_serve(monkeypatch):
     ids = tokens(1, 19)
     use_frozen_kernels(model)
     want_logits, want = logits_and_gradients(model, ids)
-    monkeypatch.setattr(frozen, "_ONEDNN_LINEAR", None)
+    monkeypatch.setattr(linear, "_ONEDNN_LINEAR", None)
     got_logits, got = logits_and_gradients(model, ids)
     torch.testing.assert_close(got_logits, want_logits, rtol=1e-4, atol=1e-4)
     for g, w in zip(got, want, strict=True):

@@ -13,8 +13,10 @@ N, D = 61, 24  # odd, so that the last chunk is short
 
 
 def plain(hidden, weight, bias, labels, num_tokens=None):
-    logits = F.linear(hidden, weight, bias).float() if hidden.dtype != torch.float64 else F.linear(
-        hidden, weight, bias
+    logits = (
+        F.linear(hidden, weight, bias).float()
+        if hidden.dtype != torch.float64
+        else F.linear(hidden, weight, bias)
     )
     total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum")
     return total / ((labels != -100).sum() if num_tokens is None else num_tokens)

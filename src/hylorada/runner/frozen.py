@@ -27,7 +27,6 @@ Dimension letters: N tokens (all leading dimensions), I input features, O output
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -38,57 +37,7 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-
-def _find_onednn_linear() -> Any:
-    """oneDNN's linear layer on plain tensors, or None where this torch has none (e.g. arm, macOS).
-
-    It is the operator that torch.compile emits for CPU linear layers; private, hence this check.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return None
-    try:
-        operator = torch.ops.mkldnn._linear_pointwise.default
-        x = torch.ones(2, 3)
-        if torch.equal(operator(x, x, None, "none", [], ""), torch.full((2, 2), 3.0)):
-            return operator
-    except (AttributeError, RuntimeError, NotImplementedError):
-        pass
-    return None
-
-
-_ONEDNN_LINEAR = _find_onednn_linear()
-
-
-def fast_linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """``x W^T + b`` by the fastest kernel there is, outside autograd.
-
-    Only fp32 on a CPU needs help: F.linear already sends bf16 to oneDNN, and a GPU to cuBLAS.
-    The weight may be a transposed view.
-
-    Returns:
-        a new tensor [N, O].
-    """
-    if (
-        _ONEDNN_LINEAR is not None
-        and x_NI.dtype == torch.float32
-        and x_NI.device.type == "cpu"
-        and x_NI.numel() > 0
-        and torch.backends.mkldnn.enabled
-    ):
-        return _ONEDNN_LINEAR(x_NI, weight_OI, bias_O, "none", [], "")
-    return F.linear(x_NI, weight_OI, bias_O)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The precision a linear layer works in here and now: autocast's if it is on, else x's."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager:
-    """The functions here cast by hand; autocast must not cast again inside them."""
-    return torch.autocast(x.device.type, enabled=False)
+from hylorada.linear import fast_linear, product_dtype, without_autocast
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from hylorada import anatomy
 from hylorada.errors import ConfigError
-from hylorada.runner.frozen import fast_linear, product_dtype, without_autocast
+from hylorada.linear import fast_linear, product_dtype, without_autocast
 
 IGNORE_INDEX = -100  # torch's and transformers' label of a position that is not scored
 
@@ -110,9 +110,7 @@ def _chunks_with_targets(scored_N: Tensor, chunk: int) -> list[slice]:
     starts = range(0, scored_N.numel(), chunk)
     any_scored = [part.any() for part in scored_N.split(chunk)]
     kept = torch.stack(any_scored).tolist() if any_scored else []  # one synchronisation, not many
-    return [
-        slice(start, start + chunk) for start, keep in zip(starts, kept, strict=True) if keep
-    ]
+    return [slice(start, start + chunk) for start, keep in zip(starts, kept, strict=True) if keep]
 
 
 def chunked_cross_entropy(

@@ -1,0 +1,68 @@
+"""The fastest ``x W^T + b`` of this machine, outside autograd.
+
+Plain fp32 matrix products reach a third of some CPUs (MKL on AMD); oneDNN's reach all of it, but
+torch sends only bf16 there by itself.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _find_onednn_linear() -> Any:
+    """oneDNN's linear layer on plain tensors, or None where this torch has none (arm, macOS).
+
+    It is the operator that torch.compile emits for CPU linear layers; private, hence this check.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        operator = torch.ops.mkldnn._linear_pointwise.default
+        x = torch.ones(2, 3)
+        if torch.equal(operator(x, x, None, "none", [], ""), torch.full((2, 2), 3.0)):
+            return operator
+    except (AttributeError, RuntimeError, NotImplementedError):
+        pass
+    return None
+
+
+_ONEDNN_LINEAR = _find_onednn_linear()
+
+
+def onednn_serves(device: torch.device) -> bool:
+    """Whether fp32 products on this device go through oneDNN."""
+    return _ONEDNN_LINEAR is not None and device.type == "cpu" and torch.backends.mkldnn.enabled
+
+
+def fast_linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` for matrices, without a graph.
+
+    Only fp32 on a CPU needs help: F.linear already sends bf16 to oneDNN, and a GPU to cuBLAS.
+    The weight may be a transposed view. Anything else with strides is copied first: oneDNN would
+    compute it a thousand times slower, without a word.
+
+    Returns:
+        a new tensor [N, O].
+    """
+    if x_NI.dtype == torch.float32 and x_NI.numel() and onednn_serves(x_NI.device):
+        if not weight_OI.t().is_contiguous():
+            weight_OI = weight_OI.contiguous()
+        return _ONEDNN_LINEAR(x_NI.contiguous(), weight_OI, bias_O, "none", [], "")
+    return F.linear(x_NI, weight_OI, bias_O)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The precision a linear layer works in here and now: autocast's if it is on, else x's."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """For functions that cast by hand: autocast must not cast again inside them."""
+    return torch.autocast(x.device.type, enabled=False)
