@@ -39,6 +39,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from hylorada.anatomy import attention_modules, backbone, causal_lm
 from hylorada.errors import ConfigError
+from hylorada.methods import cpu_attention
 
 S2 = "s2"
 SHIFTS = ("layers", "heads")
@@ -317,16 +318,17 @@ def _segmented(
         if count * size == 0:
             continue
         mask_MGG = None if mask is None else _segment_mask(mask, batch, start, count, size)
-        out_MHGD = F.scaled_dot_product_attention(
-            _stack_segments(query_BHND, start, count, size),
-            _stack_segments(key_BKND, start, count, size),
-            _stack_segments(value_BKND, start, count, size),
-            attn_mask=mask_MGG,
-            dropout_p=dropout,
-            is_causal=mask_MGG is None,
-            scale=scaling,
-            enable_gqa=repeats > 1,
+        q_MHGD, k_MKGD, v_MKGD = (
+            _stack_segments(x, start, count, size) for x in (query_BHND, key_BKND, value_BKND)
         )
+        if mask_MGG is None and dropout == 0 and cpu_attention.serves(q_MHGD):
+            out_MHGD = cpu_attention.causal_attention(q_MHGD, k_MKGD, v_MKGD, scaling)
+        else:
+            out_MHGD = F.scaled_dot_product_attention(
+                *(q_MHGD, k_MKGD, v_MKGD, mask_MGG, dropout, mask_MGG is None),
+                scale=scaling,
+                enable_gqa=repeats > 1,
+            )
         # The fused kernels write [batch, tokens, heads, width], so this is a view of their output.
         outputs.append(out_MHGD.transpose(1, 2).reshape(batch, count * size, heads, -1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
