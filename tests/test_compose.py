@@ -158,6 +158,15 @@ def test_every_experiment_overlay_gives_valid_runs(hydra: Hydra, overlay: str) -
     assert len({run_dir(config) for config in runs}) == len(runs)
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+def test_everything_can_be_measured_at_each_length(hydra: Hydra, length: str) -> None:
+    config = typed(hydra, "eval=full")
+    config.length = typed(hydra, f"length={length}").length
+    validate(config)
+    assert config.eval.lost_in_middle.enabled
+    assert config.eval.context_gain.enabled
+
+
 def test_experiments_lie_flat() -> None:
     assert not [p for p in (compose.conf_dir() / "experiment").iterdir() if p.is_dir()]
 
@@ -250,6 +259,12 @@ def test_each_typed_config_is_fresh(hydra: Hydra) -> None:
     assert compose.to_typed(composed).method.lora.target_modules == ["auto"]
 
 
+def test_a_file_of_prompts_that_is_not_there_is_missing_data(hydra: Hydra) -> None:
+    config = typed(hydra, "eval=full", "eval.lost_in_middle.path=/no/such.jsonl")
+    with pytest.raises(DataError, match=r"eval\.lost_in_middle\.path: there is no file /no/such"):
+        validate(config)
+
+
 def test_only_settings_that_change_the_numbers_change_the_fingerprint(hydra: Hydra) -> None:
     base = fingerprint(typed(hydra))
     for word in ("output_root=elsewhere", "track=off", "resume=never"):
@@ -314,12 +329,58 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"train.min_lr_ratio": 1.5}, "train.min_lr_ratio"),
     ("", {"train.precision": "fp16"}, "train.precision"),
     ("", {"train.loss_chunk": 0}, "train.loss_chunk"),
-    ("", {"eval.perplexity.conventions": []}, "eval.perplexity.conventions"),
+    ("", {"eval.perplexity.conventions": []}, "eval measures nothing"),
     ("", {"eval.perplexity.conventions": ["blocks", "blocks"]}, "each once"),
     ("", {"eval.perplexity.conventions": ["block"]}, "did you mean blocks"),
     ("", {"eval.perplexity.split": "tset"}, "did you mean test"),
     ("", {"eval.perplexity.stride": 4097}, "eval.perplexity.stride"),
     ("", {"eval.perplexity.conventions": ["blocks"], "eval.perplexity.stride": 64}, "no effect"),
+    ("eval=retrieval", {"eval.lost_in_middle.enabled": False}, "eval measures nothing"),
+    ("eval=full", {"eval.lost_in_middle.form": "passkeys"}, "did you mean passkey"),
+    ("eval=full", {"eval.lost_in_middle.key_style": "md5"}, "eval.lost_in_middle.key_style"),
+    ("eval=full", {"eval.lost_in_middle.examples": 0}, "eval.lost_in_middle.examples"),
+    ("eval=full", {"eval.lost_in_middle.depths": []}, "at least one"),
+    ("eval=full", {"eval.lost_in_middle.depths": [0.5, 0.5]}, "each once"),
+    ("eval=full", {"eval.lost_in_middle.depths": [0.0, 50.0]}, "from 0 to 1"),
+    ("eval=full", {"eval.lost_in_middle.scorings": []}, "ranked, generated or both"),
+    ("eval=full", {"eval.lost_in_middle.scorings": ["rank"]}, "did you mean ranked"),
+    ("eval=full", {"eval.lost_in_middle.max_new_tokens": 9}, "without the generated scoring"),
+    ("eval=full", {"eval.lost_in_middle.items": 1}, "2 or more"),
+    ("eval=full", {"eval.lost_in_middle.items": -3}, "eval.lost_in_middle.items"),
+    (
+        "eval=full",
+        {"eval.lost_in_middle.path": __file__, "eval.lost_in_middle.items": 75},
+        "items has no effect with a path",
+    ),
+    (
+        "eval=full",
+        {"eval.lost_in_middle.form": "passkey", "eval.lost_in_middle.path": __file__},
+        "no effect with form=passkey",
+    ),
+    (
+        "eval=full",
+        {"eval.lost_in_middle.form": "passkey", "eval.lost_in_middle.key_style": "hex"},
+        "leave it at uuid",
+    ),
+    ("eval=full", {"eval.lost_in_middle.form": "nq"}, "published oracle file"),
+    (
+        "eval=full",
+        {"eval.lost_in_middle.form": "nq", "eval.lost_in_middle.path": __file__},
+        "documents of a prompt",
+    ),
+    (
+        "eval=full",
+        {
+            "eval.lost_in_middle.form": "nq",
+            "eval.lost_in_middle.path": __file__,
+            "eval.lost_in_middle.items": 10,
+        },
+        "no candidates to rank",
+    ),
+    ("eval=full", {"eval.context_gain.targets": 0}, "eval.context_gain.targets"),
+    ("eval=full", {"eval.context_gain.places": 0}, "eval.context_gain.places"),
+    ("eval=full", {"eval.context_gain.contexts": [0, 64]}, "eval.context_gain.contexts"),
+    ("eval=full", {"eval.context_gain.contexts": [512, 4096]}, "1 fit the window of 4096"),
     ("", {"track.kind": "of"}, "did you mean off"),
     ("", {"integrity.enabled": False, "integrity.allow_leak": True}, "no effect"),
 ]

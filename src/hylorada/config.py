@@ -160,12 +160,45 @@ class TrainConfig:
 class PerplexityConfig:
     """exp(sum NLL / scored tokens), by named conventions."""
 
+    # Empty: perplexity is not measured; something else then is.
     conventions: list[str] = field(default_factory=lambda: ["blocks", "sliding"])
-    split: str = "test"
+    split: str = "test"  # also of the context gain
     stride: int = 0  # tokens, for the sliding window; 0: half a window
     max_blocks: int = 0  # windows scored per convention, spread over the split; 0: all
     batch_size: int = 1  # sequences
     position_buckets: int = 8  # equal slices of the window
+
+
+@dataclass
+class LostInMiddleConfig:
+    """Whether the model finds what lies in the middle of its context: accuracy by depth.
+
+    Each example is asked at every depth, and every arm is asked the same prompts.
+    """
+
+    enabled: bool = False
+    form: str = "kv"  # kv (key-value pairs), passkey, nq (questions over documents)
+    path: str = ""  # file in the published form (kv, nq); empty: generated (kv, passkey)
+    examples: int = 100  # of a file: at most as many as it has
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    # Pairs, lines of filler or documents in a prompt; 0: as many as fit the window (kv and
+    # passkey), or as the file has (kv with a path).
+    items: int = 0
+    key_style: str = "uuid"  # generated kv: uuid (published) or hex, 8 digits, for small models
+    scorings: list[str] = field(default_factory=lambda: ["ranked"])  # ranked, generated
+    max_new_tokens: int = 0  # of a generated answer; 0: the longest candidate and 2; nq: 100
+    seed: int = 0  # of the generated examples, of the distractors
+
+
+@dataclass
+class ContextGainConfig:
+    """The loss of the same target tokens with more and more context before them."""
+
+    enabled: bool = False
+    # Tokens before the first target; those that do not fit the window are left out.
+    contexts: list[int] = field(default_factory=lambda: [128, 256, 512, 1024, 2048, 4096, 8192])
+    targets: int = 256  # tokens scored at each place
+    places: int = 64  # at most, spread over the split
 
 
 @dataclass
@@ -174,6 +207,8 @@ class EvalConfig:
 
     name: str = "default"
     perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
+    lost_in_middle: LostInMiddleConfig = field(default_factory=LostInMiddleConfig)
+    context_gain: ContextGainConfig = field(default_factory=ContextGainConfig)
 
 
 @dataclass

@@ -15,10 +15,13 @@ from pathlib import Path
 from hylorada.config import (
     SWITCH_KEYS,
     SWITCHES,
+    ContextGainConfig,
     DatasetConfig,
     EvalConfig,
+    LostInMiddleConfig,
     MethodConfig,
     ModelConfig,
+    PerplexityConfig,
     RunConfig,
     S2AttentionConfig,
     TrainConfig,
@@ -213,14 +216,22 @@ def _train(train: TrainConfig) -> None:
 
 
 def _eval(settings: EvalConfig, window: int) -> None:
-    perplexity = settings.perplexity
-    if not perplexity.conventions or len(set(perplexity.conventions)) < len(perplexity.conventions):
+    _perplexity(settings.perplexity, window)
+    _lost_in_middle(settings.lost_in_middle)
+    _context_gain(settings.context_gain, window)
+    if not (
+        settings.perplexity.conventions
+        or settings.lost_in_middle.enabled
+        or settings.context_gain.enabled
+    ):
         raise ConfigError(
-            f"eval.perplexity.conventions is {perplexity.conventions}; name blocks, sliding or "
-            "both, each once"
+            "eval measures nothing: eval.perplexity.conventions is empty, and neither "
+            "eval.lost_in_middle nor eval.context_gain is enabled"
         )
-    for convention in perplexity.conventions:
-        _choice("eval.perplexity.conventions", convention, ("blocks", "sliding"))
+
+
+def _perplexity(perplexity: PerplexityConfig, window: int) -> None:
+    _each_once("eval.perplexity.conventions", perplexity.conventions, ("blocks", "sliding"))
     _choice("eval.perplexity.split", perplexity.split, ("train", "validation", "test"))
     _between("eval.perplexity.stride", perplexity.stride, 0, window)
     if perplexity.stride and "sliding" not in perplexity.conventions:
@@ -231,6 +242,82 @@ def _eval(settings: EvalConfig, window: int) -> None:
     _at_least("eval.perplexity.max_blocks", perplexity.max_blocks, 0)
     _at_least("eval.perplexity.batch_size", perplexity.batch_size, 1)
     _between("eval.perplexity.position_buckets", perplexity.position_buckets, 1, window)
+
+
+def _lost_in_middle(lim: LostInMiddleConfig) -> None:
+    key = "eval.lost_in_middle"
+    _choice(f"{key}.form", lim.form, ("kv", "passkey", "nq"))
+    _choice(f"{key}.key_style", lim.key_style, ("uuid", "hex"))
+    _at_least(f"{key}.examples", lim.examples, 1)
+    _at_least(f"{key}.max_new_tokens", lim.max_new_tokens, 0)
+    _at_least(f"{key}.seed", lim.seed, 0)
+    _at_least(f"{key}.items", lim.items, 0)
+    if not lim.enabled:
+        return
+    if not lim.scorings:
+        raise ConfigError(f"{key}.scorings is empty; name ranked, generated or both")
+    _each_once(f"{key}.scorings", lim.scorings, ("ranked", "generated"))
+    if not lim.depths or len(set(lim.depths)) < len(lim.depths):
+        raise ConfigError(f"{key}.depths is {lim.depths}; name at least one, each once")
+    for depth in lim.depths:
+        _between(f"{key}.depths", depth, 0, 1)
+    if lim.max_new_tokens and "generated" not in lim.scorings:
+        raise ConfigError(
+            f"{key}.max_new_tokens={lim.max_new_tokens} has no effect without the generated "
+            "scoring; add generated to scorings or set it to 0"
+        )
+    if lim.key_style != "uuid" and (lim.form != "kv" or lim.path):
+        raise ConfigError(
+            f"{key}.key_style={lim.key_style} has an effect on generated pairs alone (form=kv "
+            "without a path); leave it at uuid"
+        )
+    if lim.path and not Path(lim.path).expanduser().is_file():
+        raise DataError(f"{key}.path: there is no file {lim.path}; give one in the published form")
+    if lim.form == "passkey" and lim.path:
+        raise ConfigError(f"{key}.path has no effect with form=passkey, which is generated")
+    if lim.form == "kv" and lim.path and (lim.items or lim.seed):
+        name = "items" if lim.items else "seed"
+        raise ConfigError(
+            f"{key}.{name} has no effect with a path: the file says which pairs; set it to 0"
+        )
+    if lim.form == "kv" and lim.items == 1:
+        raise ConfigError(f"{key}.items is 1; it must be 2 or more, or 0 for as many as fit")
+    if lim.form == "nq":
+        if not lim.path:
+            raise ConfigError(f"{key}.path is empty; form=nq needs the published oracle file")
+        if lim.items < 2:
+            raise ConfigError(
+                f"{key}.items is {lim.items}; form=nq needs the documents of a prompt, as in 10"
+            )
+        if "ranked" in lim.scorings:
+            raise ConfigError(
+                f"{key}.scorings: answers of form=nq have no candidates to rank; set [generated]"
+            )
+
+
+def _context_gain(gain: ContextGainConfig, window: int) -> None:
+    _at_least("eval.context_gain.targets", gain.targets, 1)
+    _at_least("eval.context_gain.places", gain.places, 1)
+    for context in gain.contexts:
+        _at_least("eval.context_gain.contexts", context, 1)
+    if not gain.enabled:
+        return
+    fitting = {c for c in gain.contexts if c + gain.targets - 1 <= window}
+    if len(fitting) < 2:
+        raise ConfigError(
+            f"eval.context_gain.contexts: of {gain.contexts} with {gain.targets} targets, "
+            f"{len(fitting)} fit the window of {window} tokens, and it takes two to compare; use "
+            "shorter contexts or fewer targets"
+        )
+
+
+def _each_once(key: str, values: Sequence[str], choices: Sequence[str]) -> None:
+    if len(set(values)) < len(values):
+        raise ConfigError(
+            f"{key} is {values}; name {', '.join(choices[:-1])} or {choices[-1]}, each once"
+        )
+    for value in values:
+        _choice(key, value, choices)
 
 
 def _choice(key: str, value: str, choices: Sequence[str]) -> None:

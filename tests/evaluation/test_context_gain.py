@@ -10,7 +10,7 @@ import torch
 from families import make_model
 
 from evaluation.documents import make_documents
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.context_gain import evaluate_context_gain
 
 
@@ -44,10 +44,43 @@ def test_places_are_spread_and_counted():
     seen = []
     scores = evaluate_context_gain(
         make_model("gpt2"), make_documents([400]), 64, contexts=(4, 16), targets=4, places=3,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total: seen.append((len(done), total)),
     )  # fmt: skip
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert scores[0].tokens == 12
+
+
+def test_an_interrupted_measurement_continues_where_it_was():
+    class Stop(Exception):
+        pass
+
+    kept = []
+
+    def stop(done, total):
+        kept[:] = json.loads(json.dumps(done))
+        if len(done) == 2:
+            raise Stop
+
+    model = make_model("gpt2")
+    arguments = {"contexts": (4, 16), "targets": 4, "places": 3}
+    whole = evaluate_context_gain(model, make_documents([400]), 64, **arguments)
+    with pytest.raises(Stop):
+        evaluate_context_gain(model, make_documents([400]), 64, **arguments, progress=stop)
+    seen = []
+    rest = evaluate_context_gain(
+        model, make_documents([400]), 64, **arguments, done=kept,
+        progress=lambda done, total: seen.append(len(done)),
+    )  # fmt: skip
+    assert seen == [3]
+    assert rest == whole
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    model = make_model("gpt2")
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    with pytest.raises(DivergedError, match="not finite on"):
+        evaluate_context_gain(model, make_documents([99]), 64, contexts=(4, 16), targets=8)
 
 
 def test_what_cannot_be_measured_is_refused():

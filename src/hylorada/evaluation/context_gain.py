@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import TokenDocument, perplexity
 from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
 
@@ -51,7 +51,8 @@ def evaluate_context_gain(
     targets: int = 256,
     places: int = 64,
     autocast_dtype: torch.dtype | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[list[list[float]], int], None] | None = None,
+    done: Sequence[Sequence[float]] = (),
 ) -> list[ContextScore]:
     """Score the same tokens with every amount of context.
 
@@ -64,7 +65,10 @@ def evaluate_context_gain(
         places: spread evenly over the documents' non-overlapping stretches; fewer if there are no
             more.
         autocast_dtype: run under autocast with this type.
-        progress: called after each place with how many are done and how many there are; may raise.
+        progress: called after each place with the sums of all places so far, nats, one for each
+            context, and the number of places; may raise to stop.
+        done: sums of an earlier, interrupted call with the same arguments; those places are not
+            scored again.
 
     Raises:
         ConfigError: fewer than two contexts fit the window.
@@ -92,8 +96,11 @@ def evaluate_context_gain(
     count = min(places, len(starts))
     chosen = [starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)]
     nll_PC = np.zeros((count, len(fitting)))
+    nll_PC[: len(done)] = np.asarray(done).reshape(len(done), len(fitting))
     with evaluation_mode(model, autocast_dtype) as device:
         for p, (number, first) in enumerate(chosen):
+            if p < len(done):
+                continue
             tokens = np.asarray(documents[number].tokens[first : first + stretch])
             ids_T = torch.from_numpy(tokens.astype(np.int64)).to(device)
             for c, context in enumerate(fitting):
@@ -102,8 +109,11 @@ def evaluate_context_gain(
                 targets_1T[:, : context - 1] = IGNORE
                 nll_1T = token_nll(model, part_1T[:, :-1], targets_1T)
                 nll_PC[p, c] = float(nll_1T.double().sum())
+            if not np.isfinite(nll_PC[p]).all():
+                name = documents[number].name
+                raise DivergedError(f"context gain: the loss is not finite on {name}")
             if progress is not None:
-                progress(p + 1, count)
+                progress(nll_PC[: p + 1].tolist(), count)
     return [_score(nll_PC, c, context, targets) for c, context in enumerate(fitting)]
 
 

@@ -17,9 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.candidates import Prefix
-from hylorada.evaluation.retrieval_prompts import RetrievalPrompt, generate_key_values
+from hylorada.evaluation.retrieval_prompts import (
+    RetrievalPrompt,
+    generate_key_values,
+    passkey_prompts,
+)
 from hylorada.evaluation.retrieval_scores import (
     best_subspan_em,
     contains_value,
@@ -128,8 +132,9 @@ def evaluate_retrieval(
         Scoring -> result.
 
     Raises:
-        DataError: a prompt that is too long, or without candidates.
-        ConfigError: no prompts, an unknown scoring.
+        DataError: no prompts, one that is too long, or one without candidates.
+        ConfigError: an unknown scoring, or no length for answers without candidates.
+        DivergedError: a likelihood is not finite.
     """
     unknown = set(scorings) - {"ranked", "generated"}
     if unknown or not scorings:
@@ -158,7 +163,12 @@ def evaluate_retrieval(
             prefix = Prefix(model, ids)
             ranked = generated = None
             if "ranked" in scorings:
-                ranked = rank_credit(prefix.log_likelihoods(candidates).tolist(), prompt.gold)
+                scores = prefix.log_likelihoods(candidates)
+                if not np.isfinite(scores).all():
+                    raise DivergedError(
+                        f"retrieval: a likelihood is not finite on example {prompt.example}"
+                    )
+                ranked = rank_credit(scores.tolist(), prompt.gold)
             if "generated" in scorings:
                 room = max_new_tokens or max(map(len, candidates)) + 2
                 text = tokenizer.decode(prefix.greedy(room, end))
@@ -183,19 +193,44 @@ def keys_that_fit(tokenizer: Any, window: int, form: str = "uuid", seed: int = 0
     Raises:
         DataError: not even two pairs fit.
     """
+
+    def prompts(keys: int) -> list[RetrievalPrompt]:
+        examples = generate_key_values(keys, 4, seed=seed, form=form)
+        return [example.prompt(0.5, number) for number, example in enumerate(examples)]
+
+    return _largest(tokenizer, window, prompts, 2, f"two {form} pairs")
+
+
+def lines_that_fit(tokenizer: Any, window: int, seed: int = 0) -> int:
+    """How many lines of filler around a passkey fill a window; see `keys_that_fit`.
+
+    Raises:
+        DataError: not even two lines fit.
+    """
+
+    def prompts(lines: int) -> list[RetrievalPrompt]:
+        return passkey_prompts(lines, 4, depths=(0.5,), seed=seed)
+
+    return _largest(tokenizer, window, prompts, 2, "two lines around a passkey")
+
+
+def _largest(
+    tokenizer: Any,
+    window: int,
+    prompts: Callable[[int], list[RetrievalPrompt]],
+    least: int,
+    what: str,
+) -> int:
+    """The largest number of items whose prompts fit, by bisection."""
     room = window - window // 50
 
-    def fits(keys: int) -> bool:
-        examples = generate_key_values(keys, 4, seed=seed, form=form)
-        for number, example in enumerate(examples):
-            ids, candidates = _encode(tokenizer, example.prompt(0.5, number))
-            if len(ids) + max(map(len, candidates)) > room:
-                return False
-        return True
+    def fits(items: int) -> bool:
+        encoded = (_encode(tokenizer, prompt) for prompt in prompts(items))
+        return all(len(ids) + max(map(len, candidates)) <= room for ids, candidates in encoded)
 
-    if not fits(2):
-        raise DataError(f"retrieval: not even two {form} pairs fit a window of {window} tokens")
-    low, high = 2, 4
+    if not fits(least):
+        raise DataError(f"retrieval: not even {what} fit a window of {window} tokens")
+    low, high = least, 2 * least
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1:

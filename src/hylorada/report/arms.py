@@ -14,6 +14,7 @@ from typing import Any
 
 from hylorada.report.collect import Problem, Record
 
+METRICS = ("eval/ppl", "eval/ppl_sliding")
 METHOD_ORDER = ("baseline", "lora", "dora", "rslora", "longlora", "hylorada")
 _NOT_COMPARED = (
     "method", "seed", "output_root", "experiment", "resume", "track", "threads", "integrity",
@@ -22,6 +23,8 @@ _NOT_COMPARED = (
     "train.save_every", "train.keep_checkpoints", "train.log_every", "train.eval_every",
     "train.loss_chunk", "train.gradient_checkpointing", "train.max_nonfinite_steps",
     "eval.name", "eval.perplexity.batch_size", "eval.perplexity.position_buckets",
+    # Each of these metrics says by itself what was asked; perplexity does not depend on them.
+    "eval.lost_in_middle", "eval.context_gain",
     "dataset.cache_dir", "integrity.enabled",
 )  # fmt: skip
 
@@ -196,7 +199,7 @@ def _without_lonely_baselines(comparisons: list[Comparison]) -> list[Comparison]
     def bases(comparison: Comparison) -> set[str]:
         return {
             json.dumps(
-                [run.data["model"], run.data["dataset"], run.data["length"], run.part("base")]
+                [run.data["model"], run.data["dataset"], run.data["length"], _perplexities(run)]
             )
             for arm in comparison.arms
             for run in arm.ok
@@ -212,6 +215,13 @@ def _without_lonely_baselines(comparisons: list[Comparison]) -> list[Comparison]
     return kept
 
 
+def _perplexities(run: Record) -> dict[str, Any]:
+    return {
+        which: {name: metric for name, metric in (metrics or {}).items() if name in METRICS}
+        for which, metrics in run.part("base").items()
+    }
+
+
 def _arm_order(arm: Arm) -> tuple[int, str, str]:
     """LoRA before what builds on it; variants behind the method they are named after."""
     for place, name in reversed(list(enumerate(METHOD_ORDER))):
@@ -221,6 +231,7 @@ def _arm_order(arm: Arm) -> tuple[int, str, str]:
 
 
 def _mean_loss(arm: Arm) -> float:
-    metrics = list((arm.metrics("eval/ppl") or arm.metrics("eval/ppl_sliding")).values())
+    first, second = (list(arm.metrics(name).values()) for name in METRICS)
+    metrics = first or second
     sums = [m["sum_nll"] / m["tokens"] for m in metrics if m.get("sum_nll") is not None]
     return sum(sums) / len(sums) if sums else float("inf")

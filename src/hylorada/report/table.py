@@ -192,7 +192,8 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
     for which in ("own_window", "extended"):
         distinct: dict[tuple[Any, ...], Record] = {}
         for run in runs:
-            metrics = run.data["base"].get(which) or {}
+            measured = run.data["base"].get(which) or {}
+            metrics = {name: measured[name] for name in METRICS.values() if name in measured}
             # Values to nine digits: what another thread count changes is no other base.
             key = tuple(
                 (
@@ -218,7 +219,8 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
 
 
 def _base_row(comparison: Comparison, run: Record, which: str, several: bool) -> Row:
-    metrics = run.data["base"][which]
+    measured = run.data["base"][which]
+    metrics = {name: measured[name] for name in METRICS.values() if name in measured}
     window = next(iter(metrics.values()))["window"]
     label = "base, own window" if which == "own_window" else "base, extended, untrained"
     if several:

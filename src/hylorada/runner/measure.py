@@ -1,43 +1,39 @@
-"""Measuring a model for the record, and the untouched base once for all runs that share it.
+"""Measuring a model for the record: perplexity, retrieval by depth, what more context is worth.
 
-The base stands in every record twice: with its range extended to the run's length but untrained, in
-the run's window; and as it is, in the window it was trained on (sliding). Both depend on the base,
-the text and the evaluation settings alone, so a sweep measures them once: they are cached under
-`<output_root>/.cache/base/`, behind a lock.
+Every measurement says its progress, ends at a signal between two batches or prompts, and continues
+from there when it is started again.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from filelock import FileLock
 from torch import nn
 
-from hylorada import anatomy
-from hylorada.config import PerplexityConfig, RunConfig
-from hylorada.data.packing import TokenCorpus, tokenizer_sha256
+from hylorada.config import PerplexityConfig
+from hylorada.data.packing import TokenCorpus
 from hylorada.errors import Interrupted
+from hylorada.evaluation.context_gain import ContextScore, evaluate_context_gain
+from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate_retrieval
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
-from hylorada.methods.position_range import extend_range
-from hylorada.runner.backbone import Backbone, load_backbone
-from hylorada.runner.disk import disk_errors, make_directory, replace_file
-from hylorada.runner.frozen import use_frozen_kernels
+from hylorada.runner.disk import replace_file
+from hylorada.runner.exam import Exam
 from hylorada.runner.progress import Reporter
 from hylorada.runner.signals import Stop
+
+Metrics = dict[str, dict[str, Any]]
 
 NAMES = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
 """Convention -> name of its metric in records and trackers."""
 
-_CACHE_FORMAT = 1
+SUFFIXES = {"ranked": "", "generated": "_generated"}
+"""Scoring -> what follows the names of retrieval metrics."""
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Meter:
         device: of the models.
         bf16: whether to run under bf16 autocast.
         chunk: tokens whose logits exist at one time.
-        stop: a signal ends a measurement at the next batch.
+        stop: a signal ends a measurement at the next batch or prompt.
         reporter: shows progress.
     """
 
@@ -68,7 +64,7 @@ class Meter:
         *,
         cover: int = 0,
         partial: Path | None = None,
-    ) -> dict[str, dict[str, Any]]:
+    ) -> Metrics:
         """Perplexity under each convention of the settings, as it stands in a record.
 
         Args:
@@ -94,12 +90,7 @@ class Meter:
                 started = now.convention
                 self.reporter.begin(f"{title}, {now.convention}", now.total)
             self.reporter.update(now.done, f"ppl {math.exp(min(now.sum_nll / now.done, 700)):.3f}")
-            try:
-                self.stop.check()
-            except Interrupted:
-                if partial is not None:
-                    replace_file(partial, json.dumps(now.state()).encode())
-                raise
+            self._stop_here(partial, now.state)
 
         with self.stop.deferred():
             results = evaluate_perplexity(
@@ -109,7 +100,7 @@ class Meter:
                 window,
                 cover=cover,
                 chunk=self.chunk,
-                autocast_dtype=torch.bfloat16 if self.bf16 else None,
+                autocast_dtype=self._autocast(),
                 progress=progress,
                 state=state,
             )
@@ -117,111 +108,216 @@ class Meter:
             partial.unlink(missing_ok=True)
         return {NAMES[convention]: result.to_dict() for convention, result in results.items()}
 
+    def retrieval(
+        self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
+    ) -> Metrics:
+        """Accuracy by depth under each scoring of the exam, as it stands in a record.
 
-def base_metrics(
-    config: RunConfig, meter: Meter, backbone: Backbone, corpus: TokenCorpus
-) -> dict[str, dict[str, Any]]:
-    """The two measurements of the base, from the cache or made now.
+        Args:
+            model: the model.
+            exam: with prompts.
+            title: what is measured, for the progress bar.
+            partial: where an interrupted measurement is kept.
 
-    They are made on a second copy of the model, so that the run's own stays as it was loaded and
-    its generators do not depend on whether the cache was hit.
+        Raises:
+            Interrupted: a signal came; the answers so far are in ``partial``.
+        """
+        prompts, settings = exam.prompts, exam.settings.lost_in_middle
+        assert prompts is not None
+        identity = [prompts.sha256, exam.window, settings.scorings, prompts.max_new_tokens]
+        kept = [Answer(**answer) for answer in _kept(partial, identity)]
+        self.reporter.begin(f"{title}, retrieval", len(prompts.prompts), len(kept))
 
-    Returns:
-        {"extended": metrics, "own_window": metrics}.
+        def progress(answers: list[Answer], total: int) -> None:
+            values = [a.generated if a.ranked is None else a.ranked for a in answers]
+            right = sum(value for value in values if value is not None) / len(values)
+            self.reporter.update(len(answers), f"right {right:.1%}")
+            self._stop_here(
+                partial, lambda: {"identity": identity, "done": [asdict(a) for a in answers]}
+            )
 
-    Raises:
-        Interrupted: a signal came.
-        DiskError: the cache cannot be written.
-    """
-    own_window = anatomy.trained_length(backbone.model.config)
-    length = config.length.max_length
-    settings = config.eval.perplexity
-    own_settings = dataclasses.replace(settings, conventions=["sliding"])
-    common = {
-        "format": _CACHE_FORMAT,
-        "model": backbone.sha256,
-        "tokenizer": tokenizer_sha256(backbone.tokenizer),
-        "text": corpus.sha256,
-        "length": length,
-        "attention": config.model.attn_implementation,
-        "bf16": meter.bf16,
-        "device": meter.device.type,
-        "versions": [torch.__version__, transformers.__version__],
-    }
-    folder = Path(config.output_root) / ".cache" / "base"
-    make_directory(folder)
-    copy: Any = None
+        with self.stop.deferred():
+            results = evaluate_retrieval(
+                model,
+                exam.tokenizer,
+                prompts.prompts,
+                exam.window,
+                scorings=settings.scorings,
+                max_new_tokens=prompts.max_new_tokens,
+                autocast_dtype=self._autocast(),
+                progress=progress,
+                done=kept,
+            )
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        return retrieval_metrics(results, exam)
 
-    def fresh_copy() -> Any:
-        nonlocal copy
-        if copy is None:
-            copy = load_backbone(config.model, meter.device).model
-            use_frozen_kernels(copy)
-        return copy
+    def context_gain(
+        self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
+    ) -> Metrics:
+        """The loss of the same targets with more and more context, as it stands in a record.
 
-    # In this order: the copy is extended after it was measured as it is.
-    measured = {}
-    own_key = {**common, "window": own_window, "settings": dataclasses.asdict(own_settings)}
-    with _CacheEntry(folder, own_key) as entry:
-        if entry.value is None:
-            entry.value = meter.measure(
-                fresh_copy(), corpus, own_settings, own_window,
-                f"base, own window {own_window}", cover=length, partial=entry.partial,
-            )  # fmt: skip
-        measured["own_window"] = entry.value
-    position_range = config.method.position_range
-    extended_key = {
-        **common,
-        "settings": dataclasses.asdict(settings),
-        "position_range": dataclasses.asdict(position_range),
-    }
-    with _CacheEntry(folder, extended_key) as entry:
-        if entry.value is None:
-            model = fresh_copy()
-            extend_range(
-                model, length, position_range.learned_init, position_range.rope_type,
-                position_range.rope_factor,
-            )  # fmt: skip
-            entry.value = meter.measure(
-                model, corpus, settings, length,
-                f"base, extended to {length}", partial=entry.partial,
-            )  # fmt: skip
-        measured["extended"] = entry.value
-    return measured
+        Args:
+            model: the model.
+            exam: its split and settings.
+            title: what is measured, for the progress bar.
+            partial: where an interrupted measurement is kept.
 
+        Raises:
+            Interrupted: a signal came; the sums so far are in ``partial``.
+        """
+        settings = exam.settings.context_gain
+        identity = [exam.corpus.sha256, exam.window, asdict(settings)]
+        kept: list[list[float]] = _kept(partial, identity)
+        started = False
 
-class _CacheEntry:
-    """An entry of the cache, held for one process; its value is written when the block ends well.
+        def progress(done: list[list[float]], total: int) -> None:
+            nonlocal started
+            if not started:
+                self.reporter.begin(f"{title}, context gain", total, len(kept))
+                started = True
+            self.reporter.update(len(done), "places")
+            self._stop_here(partial, lambda: {"identity": identity, "done": done})
 
-    Attributes:
-        value: the cached value; None if there is none yet.
-        partial: where an interrupted measurement of this entry is kept.
-    """
+        with self.stop.deferred():
+            scores = evaluate_context_gain(
+                model,
+                exam.corpus.documents,
+                exam.window,
+                contexts=settings.contexts,
+                targets=settings.targets,
+                places=settings.places,
+                autocast_dtype=self._autocast(),
+                progress=progress,
+                done=kept,
+            )
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        return context_metrics(scores, exam)
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-        self._path = folder / f"{name}.json"
-        self._key = key
-        self._lock = FileLock(folder / f"{name}.lock")
-        self.partial = folder / f"{name}.partial"
-        self.value: dict[str, Any] | None = None
-        self._found = False
+    def examine(
+        self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
+    ) -> Metrics:
+        """Everything that the exam asks for.
 
-    def __enter__(self) -> _CacheEntry:
-        with disk_errors(self._path):
-            self._lock.acquire()
+        Args:
+            model: the model; its training flags are put back.
+            exam: what is measured.
+            title: what is measured, for the progress bar.
+            partial: where an interrupted measurement is kept, to be continued by the next call;
+                finished parts lie beside it until all are.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        settings = exam.settings
+        parts: dict[str, Callable[[Path | None], Metrics]] = {}
+        if settings.perplexity.conventions:
+            parts["perplexity"] = lambda path: self.measure(
+                model, exam.corpus, settings.perplexity, exam.window, title, partial=path
+            )
+        if settings.lost_in_middle.enabled:
+            parts["lost_in_middle"] = lambda path: self.retrieval(model, exam, title, partial=path)
+        if settings.context_gain.enabled:
+            parts["context_gain"] = lambda path: self.context_gain(model, exam, title, partial=path)
+        finished_path = partial and partial.with_name(f"{partial.name}.parts")
+        identity = [exam.corpus.sha256, exam.window, asdict(settings)]
+        finished: dict[str, Metrics] = dict(_kept(finished_path, identity))
+        metrics: Metrics = {}
+        for name, part in parts.items():
+            if name not in finished:
+                finished[name] = part(partial and partial.with_name(f"{partial.name}-{name}"))
+                if finished_path is not None and len(parts) > 1:
+                    state = {"identity": identity, "done": list(finished.items())}
+                    replace_file(finished_path, json.dumps(state).encode())
+            metrics |= finished[name]
+        if finished_path is not None:
+            finished_path.unlink(missing_ok=True)
+        return metrics
+
+    def _autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.bf16 else None
+
+    def _stop_here(self, partial: Path | None, state: Callable[[], Any]) -> None:
+        """Keep what was measured, and stop, if a signal has come."""
         try:
-            stored = json.loads(self._path.read_text())
-            self._found = stored["key"] == self._key
-            self.value = stored["value"] if self._found else None
-        except (OSError, ValueError, KeyError):
-            self.value = None  # absent, or not what was written: measured again
-        return self
+            self.stop.check()
+        except Interrupted:
+            if partial is not None:
+                replace_file(partial, json.dumps(state()).encode())
+            raise
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None and not self._found:
-                entry = {"key": self._key, "value": self.value}
-                replace_file(self._path, json.dumps(entry).encode())
-        finally:
-            self._lock.release()
+
+def _kept(partial: Path | None, identity: list[Any]) -> list[Any]:
+    """What an interrupted measurement of the same thing left; nothing if it was another."""
+    if partial is None or not partial.exists():
+        return []
+    state = json.loads(partial.read_text())
+    # Through JSON, which has no tuples.
+    return state["done"] if state["identity"] == json.loads(json.dumps(identity)) else []
+
+
+def retrieval_metrics(results: Mapping[str, RetrievalResult], exam: Exam) -> Metrics:
+    """``lim/accuracy`` with all there is to know, ``lim/accuracy@<depth>``, ``lim/middle_gap``.
+
+    Names of the generated scoring end in ``_generated``, before the ``@``.
+    """
+    prompts, settings = exam.prompts, exam.settings.lost_in_middle
+    assert prompts is not None
+    metrics: Metrics = {}
+    for scoring, result in results.items():
+        suffix = SUFFIXES[scoring]
+        metrics[f"lim/accuracy{suffix}"] = {
+            **result.to_dict(),
+            "prompts": len(prompts.prompts),
+            "form": settings.form,
+            "source": prompts.source,
+            "items": prompts.items,
+            "key_style": settings.key_style if prompts.source == "generated" else None,
+            "prompts_sha256": prompts.sha256,
+        }
+        for score in result.by_depth:
+            metrics[f"lim/accuracy{suffix}@{score.depth:g}"] = {
+                "value": score.accuracy,
+                "low": score.low,
+                "high": score.high,
+                "prompts": score.prompts,
+                "depth": score.depth,
+                "chance": result.chance,
+            }
+        if result.middle_gap is not None:
+            metrics[f"lim/middle_gap{suffix}"] = {
+                "value": result.middle_gap,
+                "low": result.middle_gap_low,
+                "high": result.middle_gap_high,
+            }
+    return metrics
+
+
+def context_metrics(scores: list[ContextScore], exam: Exam) -> Metrics:
+    """``context_gain/gain``, of the longest context, and ``context_gain/nll@<context>``."""
+    last = scores[-1]
+    settings = exam.settings
+    metrics: Metrics = {
+        "context_gain/gain": {
+            "value": last.gain,
+            "low": last.gain_low,
+            "high": last.gain_high,
+            "context": last.context,
+            "shortest_context": scores[0].context,
+            "window": exam.window,
+            "targets": settings.context_gain.targets,
+            "places": last.tokens // settings.context_gain.targets,
+            "split": settings.perplexity.split,
+            "text_sha256": exam.corpus.sha256,
+            "by_context": [score.to_dict() for score in scores],
+        }
+    }
+    for score in scores:
+        metrics[f"context_gain/nll@{score.context}"] = {
+            "value": score.sum_nll / score.tokens,
+            "sum_nll": score.sum_nll,
+            "tokens": score.tokens,
+            "context": score.context,
+        }
+    return metrics

@@ -30,21 +30,24 @@ from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
+from hylorada.runner.base import base_metrics
 from hylorada.runner.checkpoint import load_newest
+from hylorada.runner.curve import mirror
 from hylorada.runner.device import choose_bf16, choose_device
 from hylorada.runner.disk import disk_errors, exclusive, replace_file
 from hylorada.runner.ending import exit_code, log_to, recorded
+from hylorada.runner.exam import prepare
 from hylorada.runner.faults import fault_point
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.loop import Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
-from hylorada.runner.measure import Meter, base_metrics
+from hylorada.runner.measure import Meter
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
 from hylorada.runner.seeding import deterministic, seed_everything
 from hylorada.runner.signals import Stop
-from hylorada.runner.summary import print_summary, tracked_summary
+from hylorada.runner.summary import print_summary
 from hylorada.runner.tracking import Tracker
 from hylorada.validation import validate
 
@@ -126,7 +129,8 @@ class _Run:
                 for split, corpus in ((config.eval.perplexity.split, test), ("train", train))
                 if corpus is not None
             }
-            record["base"] = base_metrics(config, self.meter, backbone, test)
+            exam = prepare(config.eval, config.length.max_length, test, backbone.tokenizer)
+            record["base"] = base_metrics(config, self.meter, backbone, exam)
 
             model = self._attach(backbone)
             self._gate(model, backbone)
@@ -140,10 +144,9 @@ class _Run:
                 self._train(model, backbone, blocks, tracker)
                 self._save_adapter(model)
                 fault_point("before_evaluation")
-                metrics = self.meter.measure(
-                    model, test, config.eval.perplexity, config.length.max_length,
-                    config.method.name, partial=self.directory / ".evaluation.partial",
-                )  # fmt: skip
+                metrics = self.meter.examine(
+                    model, exam, config.method.name, partial=self.directory / ".evaluation.partial"
+                )
                 self._finish(metrics, record["training"]["steps"], tracker)
 
     def _corpus(self, backbone: Backbone, split: str) -> TokenCorpus:
@@ -274,7 +277,7 @@ class _Run:
             lines.truncate(0)  # of an earlier attempt
         lines.append(line)
         tracker.log(line)
-        tracker.summary(tracked_summary(self.record))
+        mirror(self.record, tracker)
         fault_point("before_record")
 
 

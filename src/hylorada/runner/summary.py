@@ -8,11 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-CONVENTIONS = {"eval/ppl": "blocks", "eval/ppl_sliding": "sliding"}
+from hylorada.runner.measure import NAMES, SUFFIXES
+
+CONVENTIONS = {name: convention for convention, name in NAMES.items()}
+Metrics = dict[str, dict[str, Any]]
 
 
 def print_summary(record: dict[str, Any], run_dir: Path, console: Console | None = None) -> None:
-    """Print a table of perplexities of the base and this run, and where the record lies.
+    """Print what was measured of the base and of this run, and where the record lies.
 
     Args:
         record: a result.json.
@@ -20,42 +23,117 @@ def print_summary(record: dict[str, Any], run_dir: Path, console: Console | None
         console: default: standard output.
     """
     console = console or Console(highlight=False)
-    metrics: dict[str, Any] = record["metrics"]
-    extended = record["base"]["extended"]
-    own = record["base"]["own_window"]["eval/ppl_sliding"]
-    shown = list(metrics)
-    if "eval/ppl_sliding" not in shown:  # the only convention of the base's own window
+    for table in summary_tables(record, record["metrics"]):
+        console.print(table)
+    console.print(f"record: {run_dir / 'result.json'}", soft_wrap=True)
+
+
+def summary_tables(record: dict[str, Any], metrics: Metrics) -> list[Table]:
+    """A table for each kind of measurement among the metrics, the base first.
+
+    Args:
+        record: a result.json.
+        metrics: those of its metrics that are to be shown.
+    """
+    extended: Metrics = record["base"].get("extended") or {}
+    arms = [("base, extended, untrained", extended)]
+    if record["parameters"]["trainable"]:
+        arms.append((_label(record), metrics))
+    tables = []
+    if any(name in metrics for name in CONVENTIONS):
+        tables.append(_perplexity(record, metrics, extended))
+    for suffix in SUFFIXES.values():
+        if f"lim/accuracy{suffix}" in metrics:
+            tables.append(_retrieval(metrics, arms, suffix))
+    if "context_gain/gain" in metrics:
+        tables.append(_context_gain(metrics, arms))
+    return tables
+
+
+def _label(record: dict[str, Any]) -> str:
+    training = record["training"]
+    return f"{record['method']}, {training['steps']} steps" if training else record["method"]
+
+
+def _perplexity(record: dict[str, Any], metrics: Metrics, extended: Metrics) -> Table:
+    own = (record["base"].get("own_window") or {}).get("eval/ppl_sliding")
+    shown = [name for name in metrics if name in CONVENTIONS]
+    if own and "eval/ppl_sliding" not in shown:  # the only convention of the base's own window
         shown.append("eval/ppl_sliding")
-
     first = metrics[shown[0]]
-    table = Table(
-        title=f"perplexity on {record['dataset']}, {first['split']}: {first['tokens']} tokens",
-        title_justify="left",
+    table = _table(
+        f"perplexity on {record['dataset']}, {first['split']}: {first['tokens']} tokens",
+        ["window", *(CONVENTIONS[name] for name in shown), "change"],
     )
-    for header in ("model", "window", *(CONVENTIONS[name] for name in shown), "change"):
-        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=True)
 
-    def add(label: str, window: int, row: dict[str, Any], change: str = "") -> None:
-        cells = [f"{row[name]['value']:.3f}" if name in row else "-" for name in shown]
+    def add(label: str, window: int, row: Metrics, change: str = "") -> None:
+        cells = [_number(row[name]["value"]) if name in row else "-" for name in shown]
         table.add_row(label, str(window), *cells, change)
 
-    add("base, as it is", own["window"], {"eval/ppl_sliding": own})
+    if own:
+        add("base, as it is", own["window"], {"eval/ppl_sliding": own})
     add("base, extended, untrained", record["length"], extended)
     if record["parameters"]["trainable"]:
-        change = (first["value"] / extended[shown[0]]["value"] - 1) * 100
-        label = f"{record['method']}, {record['training']['steps']} steps"
-        add(label, record["length"], metrics, f"{change:+.2f} %")
-    console.print(table)
-    console.print(f"record: {run_dir / 'result.json'}", soft_wrap=True)
+        base = extended.get(shown[0])
+        change = ""
+        if base and base["value"] and first["value"]:
+            change = f"{(first['value'] / base['value'] - 1) * 100:+.2f} %"
+        add(_label(record), record["length"], metrics, change)
+    return table
+
+
+def _retrieval(metrics: Metrics, arms: list[tuple[str, Metrics]], suffix: str) -> Table:
+    whole = metrics[f"lim/accuracy{suffix}"]
+    low, high = whole["prompt_tokens"]
+    table = _table(
+        f"right answers by depth, {whole['scoring']} ({whole['form']}): {whole['prompts']} prompts "
+        f"of {low} to {high} tokens, chance {whole['chance']:.1%}",
+        [*(f"{score['depth']:g}" for score in whole["by_depth"]), "all", "edges - middle"],
+    )
+    for label, arm in arms:
+        found = arm.get(f"lim/accuracy{suffix}")
+        if found is None or found["prompts_sha256"] != whole["prompts_sha256"]:
+            continue
+        gap = arm.get(f"lim/middle_gap{suffix}")
+        cells = [f"{score['accuracy']:.1%}" for score in found["by_depth"]]
+        table.add_row(label, *cells, f"{found['value']:.1%}", f"{gap['value']:+.1%}" if gap else "")
+    return table
+
+
+def _context_gain(metrics: Metrics, arms: list[tuple[str, Metrics]]) -> Table:
+    whole = metrics["context_gain/gain"]
+    contexts = [score["context"] for score in whole["by_context"]]
+    table = _table(
+        f"loss of the same {whole['by_context'][0]['tokens']} tokens by context before them, "
+        "nats per token",
+        [*map(str, contexts), "gain"],
+    )
+    for label, arm in arms:
+        found = arm.get("context_gain/gain")
+        if found and [score["context"] for score in found["by_context"]] == contexts:
+            cells = [f"{s['sum_nll'] / s['tokens']:.3f}" for s in found["by_context"]]
+            table.add_row(label, *cells, f"{found['value']:+.3f}")
+    return table
+
+
+def _table(title: str, headers: list[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for header in ("model", *headers):
+        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=True)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "overflow" if value is None else f"{value:.3f}"
 
 
 def tracked_summary(record: dict[str, Any]) -> dict[str, float]:
     """The final numbers by the names that trackers show them under."""
-    metrics: dict[str, Any] = record["metrics"]
+    metrics: Metrics = record["metrics"]
     values: dict[str, float] = {}
     for name, metric in metrics.items():
         values[name] = metric["value"]
-        for bucket in metric["by_position"]:
+        for bucket in metric.get("by_position", []):
             if bucket["ppl"] is not None:
                 values[f"{name}_by_position/{bucket['start']}-{bucket['end']}"] = bucket["ppl"]
     for name, metric in record["base"]["extended"].items():
@@ -69,8 +147,13 @@ def tracked_summary(record: dict[str, Any]) -> dict[str, float]:
 
 def params_per_percent(record: dict[str, Any]) -> float | None:
     """Trainable parameters per 1 % of perplexity gained on the extended base; None without gain."""
-    name, metric = next(iter(record["metrics"].items()))
-    base = record["base"]["extended"][name]["value"]
-    percent = (base - metric["value"]) / base * 100
+    metrics, extended = record["metrics"], record["base"]["extended"]
+    name = next((name for name in CONVENTIONS if name in metrics and name in extended), None)
+    if name is None:
+        return None
+    base, value = extended[name]["value"], metrics[name]["value"]
+    if not base or value is None:
+        return None
+    percent = (base - value) / base * 100
     trainable = record["parameters"]["trainable"]
     return trainable / percent if trainable and percent > 0 else None

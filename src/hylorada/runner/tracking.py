@@ -10,6 +10,7 @@ without an account or a network; `wandb sync <run>/wandb/offline-run-*` uploads 
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import logging
 import os
 import secrets
@@ -33,6 +34,10 @@ class _Backend(Protocol):
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
     def summary(self, values: dict[str, float]) -> None: ...
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None: ...
+
+    def picture(self, name: str, png: bytes) -> None: ...
 
     def finish(self, exit_code: int) -> None: ...
 
@@ -70,6 +75,16 @@ class Tracker:
         """Set the final numbers of the run."""
         if (backend := self._backend) is not None:
             self._guard("log", START_SECONDS, lambda: backend.summary(_numbers(values)))
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Show a small table."""
+        if (backend := self._backend) is not None:
+            self._guard("table", START_SECONDS, lambda: backend.table(name, columns, rows))
+
+    def picture(self, name: str, png: bytes) -> None:
+        """Show a picture."""
+        if (backend := self._backend) is not None:
+            self._guard("picture", START_SECONDS, lambda: backend.picture(name, png))
 
     def finish(self, exit_code: int) -> None:
         """Close the tracker; what it has not sent by then stays in its files."""
@@ -131,6 +146,17 @@ class _Wandb:
 
     def summary(self, values: dict[str, float]) -> None:
         self._run.summary.update(values)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=[*columns], data=rows)})
+
+    def picture(self, name: str, png: bytes) -> None:
+        import wandb
+        from PIL import Image
+
+        self._run.log({name: wandb.Image(Image.open(io.BytesIO(png)))})
 
     def finish(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
@@ -201,6 +227,18 @@ class _TensorBoard:
 
     def summary(self, values: dict[str, float]) -> None:
         self.log(self._last, values)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        self._writer.add_text(name, text, self._last)
+
+    def picture(self, name: str, png: bytes) -> None:
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self._writer.add_image(name, pixels, self._last, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
         self._writer.close()

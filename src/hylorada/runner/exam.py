@@ -1,0 +1,121 @@
+"""What every arm of a comparison is asked: the text, the window, the retrieval prompts.
+
+Made once, before anything is measured or trained, so that what cannot be asked is refused early.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hylorada.config import EvalConfig, LostInMiddleConfig
+from hylorada.data.packing import TokenCorpus
+from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
+from hylorada.evaluation.retrieval_prompts import (
+    KeyValues,
+    RetrievalPrompt,
+    generate_key_values,
+    passkey_prompts,
+    question_prompts,
+    read_key_values,
+    read_questions,
+)
+
+QUESTION_TOKENS = 100  # of a generated answer to a question, as published
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The retrieval prompts of an exam.
+
+    Attributes:
+        prompts: each example at every depth.
+        items: pairs, lines or documents in the first prompt.
+        source: "generated", or the name of the file and the start of its sha256.
+        sha256: of all prompts with their answers and candidates.
+        max_new_tokens: of a generated answer; 0: by the candidates.
+    """
+
+    prompts: list[RetrievalPrompt]
+    items: int
+    source: str
+    sha256: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What is measured of a model, and on what.
+
+    Attributes:
+        settings: the run's evaluation settings.
+        window: the most tokens that a model sees.
+        corpus: the split, in tokens.
+        tokenizer: of the base.
+        prompts: None if retrieval is not asked for.
+    """
+
+    settings: EvalConfig
+    window: int
+    corpus: TokenCorpus
+    tokenizer: Any
+    prompts: Prompts | None
+
+
+def prepare(settings: EvalConfig, window: int, corpus: TokenCorpus, tokenizer: Any) -> Exam:
+    """An exam for models with this tokenizer.
+
+    Raises:
+        DataError: a file of prompts that is not one, or a window too small for a prompt.
+    """
+    prompts = None
+    if settings.lost_in_middle.enabled:
+        prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
+    return Exam(settings, window, corpus, tokenizer, prompts)
+
+
+def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> Prompts:
+    """The prompts that the settings describe: the same for the same settings, whatever the model.
+
+    Only the number of items, where it follows the window, depends on the tokenizer.
+
+    Raises:
+        DataError: see `prepare`.
+    """
+    source, max_new_tokens = "generated", settings.max_new_tokens
+    path = Path(settings.path).expanduser() if settings.path else None
+    if path is not None:
+        with path.open("rb") as file:
+            source = f"{path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    if settings.form == "nq":
+        assert path is not None
+        items = settings.items
+        # All rows lend distractors; the first of them are asked.
+        every = question_prompts(read_questions(path), items, settings.depths, settings.seed)
+        prompts = every[: settings.examples * len(settings.depths)]
+        max_new_tokens = max_new_tokens or QUESTION_TOKENS
+    elif settings.form == "passkey":
+        items = settings.items or lines_that_fit(tokenizer, window, settings.seed)
+        prompts = passkey_prompts(
+            items, settings.examples, depths=settings.depths, seed=settings.seed
+        )
+    else:
+        examples: list[KeyValues]
+        if path is not None:
+            examples = read_key_values(path)[: settings.examples]
+            items = len(examples[0].records)
+        else:
+            style, seed = settings.key_style, settings.seed
+            items = settings.items or keys_that_fit(tokenizer, window, style, seed)
+            examples = generate_key_values(items, settings.examples, seed=seed, form=style)
+        prompts = [
+            example.prompt(depth, number)
+            for number, example in enumerate(examples)
+            for depth in settings.depths
+        ]
+    text = json.dumps([[p.text, p.candidates, p.gold, p.answer, p.depth] for p in prompts])
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Prompts(prompts, items, source, digest, max_new_tokens)

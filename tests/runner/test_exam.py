@@ -1,0 +1,222 @@
+"""Retrieval and context gain in whole runs, on a random two-layer model of bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+
+import pytest
+from tiny_runs import make_config, make_model_folder, make_texts, result
+
+from hylorada import config as configs
+from hylorada.errors import DataError, Interrupted
+from hylorada.evaluation.retrieval_prompts import generate_key_values
+from hylorada.runner import curve, measure, tracking
+from hylorada.runner.exam import make_prompts
+from hylorada.runner.run import run
+
+WINDOW = 320  # bytes: some six short pairs
+DEPTHS = [0.0, 0.5, 1.0]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exam")
+    make_model_folder(folder / "model")
+    make_texts(folder / "texts")
+    return folder
+
+
+def asked(root, **changes):
+    return make_config(
+        root,
+        **{
+            "length__max_length": WINDOW,
+            "train__max_steps": 1,
+            "train__micro_batch_size": 1,
+            "eval__perplexity__conventions": ["blocks"],
+            "eval__lost_in_middle__enabled": True,
+            "eval__lost_in_middle__key_style": "hex",
+            "eval__lost_in_middle__examples": 4,
+            "eval__lost_in_middle__depths": DEPTHS,
+            "eval__lost_in_middle__scorings": ["ranked", "generated"],
+            "eval__context_gain__enabled": True,
+            "eval__context_gain__contexts": [8, 32, 999],
+            "eval__context_gain__targets": 16,
+            "eval__context_gain__places": 3,
+            **changes,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def done(root):
+    config = asked(root)
+    return config, run(config), root / "outputs" / "main" / configs.run_name(config)
+
+
+def test_the_record_holds_accuracy_by_depth_and_context_gain_of_the_run_and_the_base(done):
+    _, record, directory = done
+    assert json.loads((directory / "result.json").read_text()) == record
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        whole = metrics["lim/accuracy"]
+        assert (whole["form"], whole["source"], whole["window"]) == ("kv", "generated", WINDOW)
+        assert whole["chance"] == pytest.approx(1 / whole["items"])
+        assert whole["prompts"] == 12
+        assert whole["prompt_tokens"][1] < WINDOW
+        for suffix in ("", "_generated"):
+            for score in metrics[f"lim/accuracy{suffix}"]["by_depth"]:
+                flat = metrics[f"lim/accuracy{suffix}@{score['depth']:g}"]
+                assert flat["value"] == score["accuracy"]
+                assert flat["low"] <= flat["value"] <= flat["high"]
+                assert flat["prompts"] == 4
+        assert metrics["lim/middle_gap"]["value"] == whole["middle_gap"]
+        gain = metrics["context_gain/gain"]
+        assert [s["context"] for s in gain["by_context"]] == [8, 32]
+        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 32))
+        assert gain["value"] == pytest.approx(short - long)
+        assert gain["places"] == 3
+    assert (
+        record["metrics"]["lim/accuracy"]["prompts_sha256"]
+        == record["base"]["extended"]["lim/accuracy"]["prompts_sha256"]
+    )
+    assert set(record["base"]["own_window"]) == {"eval/ppl_sliding"}
+
+
+def test_the_last_line_of_metrics_has_every_number_by_its_name(done):
+    _, record, directory = done
+    last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(last) == {"step", *record["metrics"]}
+    assert last["lim/accuracy@0.5"] == record["metrics"]["lim/accuracy@0.5"]["value"]
+
+
+def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
+    done, root, capsys, monkeypatch
+):
+    _, first, _ = done
+    titles = []
+    real = measure.Meter.retrieval
+
+    def spy(self, model, exam, title, **options):
+        titles.append(title)
+        return real(self, model, exam, title, **options)
+
+    monkeypatch.setattr(measure.Meter, "retrieval", spy)
+    record = run(asked(root, eval__perplexity__conventions=[], seed=1))
+    assert titles == ["hylorada"]
+    assert record["base"]["own_window"] == {}
+    shared = record["base"]["extended"]
+    assert shared == {name: first["base"]["extended"][name] for name in shared}
+    out = capsys.readouterr().out
+    assert "perplexity" not in out
+    assert "right answers by depth, ranked (kv): 12 prompts" in out
+    assert "loss of the same 48 tokens" in out
+
+
+def test_every_part_continues_after_a_signal(done, root, monkeypatch):
+    config, record, _ = done
+    directory = root / "interrupted"
+    calls: dict[str, int] = {}
+    real = measure.Meter._stop_here
+
+    def stop_at_the_second(self, partial, state):
+        if partial is not None and partial.parent == directory:
+            calls[partial.name] = calls.get(partial.name, 0) + 1
+            if calls[partial.name] == 2:
+                self.stop.requested = signal.SIGTERM
+        real(self, partial, state)
+
+    monkeypatch.setattr(measure.Meter, "_stop_here", stop_at_the_second)
+    interruptions = 0
+    while True:
+        try:
+            again = run(config, directory)
+            break
+        except Interrupted:
+            interruptions += 1
+            assert result(directory)["status"] == "interrupted"
+    assert interruptions == len(calls) == 3
+    assert sorted(calls.values()) == [3, 4, 12]  # places, blocks, prompts: none measured twice
+    assert again["metrics"] == record["metrics"]
+    assert not list(directory.glob(".evaluation*"))
+
+
+def test_prompts_that_do_not_fit_are_refused_before_training(root, tmp_path):
+    with pytest.raises(DataError, match="not even two uuid pairs fit a window of 96"):
+        run(
+            asked(root, length__max_length=96, eval__lost_in_middle__key_style="uuid"),
+            tmp_path / "run",
+        )
+    with pytest.raises(DataError, match="more than the window of 320"):
+        run(asked(root, eval__lost_in_middle__items=40), tmp_path / "other")
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+
+
+class Characters:
+    eos_token_id = None
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [ord(c) for c in text]}
+
+
+def test_a_published_file_says_which_pairs(tmp_path):
+    path = tmp_path / "kv.jsonl.gz"
+    examples = generate_key_values(5, 3)
+    with gzip.open(path, "wt") as file:
+        for e in examples:
+            row = {"ordered_kv_records": e.records, "key": e.key, "value": e.value}
+            file.write(json.dumps(row) + "\n")
+    settings = configs.LostInMiddleConfig(path=str(path), examples=2, depths=[0.0, 1.0])
+    found = make_prompts(settings, Characters(), 4096)
+    assert [p.text for p in found.prompts] == [
+        e.prompt(d, n).text for n, e in enumerate(examples[:2]) for d in (0.0, 1.0)
+    ]
+    assert found.items == 5
+    assert found.source.startswith("kv.jsonl.gz, sha256 ")
+
+
+def test_passkeys_fill_the_window_and_questions_take_a_longer_answer(tmp_path):
+    settings = configs.LostInMiddleConfig(form="passkey", examples=3, depths=[0.5])
+    found = make_prompts(settings, Characters(), 2000)
+    assert 1800 < max(len(p.text) for p in found.prompts) <= 2000
+    rows = [
+        {"question": f"q{i}?", "answers": [f"a{i}"], "ctxs": [{"title": "t", "text": f"is a{i}."}]}
+        for i in range(4)
+    ]
+    path = tmp_path / "nq.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    settings = configs.LostInMiddleConfig(
+        form="nq", path=str(path), items=3, examples=2, scorings=["generated"], depths=[0.0, 1.0]
+    )
+    found = make_prompts(settings, Characters(), 2000)
+    assert (len(found.prompts), found.items, found.max_new_tokens) == (4, 3, 100)
+
+
+def test_trackers_get_the_numbers_the_table_and_the_picture(done):
+    _, record, _ = done
+
+    class Tracker(tracking.Tracker):
+        def __init__(self):
+            self.got = {}
+
+        def summary(self, values):
+            self.got["summary"] = values
+
+        def table(self, name, columns, rows):
+            self.got[name] = (columns, rows)
+
+        def picture(self, name, png):
+            self.got[name] = png
+
+    tracker = Tracker()
+    curve.mirror(record, tracker)
+    metric = record["metrics"]["lim/accuracy@0.5"]
+    assert tracker.got["summary"]["lim/accuracy@0.5"] == metric["value"]
+    assert "base/context_gain/nll@32" in tracker.got["summary"]
+    columns, rows = tracker.got["lim/by_depth"]
+    assert len(rows) == 2 * 2 * len(DEPTHS)
+    row = dict(zip(columns, rows[len(rows) // 2 + 1], strict=True))
+    assert (row["model"], row["depth"], row["accuracy"]) == ("hylorada", 0.5, metric["value"])
+    for name in ("lim/curve", "lim/curve_generated"):
+        assert tracker.got[name].startswith(b"\x89PNG")
