@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from hylorada import cli, compose
-from hylorada.config import RunConfig, run_dir
+from hylorada.config import RunConfig, run_dir, to_dict
 from hylorada.errors import DivergedError, Interrupted
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "wandb", "matplotlib")
@@ -303,3 +303,86 @@ def test_nothing_heavy_is_imported_before_a_run_starts(words: list[str], code: i
         assert "rslora_position_bias" in out
         assert max(map(len, out.splitlines())) <= 100
     assert (err == "") == (code == 0)
+
+
+# --- hylorada-eval --------------------------------------------------------------------------------
+
+
+Calls = list[tuple[str, str, RunConfig]]
+
+
+@pytest.fixture
+def evaluator(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """A finished run in `done/`, and a stand-in that notes what it is asked to measure."""
+    calls: Calls = []
+    module = types.ModuleType("hylorada.runner.evaluate")
+    for kind in ("run", "adapter"):
+        note = lambda place, config, kind=kind: calls.append((kind, place, config))  # noqa: E731
+        setattr(module, f"evaluate_{kind}", note)
+    monkeypatch.setitem(sys.modules, "hylorada.runner.evaluate", module)
+    import hylorada.runner
+
+    monkeypatch.setattr(hylorada.runner, "evaluate", module, raising=False)
+    config = RunConfig(seed=5)
+    config.eval.perplexity.max_blocks = 7
+    Path("done").mkdir()
+    record = {"status": "ok", "config": to_dict(config)}
+    Path("done/result.json").write_text(json.dumps(record))
+    package = logging.getLogger("hylorada")
+    handlers = package.handlers[:]
+    yield calls
+    package.handlers[:] = handlers
+
+
+def test_a_finished_run_keeps_its_settings_but_for_those_of_the_measurement(
+    evaluator: Calls,
+) -> None:
+    assert cli.evaluate(["run=done"]) == 0
+    assert cli.evaluate(["run=done", "eval=retrieval", "device=cpu", "track=off"]) == 0
+    assert cli.evaluate(["run=done", "eval.context_gain.enabled=true"]) == 0
+    same, group, key = (config for _, _, config in evaluator)
+    assert (same.seed, same.eval.perplexity.max_blocks) == (5, 7)
+    assert (group.seed, group.eval.name, group.track.kind) == (5, "retrieval", "off")
+    assert group.eval.lost_in_middle.enabled
+    assert (key.eval.perplexity.max_blocks, key.eval.context_gain.enabled) == (7, True)
+    assert {(kind, place) for kind, place, _ in evaluator} == {("run", "done")}
+
+
+def test_an_adapter_is_measured_as_the_words_say(evaluator: Calls) -> None:
+    assert cli.evaluate(["adapter=./a", "model=gpt2", "length=2k", "eval=full"]) == 0
+    ((kind, place, config),) = evaluator
+    assert (kind, place, config.length.max_length) == ("adapter", "./a", 2048)
+    assert config.eval.name == "full"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("", 2, "run=DIRECTORY or adapter=FOLDER"),
+        ("run=done adapter=x", 2, "run=DIRECTORY or adapter=FOLDER"),
+        ("run=", 2, "run=DIRECTORY or adapter=FOLDER"),
+        ("run=done train.lr=1", 2, "train.lr: a finished run keeps its settings"),
+        ("run=done length=2k", 2, "length: a finished run keeps its settings"),
+        ("run=done eval=retrival", 2, "did you mean retrieval?"),
+        ("run=done eval.lost_in_middle.depth=1", 2, "did you mean eval.lost_in_middle.depths?"),
+        ("run=done eval.perplexity.stride=-1", 2, "eval.perplexity.stride"),
+        ("run=done --resolve", 2, "unrecognized arguments: --resolve"),
+        ("run=none", 3, "no result.json here"),
+        ("adapter=x", 2, "needs its base"),
+    ],
+)
+def test_a_mistake_in_what_to_measure_is_one_line(
+    evaluator: Calls, capfd: pytest.CaptureFixture[str], words: str, code: int, said: str
+) -> None:
+    assert cli.evaluate(words.split()) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("hylorada-eval: error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert not evaluator
+
+
+def test_help_names_the_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.evaluate(["--help"]) == 0
+    assert "default, full, quick, retrieval" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The commands: hylorada-train, hylorada-report.
+"""The commands: hylorada-train, hylorada-eval, hylorada-report.
 
 Torch is imported only by a run that starts. Standard output carries results (the directory of each
 run, a table); everything else goes to standard error. Whatever a user can cause ends in one line
@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hylorada import compose
 from hylorada.config import RunConfig, run_dir, run_name
-from hylorada.errors import ConfigError, DiskError, HyloradaError, Interrupted
+from hylorada.errors import ConfigError, DataError, DiskError, HyloradaError, Interrupted
 from hylorada.runner.record import read_result
 from hylorada.suggest import did_you_mean
 from hylorada.validation import validate
@@ -61,12 +61,36 @@ Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them 
 A run lies in <output_root>/<experiment>/<method>-<length>-seed<N>-<fingerprint>. The same command
 continues it, or does nothing when it is done.
 """
+_EVAL_HELP = """\
+hylorada-eval: measure a finished run again, and add the numbers to its record; or any PEFT adapter.
+
+  hylorada-eval run=outputs/main/hylorada-4k-seed0-0123456789 eval=retrieval
+  hylorada-eval run=... eval.lost_in_middle.enabled=true eval.lost_in_middle.examples=200
+  hylorada-eval adapter=./adapter model=gpt2 dataset=wikitext2 length=2k eval=full
+
+With run=, eval= names what is measured (default: what the run measured), and eval.*, device,
+threads, track, train.precision, dataset.path, dataset.cache_dir may be set; all else is the run's.
+With adapter=, model= names its base, and length, dataset and method.position_range say on what it
+is measured; the record lies under <output_root>/<experiment>/adapter-...
+
+  eval        {evaluations}
+  -h, --help, --version
+"""
+# What may differ from the settings of a finished run.
+_MEASURING = (
+    "eval", "device", "threads", "track", "train.precision", "dataset.path", "dataset.cache_dir",
+)  # fmt: skip
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def train(argv: Sequence[str] | None = None) -> int:
     """``hylorada-train``: one run, or with ``-m`` every combination. Returns the exit code."""
     return _guarded("hylorada-train", _train, argv)
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """``hylorada-eval``: measure a finished run or an adapter. Returns the exit code."""
+    return _guarded("hylorada-eval", _evaluate, argv)
 
 
 def report(argv: Sequence[str] | None = None) -> int:
@@ -248,6 +272,75 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
     for outcome in failed:
         _complain("hylorada-train", f"{outcome.name}: {outcome.message}")
     return failed[0].exit_code if failed else 0
+
+
+def _evaluate(words: list[str]) -> int:
+    if "-h" in words or "--help" in words:
+        groups = sorted(file.stem for file in (compose.conf_dir() / "eval").glob("*.yaml"))
+        sys.stdout.write(_EVAL_HELP.format(evaluations=", ".join(groups)))
+        return 0
+    if "--version" in words:
+        sys.stdout.write(f"{version('hylorada')}\n")
+        return 0
+    flags = [word for word in words if word.startswith("-")]
+    if flags:
+        raise ConfigError(f"unrecognized arguments: {' '.join(flags)}; see hylorada-eval --help")
+    subjects = [word for word in words if word.partition("=")[0] in ("run", "adapter")]
+    if len(subjects) != 1 or not subjects[0].partition("=")[2]:
+        raise ConfigError(
+            "name one thing to measure: run=DIRECTORY or adapter=FOLDER; see hylorada-eval --help"
+        )
+    kind, _, place = subjects[0].partition("=")
+    overrides = compose.rewrite([word for word in words if word not in subjects])
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    if kind == "adapter" and not {"model", "model.path"} & set(keys):
+        raise ConfigError("adapter= needs its base: model=..., as in model=gpt2 or model=./folder")
+    with compose.session("hylorada-eval") as hydra:
+        asked = compose.to_typed(compose.compose(hydra, overrides))
+    config = asked if kind == "adapter" else _of_finished_run(Path(place), asked, keys)
+    validate(config)
+    _log_to_terminal()
+    from hylorada.runner import evaluate as runner
+
+    if kind == "adapter":
+        runner.evaluate_adapter(place, config)
+    else:
+        runner.evaluate_run(place, config)
+    return 0
+
+
+def _of_finished_run(directory: Path, asked: RunConfig, keys: Sequence[str]) -> RunConfig:
+    """The settings of a finished run, with those of the measurement that were asked for."""
+    for key in keys:
+        if not any(key == name or key.startswith(f"{name}.") for name in _MEASURING):
+            raise ConfigError(
+                f"{key}: a finished run keeps its settings; only {', '.join(_MEASURING)} may be "
+                "set with run=, so train another run for it"
+            )
+    record = read_result(directory)
+    if record is None:
+        raise DataError(f"run={directory}: no result.json here; give the directory of a run")
+    if not isinstance((record.get("config") or {}).get("train"), dict):
+        raise DataError(
+            f"run={directory}: the record of an adapter that was only measured; use adapter= again"
+        )
+    config = compose.to_typed(record["config"])
+    for key in sorted(keys, key=len):  # a group before one of its keys
+        *path, last = key.split(".")
+        source, target = asked, config
+        for name in path:
+            source, target = getattr(source, name), getattr(target, name)
+        setattr(target, last, getattr(source, last))
+    return config
+
+
+def _log_to_terminal() -> None:
+    """Messages of this package to standard error, as Hydra does it for a training run."""
+    package = logging.getLogger("hylorada")
+    if not package.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        package.addHandler(handler)
 
 
 def _is_done(config: RunConfig) -> bool:

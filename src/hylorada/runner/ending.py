@@ -65,6 +65,10 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
         return error
     if is_out_of_memory(error):
         train = record["config"]["train"]
+        if train is None:  # an adapter that is only measured
+            return OutOfMemoryError(
+                f"out of memory at length {record['length']}; try a shorter length"
+            )
         hints = [
             f"train.micro_batch_size={train['micro_batch_size'] // 2}"
             if train["micro_batch_size"] > 1

@@ -346,8 +346,18 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
     record = read_result(directory)
     if record is None:
         raise DataError(f"{directory}: no result.json here; give the directory of a run")
+    return load_finished(directory, record, choose_device(device))[0]
+
+
+def load_finished(directory: Path, record: Record, device: torch.device) -> tuple[Any, Backbone]:
+    """`load_run` for a record that is read already; also the base that the model is built on."""
+    if "lora" not in record["config"]["method"]:
+        raise DataError(
+            f"{directory}: the record of an adapter that was only measured here; load the adapter "
+            f"itself, {record['config']['method'].get('adapter')}"
+        )
     settings = ModelConfig(**record["config"]["model"])
-    backbone = load_backbone(settings, choose_device(device))
+    backbone = load_backbone(settings, device)
     trained_on = record["provenance"].get("base_model_sha256")
     if trained_on not in (None, backbone.sha256):
         raise DataError(
@@ -357,11 +367,11 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
     if not record["config"]["method"]["lora"]["enabled"]:
         position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
         _extend(backbone.model, record["length"], position_range)
-        return backbone.model.eval()
+        return backbone.model.eval(), backbone
     adapter = directory / "adapter"
     if not (adapter / "adapter_model.safetensors").is_file():
         raise DataError(
             f"{directory}: no adapter/adapter_model.safetensors (status {record['status']}); "
             "run it to its end first"
         )
-    return PeftModel.from_pretrained(backbone.model, str(adapter)).eval()
+    return PeftModel.from_pretrained(backbone.model, str(adapter)).eval(), backbone

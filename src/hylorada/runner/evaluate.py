@@ -1,0 +1,326 @@
+"""Measuring again: a finished run, whose record it adds to, or any PEFT adapter.
+
+Nothing is trained. What a record held before and is measured now is kept under ``evaluations``,
+with the settings and the machine of each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from rich.console import Console
+from safetensors import safe_open
+
+from hylorada import config as configs
+from hylorada.config import RunConfig
+from hylorada.data.packing import load_token_corpus
+from hylorada.errors import ConfigError, DataError
+from hylorada.methods.position_range import extend_range
+from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
+from hylorada.runner.base import base_metrics
+from hylorada.runner.curve import mirror
+from hylorada.runner.device import choose_bf16, choose_device
+from hylorada.runner.disk import exclusive
+from hylorada.runner.ending import LogError, exit_code, explained, log_to, recorded
+from hylorada.runner.exam import Exam, prepare
+from hylorada.runner.frozen import use_frozen_kernels
+from hylorada.runner.measure import Meter, Metrics
+from hylorada.runner.progress import Reporter
+from hylorada.runner.provenance import provenance
+from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
+from hylorada.runner.run import Record, load_finished
+from hylorada.runner.seeding import deterministic, seed_everything
+from hylorada.runner.signals import Stop
+from hylorada.runner.summary import print_summary, summary_tables
+from hylorada.runner.tracking import Tracker
+from hylorada.validation import validate
+
+PARTS = ("perplexity", "lost_in_middle", "context_gain")
+
+
+def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
+    """Measure a finished run by ``config.eval`` and add the numbers to its record.
+
+    Args:
+        run_dir: the run's directory.
+        config: the run's settings, but for what may differ now: ``eval``, ``device``, ``threads``,
+            ``track``, ``train.precision``, and where its text lies.
+
+    Returns:
+        The record as it stands now.
+
+    Raises:
+        DataError: no finished run is there, or its base or text cannot be had.
+        HyloradaError: see `errors`; the record is then as it was.
+    """
+    validate(config)
+    directory = Path(run_dir)
+    with _session(directory) as (stop, log):
+        record = read_result(directory)
+        if record is None:
+            raise DataError(f"{directory}: no result.json here; give the directory of a run")
+        if record["status"] != "ok":
+            raise DataError(
+                f"{directory}: this run is not finished (status {record['status']}); run it to its "
+                "end first"
+            )
+        try:
+            metrics = _again(config, directory, record, stop)
+        except BaseException as error:
+            known = explained(error, directory, record)
+            log(known)
+            if known is error:
+                raise
+            raise known from error
+    console = Console(highlight=False)
+    for table in summary_tables(record, metrics):
+        console.print(table)
+    console.print(f"added to {directory / 'result.json'}", soft_wrap=True)
+    return record
+
+
+def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Metrics:
+    seed_everything(config.seed)
+    device = _device(config)
+    # The base's cache lies beside the experiment's folder, wherever that is now.
+    if directory.absolute().parent.name == config.experiment:
+        config.output_root = str(directory.absolute().parents[1])
+    with Reporter() as reporter:
+        meter = _meter(config, device, stop, reporter)
+        model, backbone = load_finished(directory, record, device)
+        exam = _exam(config, backbone, stop)
+        base = base_metrics(config, meter, backbone, exam)
+        if config.method.lora.enabled:
+            use_frozen_kernels(model)
+            asked = json.dumps(dataclasses.asdict(config.eval), sort_keys=True)
+            name = hashlib.sha256(f"{asked} {exam.corpus.sha256}".encode()).hexdigest()[:10]
+            metrics = meter.examine(
+                model, exam, config.method.name, partial=directory / f".evaluation-{name}.partial"
+            )
+        else:
+            metrics = base["extended"]
+    _add(record, config, exam, metrics, base, device)
+    write_result(directory, record)
+    step = (record["training"] or {}).get("steps", 0)
+    line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
+    JsonLines(directory / "metrics.jsonl").append(line)
+    _mirror(config, directory, record)
+    return metrics
+
+
+def _add(
+    record: Record,
+    config: RunConfig,
+    exam: Exam,
+    metrics: Metrics,
+    base: dict[str, Metrics],
+    device: torch.device,
+) -> None:
+    """Put new numbers in the place of those of the same name; what stood there is kept."""
+    settings = dataclasses.asdict(config.eval)
+    measured = {
+        "perplexity": bool(config.eval.perplexity.conventions),
+        "lost_in_middle": config.eval.lost_in_middle.enabled,
+        "context_gain": config.eval.context_gain.enabled,
+    }
+    here = provenance(device)
+    record.setdefault("evaluations", []).append(
+        {
+            "eval": {part: settings[part] for part in PARTS if measured[part]},
+            "metrics": sorted(metrics),
+            "replaced": _put(record["metrics"], metrics),
+            "replaced_base": {
+                which: _put(record["base"].setdefault(which, {}), found)
+                for which, found in base.items()
+            },
+            "text_sha256": exam.corpus.sha256,
+            "provenance": here,
+        }
+    )
+    # The settings in a record are those that its numbers were measured under.
+    for part in PARTS:
+        if measured[part]:
+            record["config"]["eval"][part] = settings[part]
+
+
+def _put(metrics: Metrics, new: Metrics) -> Metrics:
+    """Update metrics in place; return those that had to go.
+
+    With one depth or context all of its kind go: they belong to one set of prompts or places.
+    """
+    kinds = {name.partition("@")[0] for name in new}
+    old = {name: m for name, m in metrics.items() if name.partition("@")[0] in kinds}
+    for name in old:
+        del metrics[name]
+    metrics.update(new)
+    return {name: metric for name, metric in old.items() if new.get(name) != metric}
+
+
+def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
+    """Measure any PEFT adapter on its base, and write a record of its own.
+
+    An adapter that does not bring its own extension of the range is measured on the base extended
+    as every arm is (``config.method.position_range``).
+
+    Args:
+        adapter: the folder that `save_pretrained` wrote.
+        config: model, text, length, evaluation; nothing else of it has an effect.
+
+    Returns:
+        The record, which lies in ``<output_root>/<experiment>/<label>-<length>-<fingerprint>``.
+
+    Raises:
+        DataError: no adapter there, or not one of this base.
+        ConfigError: a kind of adapter that cannot be measured.
+    """
+    validate(config)
+    folder = Path(adapter).expanduser()
+    weights = folder / "adapter_model.safetensors"
+    if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+        raise DataError(
+            f"adapter={adapter}: no adapter_config.json with adapter_model.safetensors here; give "
+            "the folder that PEFT's save_pretrained wrote"
+        )
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:  # peft raises what its parsing meets
+        raise DataError(
+            f"adapter={adapter}: adapter_config.json cannot be read ({error})"
+        ) from error
+    if getattr(settings, "is_prompt_learning", False):
+        raise ConfigError(
+            f"adapter={adapter}: {settings.peft_type} puts virtual tokens before the text, which "
+            "these measurements leave out; give an adapter of the weights, such as LoRA"
+        )
+    reach = getattr(settings, "max_length", 0)
+    window = config.length.max_length
+    if reach and reach < window:
+        raise ConfigError(
+            f"adapter={adapter}: made for {reach} tokens, but length.max_length is {window}; "
+            "choose a length that it reaches"
+        )
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    source = folder.resolve()
+    name = source.parent.name if source.name == "adapter" else source.name
+    config.method.name = "adapter-" + (re.sub(r"[^\w.+-]+", "-", name).strip("-") or "unnamed")
+    record = blank_result(config)
+    text = f"{record['fingerprint']} {digest}"
+    record["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:10]
+    record["name"] = f"{config.method.name}-{config.length.name}-{record['fingerprint']}"
+    record["config"]["method"] = {
+        "name": config.method.name,
+        "adapter": str(adapter),
+        "adapter_sha256": digest,
+        "peft_type": str(getattr(settings.peft_type, "value", settings.peft_type)),
+        "position_range": dataclasses.asdict(config.method.position_range),
+    }
+    record["config"]["train"] = None  # unknown
+    directory = Path(config.output_root) / config.experiment / record["name"]
+    done = read_result(directory)
+    if done is not None and done.get("status") == "ok":
+        Reporter().say(f"measured already: {directory / 'result.json'}")
+        print_summary(done, directory)
+        return done
+    with _session(directory) as (stop, log), recorded(directory, record, log):
+        seed_everything(config.seed)
+        device = _device(config)
+        record["provenance"] = provenance(device)
+        with Reporter() as reporter:
+            meter = _meter(config, device, stop, reporter)
+            backbone = load_backbone(config.model, device)
+            record["provenance"]["base_model_sha256"] = backbone.sha256
+            exam = _exam(config, backbone, stop)
+            split = config.eval.perplexity.split
+            record["provenance"]["dataset_sha256"] = {split: exam.corpus.sha256}
+            record["base"] = base_metrics(config, meter, backbone, exam)
+            model = _attach(folder, backbone, config, own_range=bool(reach))
+            count = _numbers_in(weights)
+            record["parameters"] = {
+                "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
+            }  # fmt: skip
+            use_frozen_kernels(model)
+            record["metrics"] = meter.examine(
+                model, exam, config.method.name, partial=directory / ".evaluation.partial"
+            )
+        _mirror(config, directory, record)
+    print_summary(record, directory)
+    return record
+
+
+def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool) -> Any:
+    if not own_range:
+        position_range = config.method.position_range
+        extend_range(
+            backbone.model, config.length.max_length, position_range.learned_init,
+            position_range.rope_type, position_range.rope_factor,
+        )  # fmt: skip
+    try:
+        return PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"adapter={folder}: does not fit model {config.model.path} ({first}); give the base it "
+            "was made for as model=..."
+        ) from error
+
+
+def _numbers_in(weights: Path) -> int:
+    count = 0
+    with safe_open(str(weights), "pt") as file:
+        for key in file.keys():  # noqa: SIM118  (not a mapping)
+            size = 1
+            for n in file.get_slice(key).get_shape():
+                size *= n
+            count += size
+    return count
+
+
+@contextmanager
+def _session(directory: Path) -> Iterator[tuple[Stop, LogError]]:
+    """One process in the directory, signals heard, a log, and the same numbers each time."""
+    stop = Stop()
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(directory))
+        stack.enter_context(stop.listening())
+        log = stack.enter_context(log_to(directory / "run.log"))
+        stack.enter_context(deterministic())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", FutureWarning)
+        yield stop, log
+
+
+def _device(config: RunConfig) -> torch.device:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return choose_device(config.device)
+
+
+def _meter(config: RunConfig, device: torch.device, stop: Stop, reporter: Reporter) -> Meter:
+    bf16 = choose_bf16(config.train.precision, device)
+    return Meter(device, bf16, config.train.loss_chunk, stop, reporter)
+
+
+def _exam(config: RunConfig, backbone: Backbone, stop: Stop) -> Exam:
+    corpus = load_token_corpus(
+        config.dataset, config.eval.perplexity.split, backbone.tokenizer, config.model.path,
+        progress=lambda tokens: stop.check(),
+    )  # fmt: skip
+    return prepare(config.eval, config.length.max_length, corpus, backbone.tokenizer)
+
+
+def _mirror(config: RunConfig, directory: Path, record: Record) -> None:
+    tracker = Tracker(config.track, directory, record["name"], configs.to_dict(config))
+    with ExitStack() as stack:
+        stack.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
+        mirror(record, tracker)

@@ -1,0 +1,184 @@
+"""A finished run and a foreign adapter, measured again, on a random two-layer model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from tiny_runs import make_config, make_model_folder, make_texts, result
+
+from hylorada import config as configs
+from hylorada.errors import ConfigError, DataError, DiskError
+from hylorada.runner import measure
+from hylorada.runner.backbone import load_backbone
+from hylorada.runner.disk import exclusive
+from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
+from hylorada.runner.run import load_run, run
+
+WINDOW = 320
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    make_model_folder(folder / "model")
+    make_texts(folder / "texts")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    config = small(root)
+    record = run(config)
+    return config, record, root / "outputs" / "main" / configs.run_name(config)
+
+
+@pytest.fixture
+def finished(trained, root):
+    """A copy of the finished run that a test may change."""
+    config, record, directory = trained
+    copy = root / "outputs" / "main" / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(directory, copy)
+    return config, record, copy
+
+
+def small(root, **changes):
+    return make_config(
+        root,
+        **{
+            "length__max_length": WINDOW,
+            "train__max_steps": 2,
+            "train__micro_batch_size": 1,
+            "eval__perplexity__conventions": ["blocks"],
+            **changes,
+        },
+    )
+
+
+def retrieval(config, **changes):
+    config = configs.RunConfig(**{**vars(config), "eval": configs.EvalConfig("retrieval")})
+    config.eval.perplexity.conventions = []
+    lim = config.eval.lost_in_middle
+    lim.enabled, lim.key_style, lim.examples, lim.depths = True, "hex", 3, [0.0, 0.5, 1.0]
+    for name, value in changes.items():
+        setattr(lim, name, value)
+    return config
+
+
+def test_new_numbers_are_added_and_older_ones_stay(finished, capsys):
+    config, before, directory = finished
+    record = evaluate_run(directory, retrieval(config))
+    assert json.loads((directory / "result.json").read_text()) == record
+    assert record["metrics"]["eval/ppl"] == before["metrics"]["eval/ppl"]
+    assert record["metrics"]["lim/accuracy"]["prompts"] == 9
+    assert "lim/accuracy@0.5" in record["base"]["extended"]
+    assert record["base"]["extended"]["eval/ppl"] == before["base"]["extended"]["eval/ppl"]
+    (entry,) = record["evaluations"]
+    assert set(entry["eval"]) == {"lost_in_middle"}
+    assert entry["replaced"] == {}
+    assert record["config"]["eval"]["perplexity"] == before["config"]["eval"]["perplexity"]
+    assert record["config"]["eval"]["lost_in_middle"]["examples"] == 3
+    last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["lim/accuracy@0"] == record["metrics"]["lim/accuracy@0"]["value"]
+    out = capsys.readouterr().out
+    assert "right answers by depth" in out
+    assert "perplexity" not in out
+    assert not list(directory.glob(".evaluation*"))
+
+
+def test_depths_of_other_prompts_make_way_and_are_kept(finished):
+    config, _, directory = finished
+    first = evaluate_run(directory, retrieval(config))["metrics"]
+    first = json.loads(json.dumps(first))
+    record = evaluate_run(directory, retrieval(config, depths=[0.25, 1.0], seed=1))
+    depths = {name for name in record["metrics"] if name.startswith("lim/accuracy@")}
+    assert depths == {"lim/accuracy@0.25", "lim/accuracy@1"}
+    replaced = record["evaluations"][1]["replaced"]
+    assert replaced["lim/accuracy@0"] == first["lim/accuracy@0"]
+    assert replaced["lim/accuracy"] == first["lim/accuracy"]
+
+
+def test_what_the_run_measured_comes_out_the_same(finished):
+    config, before, directory = finished
+    record = evaluate_run(directory, config)
+    value = record["metrics"]["eval/ppl"]["value"]
+    assert value == pytest.approx(before["metrics"]["eval/ppl"]["value"], rel=1e-6)
+
+
+def test_a_failure_leaves_the_record_as_it_was(finished, monkeypatch):
+    config, _, directory = finished
+    before = (directory / "result.json").read_bytes()
+
+    def fail(*_, **__):
+        raise DataError("no")
+
+    monkeypatch.setattr(measure.Meter, "retrieval", fail)
+    with pytest.raises(DataError):
+        evaluate_run(directory, retrieval(config, seed=7))
+    with exclusive(directory), pytest.raises(DiskError, match="in use"):
+        evaluate_run(directory, config)
+    assert (directory / "result.json").read_bytes() == before
+
+
+def test_only_a_finished_run_is_measured(finished, tmp_path):
+    config, record, _ = finished
+    with pytest.raises(DataError, match=r"no result\.json"):
+        evaluate_run(tmp_path / "none", config)
+    (tmp_path / "result.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    with pytest.raises(DataError, match="not finished"):
+        evaluate_run(tmp_path, config)
+
+
+def foreign(root, folder, peft_config):
+    base = load_backbone(small(root).model, torch.device("cpu")).model
+    model = get_peft_model(base, peft_config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def test_an_adapter_of_plain_peft_gets_a_record_of_its_own(root, tmp_path, monkeypatch):
+    adapter = foreign(
+        root,
+        tmp_path / "plain lora",
+        LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"),
+    )
+    record = evaluate_adapter(adapter, small(root))
+    directory = root / "outputs" / "main" / record["name"]
+    assert result(directory) == record
+    assert record["name"].startswith("adapter-plain-lora-")
+    assert record["status"] == "ok"
+    assert record["parameters"]["trainable"] == 2 * 2 * (32 + 96)
+    assert record["metrics"]["eval/ppl"]["window"] == WINDOW
+    assert record["metrics"]["eval/ppl"]["value"] != record["base"]["extended"]["eval/ppl"]["value"]
+    monkeypatch.setattr(measure.Meter, "examine", None)
+    assert evaluate_adapter(adapter, small(root)) == record  # measured already
+    with pytest.raises(DataError, match="only measured"):
+        load_run(directory, device="cpu")
+
+
+def test_our_own_adapter_brings_its_range_with_it(trained, root):
+    config, before, directory = trained
+    record = evaluate_adapter(directory / "adapter", small(root))
+    assert record["method"] == f"adapter-{configs.run_name(config)}"
+    expected = before["metrics"]["eval/ppl"]["value"]
+    assert record["metrics"]["eval/ppl"]["value"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match="made for 320 tokens"):
+        evaluate_adapter(directory / "adapter", small(root, length__max_length=400))
+
+
+def test_what_is_no_adapter_or_cannot_be_measured_is_one_line(root, tmp_path):
+    with pytest.raises(DataError, match=r"no adapter_config\.json"):
+        evaluate_adapter(tmp_path, small(root))
+    prefix = foreign(
+        root, tmp_path / "prefix", PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(ConfigError, match="virtual tokens"):
+        evaluate_adapter(prefix, small(root))
