@@ -286,15 +286,15 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
         log.info("%s", line)
 
-    def publish(self) -> None:
-        """Measure, save and export."""
+    def publish(self, **fields: object) -> None:
+        """Measure, save and export; `fields` go to the line of the log."""
         started = time.perf_counter()
         self.model.eval()
         with torch.autocast("cpu", torch.bfloat16):
             numbers = measure.quick(self.model, self.heldout, self.tokenizer)
         self.model.train()
         self.seconds += min(time.perf_counter() - started, 60.0)
-        self.write(**{name: round(value, 4) for name, value in numbers.items()})
+        self.write(**{name: round(value, 4) for name, value in numbers.items()}, **fields)
         self.save()
         folder = self.args.out / f"export-{self.step:06d}"
         state.export(self.model, self.args.out / "tokenizer", folder)
@@ -325,8 +325,7 @@ class Trainer:
         if self.stop_now:
             self.save()
             sys.exit(128 + signal.SIGTERM)
-        self.publish()
-        self.write(event="done")
+        self.publish(event="done")
         measure_export(self.args.out, self.args.out / f"export-{self.step:06d}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, GPT2LMHeadModel
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ def export(model: GPT2LMHeadModel, tokenizer_folder: Path, folder: Path) -> None
     half.save_pretrained(beside)
     config = json.loads((beside / "config.json").read_text()) | {"dtype": "float32"}
     (beside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    PreTrainedTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(beside)
+    shutil.copytree(tokenizer_folder, beside, dirs_exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     beside.replace(folder)
 
