@@ -21,8 +21,8 @@ from hylorada.evaluation.retrieval_scores import (
     best_subspan_em,
     contains_value,
     rank_credit,
-    wilson_interval,
 )
+from hylorada.intervals import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("HYLORADA_DATA") or ROOT.parent / "shared" / "data")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hylorada import config as configs
+from hylorada.intervals import wilson_interval
 
 DOCUMENTS = 12
 # Nats per token that a method takes off the extended base, and where it does so.
@@ -150,6 +151,49 @@ def make_record(
             "training": None,
             "error": "training: 3 steps in a row with a non-finite loss; lower train.lr (now 1)",
         }
+    return record
+
+
+def with_context(record: dict, lift: float = 0.1, sha: str = "ab" * 32) -> dict:
+    """The record with accuracy by depth and context gain, of its base and, lifted, of itself."""
+
+    def measured(lift: float) -> dict:
+        depths = (0.0, 0.25, 0.5, 0.75, 1.0)
+        shares = [0.42 + lift, 0.2 + lift, 0.12 + 2 * lift, 0.21 + lift, 0.5 + lift]
+        by_depth = []
+        for depth, share in zip(depths, shares, strict=True):
+            low, high = wilson_interval(100 * share, 100)
+            by_depth.append(
+                {"depth": depth, "prompts": 100, "accuracy": share, "low": low, "high": high}
+            )
+        gap = (shares[0] + shares[-1]) / 2 - sum(shares[1:-1]) / 3
+        contexts = [c for c in (128, 256, 512, 1024, 2048) if c < record["length"]]
+        losses = [4.0 - (0.08 + 0.3 * lift) * i for i in range(len(contexts))]
+        return {
+            "lim/accuracy": {
+                "value": sum(shares) / 5, "scoring": "ranked", "chance": 1 / 60,
+                "window": record["length"], "prompt_tokens": [3890, 3950], "by_depth": by_depth,
+                "prompts": 500, "form": "kv", "source": "generated", "items": 60,
+                "prompts_sha256": sha,
+            },
+            **{f"lim/accuracy@{s['depth']:g}": {"value": s["accuracy"]} for s in by_depth},
+            "lim/middle_gap": {"value": gap, "low": gap - 0.05, "high": gap + 0.05},
+            "context_gain/gain": {
+                "value": losses[0] - losses[-1], "low": losses[0] - losses[-1] - 0.02,
+                "high": losses[0] - losses[-1] + 0.02, "context": contexts[-1],
+                "shortest_context": contexts[0], "window": record["length"], "targets": 256,
+                "places": 64, "split": "test", "text_sha256": sha,
+                "by_context": [
+                    {"context": c, "sum_nll": 16384 * loss, "tokens": 16384}
+                    for c, loss in zip(contexts, losses, strict=True)
+                ],
+            },
+        }  # fmt: skip
+
+    record = copy.deepcopy(record)
+    record["base"]["extended"] |= measured(0.0)
+    own = 0.0 if record["method"] == "baseline" else lift + 0.01 * record["seed"]
+    record["metrics"] |= measured(own)
     return record
 
 

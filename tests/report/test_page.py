@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hylorada.report import main
-from report.records import make_record, sweep, write
+from report.records import make_record, sweep, with_context, write
 
 VOID = {"meta", "link", "br", "img", "hr"}
 
@@ -42,7 +42,8 @@ def report(tmp_path_factory) -> Path:
     hostile = make_record("<script>alert(1)</script>")
     hostile["error"] = "</style><img src=x onerror=alert(1)>"
     hostile["provenance"]["hardware"] = "<b>fast</b> & furious"
-    write(folder, *sweep(), hostile)
+    *finished, failed = sweep()
+    write(folder, *map(with_context, finished), failed, hostile)
     (folder / "broken").mkdir()
     (folder / "broken" / "result.json").write_text("{")
     assert main([str(folder)]) == 0
@@ -56,6 +57,14 @@ def test_is_well_formed_and_its_ids_are_unique(report):
     assert not parser.open
     assert len(parser.ids) == len(set(parser.ids))
     assert parser.ids
+
+
+def test_holds_the_pictures_and_columns_of_the_context(report):
+    page = (report / "report.html").read_text()
+    assert page.count("<figcaption>Right answers by depth") == 2
+    assert page.count("<figcaption>What more context is worth") == 2
+    assert "retrieval, ranked, % right" in page
+    assert (report / "tiny-stdlib-4096-retrieval-ranked.png").exists()
 
 
 def test_texts_of_records_are_escaped(report):
@@ -89,7 +98,7 @@ def test_shows_failed_and_damaged_runs_and_provenance(report):
     assert "0123abc" in text
     assert "cd" * 32 in text
     assert "small model on a CPU" in text
-    assert text.count("<figure>") == 4
+    assert text.count("<figure>") == 8
 
 
 CHROMIUM = next(

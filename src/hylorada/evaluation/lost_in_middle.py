@@ -28,9 +28,9 @@ from hylorada.evaluation.retrieval_scores import (
     best_subspan_em,
     contains_value,
     rank_credit,
-    wilson_interval,
 )
 from hylorada.evaluation.scoring import evaluation_mode
+from hylorada.intervals import wilson_interval
 
 
 @dataclass(frozen=True)

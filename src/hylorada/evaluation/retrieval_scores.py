@@ -1,13 +1,10 @@
-"""How answers are scored, and how sure a share of right answers is."""
+"""How answers are scored."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from hylorada.evaluation.longbench_metrics import normalize_answer
-
-_Z = 1.959963984540054  # 95 %, two-sided
 
 
 def best_subspan_em(prediction: str, answers: Sequence[str]) -> float:
@@ -33,16 +30,3 @@ def rank_credit(log_likelihoods: Sequence[float], gold: int) -> float:
     if log_likelihoods[gold] < best:
         return 0.0
     return 1 / sum(value == best for value in log_likelihoods)
-
-
-def wilson_interval(correct: float, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927); stays within 0 and 1 and holds at the ends."""
-    assert total > 0
-    share = correct / total
-    centre = share + _Z**2 / (2 * total)
-    spread = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    scale = 1 + _Z**2 / total
-    # At 0 and 1 the ends are exact; rounding must not put the share outside its interval.
-    return min(share, max(0.0, (centre - spread) / scale)), max(
-        share, min(1.0, (centre + spread) / scale)
-    )

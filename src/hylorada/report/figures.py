@@ -1,81 +1,40 @@
-"""Pictures of records: loss by position in the window, and how training went.
-
-Drawn by matplotlib without a display. Colours are Okabe and Ito's, which people with a colour
-vision deficiency tell apart; a method keeps its colour and line style in every picture. Text is
-drawn as outlines and no date is stored, so that the same records give the same bytes.
-"""
+"""Pictures of records: loss by position in the window, and how training went."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hylorada.report.arms import Arm, Comparison
+from hylorada.report.arms import Comparison
 from hylorada.report.collect import Record
-
-# Okabe and Ito (2008), without yellow, which does not show on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_FIXED = {"lora": 0, "hylorada": 1, "longlora": 2, "rslora": 3, "dora": 4}
-_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-_BASE = "#666666"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.labelcolor": "#222222",
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "svg.hashsalt": "hylorada",
-    "svg.fonttype": "path",
-    "path.simplify": False,
-}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure.
-
-    Attributes:
-        name: file name without an ending.
-        caption: what it shows, in a sentence.
-        svg: the drawing, for a page.
-        png: the same in pixels.
-    """
-
-    name: str
-    caption: str
-    svg: str
-    png: bytes
+from hylorada.report.context import SCORINGS
+from hylorada.report.context_figures import accuracy_by_depth, context_gain
+from hylorada.report.drawing import (
+    BASE,
+    Picture,
+    figure_and_axes,
+    finish,
+    method_style,
+    picture,
+    where,
+)
 
 
 def draw_all(comparison: Comparison, name: str) -> list[Picture]:
     """Every picture that the records of a comparison hold the numbers for."""
-    pictures = []
+    drawn: list[Picture | None] = []
     for convention, metric in (("blocks", "eval/ppl"), ("sliding", "eval/ppl_sliding")):
-        picture = loss_by_position(comparison, metric, f"{name}-loss-by-position-{convention}")
-        if picture is not None:
-            pictures.append(picture)
+        drawn.append(loss_by_position(comparison, metric, f"{name}-loss-by-position-{convention}"))
+        if drawn[-1] is not None:
             break  # one convention is enough: sliding holds the ends of windows only
-    picture = training_curves(comparison, f"{name}-training")
-    if picture is not None:
-        pictures.append(picture)
-    return pictures
+    for suffix, scoring in SCORINGS.items():
+        drawn.append(accuracy_by_depth(comparison, suffix, f"{name}-retrieval-{scoring}"))
+    drawn.append(context_gain(comparison, f"{name}-context-gain"))
+    drawn.append(training_curves(comparison, f"{name}-training"))
+    return [each for each in drawn if each is not None]
 
 
 def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture | None:
@@ -90,16 +49,16 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         base = base or arm.base_metrics("extended", metric)
         measured = arm.metrics(metric)
         if measured and arm.method != "baseline":
-            lines.append(_Line(arm.label, _style(arm, comparison), list(measured.values())))
+            lines.append(_Line(arm.label, method_style(arm, comparison), list(measured.values())))
     if base:
         extended = list(base.values())[:1]
-        style = {"color": _BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
+        style = {"color": BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
         lines.insert(0, _Line("base, extended, untrained", style, extended))
     lines = [line for line in lines if line.rows_SK.size]
     if not lines:
         return None
     some = lines[-1].metrics[0]
-    with _figure() as (figure, axes):
+    with figure_and_axes() as (figure, axes):
         for line in lines:
             x_K, y_K = line.x_K, line.rows_SK.mean(axis=0)
             if len(line.rows_SK) > 1:
@@ -116,7 +75,7 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         )
         if own and own.get("sum_nll") is not None:
             axes.axhline(
-                own["sum_nll"] / own["tokens"], color=_BASE, linestyle=(0, (1, 1.5)), linewidth=1.2,
+                own["sum_nll"] / own["tokens"], color=BASE, linestyle=(0, (1, 1.5)), linewidth=1.2,
                 label=f"base, own window {own['window']:,} (sliding, mean)", zorder=1,
             )  # fmt: skip
         axes.set_xlim(0, some["window"])
@@ -128,12 +87,12 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         seeds = max(len(line.metrics) for line in lines)
         between = "; bands: range between seeds" if seeds > 1 else "; one seed"
         caption = (
-            f"Loss by position, {_where(comparison)}: {some['convention']} convention, window "
+            f"Loss by position, {where(comparison)}: {some['convention']} convention, window "
             f"{some['window']:,}, split {some['split']}; a point at the centre of each slice of "
             f"the window, mean over seeds{between}. Lower is better."
         )
-        _finish(figure, axes, f"Loss by position in the window, {_where(comparison)}", comparison)
-        return _picture(figure, name, caption)
+        finish(figure, axes, f"Loss by position in the window, {where(comparison)}", comparison)
+        return picture(figure, name, caption)
 
 
 def training_curves(comparison: Comparison, name: str) -> Picture | None:
@@ -146,9 +105,9 @@ def training_curves(comparison: Comparison, name: str) -> Picture | None:
     if not runs:
         return None
     smoothed = max(1, min(len(points) for _, _, points in runs) // 10)
-    with _figure() as (figure, axes):
+    with figure_and_axes() as (figure, axes):
         for arm in comparison.arms:
-            style = _style(arm, comparison)
+            style = method_style(arm, comparison)
             by_steps: dict[tuple[float, ...], list[np.ndarray]] = {}
             for _, _, points in (entry for entry in runs if entry[0] is arm):
                 x, y = zip(*points, strict=True)
@@ -168,11 +127,11 @@ def training_curves(comparison: Comparison, name: str) -> Picture | None:
         axes.set_xlim(left=0)
         several = any(len(arm.runs) > 1 for arm in comparison.arms)
         caption = (
-            f"Training loss, {_where(comparison)}: running mean of the last {smoothed} logged steps"
+            f"Training loss, {where(comparison)}: running mean of the last {smoothed} logged steps"
             + ("; mean over seeds, bands: range between seeds." if several else "; one seed.")
         )
-        _finish(figure, axes, f"Training loss, {_where(comparison)}", comparison)
-        return _picture(figure, name, caption)
+        finish(figure, axes, f"Training loss, {where(comparison)}", comparison)
+        return picture(figure, name, caption)
 
 
 def _losses(run: Record) -> list[tuple[float, float]]:
@@ -211,61 +170,6 @@ def _running_mean(y_N: np.ndarray, size: int) -> np.ndarray:
     end = np.arange(1, len(y_N) + 1)
     start = np.maximum(0, end - size)
     return (total[end] - total[start]) / (end - start)
-
-
-def _style(arm: Arm, comparison: Comparison) -> dict[str, Any]:
-    """Colour by method; dashes tell the variants of one colour apart."""
-    free = [i for i in range(len(_COLOURS)) if i not in _FIXED.values()]
-    others = [a for a in comparison.arms if a.method not in _FIXED and a.method != "baseline"]
-    if arm.method in _FIXED:
-        colour = _FIXED[arm.method]
-        variant = [a for a in comparison.arms if a.method == arm.method].index(arm)
-    elif arm in others:
-        place = others.index(arm)
-        used = {_FIXED[a.method] for a in comparison.arms if a.method in _FIXED}
-        open_colours = free + [i for i in range(len(_COLOURS)) if i not in used and i not in free]
-        colour = open_colours[place % len(open_colours)]
-        variant = place // len(open_colours)
-    else:
-        return {"color": _BASE, "linestyle": "-", "linewidth": 1.4}
-    dashes = _DASHES[variant % len(_DASHES)]
-    return {"color": _COLOURS[colour], "linestyle": dashes, "linewidth": 1.6}
-
-
-@contextmanager
-def _figure() -> Iterator[tuple[Figure, Axes]]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _picture(figure: Figure, name: str, caption: str) -> Picture:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None, "Title": caption})
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Picture(name, caption, svg.getvalue(), png.getvalue())
-
-
-def _where(comparison: Comparison) -> str:
-    text = f"{comparison.model} on {comparison.dataset}, {comparison.length:,} tokens"
-    return f"{text} ({comparison.label})" if comparison.label else text
-
-
-def _finish(figure: Figure, axes: Axes, title: str, comparison: Comparison) -> None:
-    """Title and legend outside the data; say so where numbers are a small model's on a CPU."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
-    count = len(axes.get_legend_handles_labels()[1])
-    figure.legend(loc="outside lower left", ncols=min(count, 3), handlelength=2.6)
-    devices = {
-        run.part("training").get("device") or run.part("provenance").get("device")
-        for arm in comparison.arms
-        for run in arm.runs
-    } - {None}
-    if devices == {"cpu"}:
-        axes.set_title(
-            "small model on a CPU", loc="right", fontsize=8, fontweight="normal", style="italic",
-            color="#666666",
-        )  # fmt: skip
 
 
 def _thousands(value: float, _: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hylorada.report.collect import Problem, Record
-from hylorada.report.figures import Picture
+from hylorada.report.drawing import Picture
 from hylorada.report.render import cell
 from hylorada.report.table import METRICS, NOT_MEASURED, Row, Table, number, one_line
 

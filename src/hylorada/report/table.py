@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hylorada.report.arms import Arm, Comparison
+from hylorada.report.cells import Cell, Column
 from hylorada.report.collect import Record
+from hylorada.report.context import context_cells, context_columns, context_notes
 from hylorada.report.statistics import (
     LEVEL,
     Change,
@@ -33,32 +35,6 @@ GROUP_NAMES = {
     "token_embeddings": "token embeddings",
     "other": "other",
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value and how it is shown.
-
-    Attributes:
-        text: for people.
-        value: for programs; None where nothing was measured.
-        low: lower end of an interval around the value.
-        high: its upper end.
-    """
-
-    text: str
-    value: float | int | str | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its key for programs, its heading for people."""
-
-    key: str
-    heading: str
-    numeric: bool = True
 
 
 @dataclass
@@ -92,10 +68,12 @@ def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> 
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault((comparison.model, comparison.dataset), []).append(comparison)
-    return [_table(group, reference) for group in groups.values()]
+    # The same columns in each, since they share one CSV.
+    extra = context_columns(comparisons)
+    return [_table(group, reference, extra) for group in groups.values()]
 
 
-def _table(comparisons: Sequence[Comparison], reference: str) -> Table:
+def _table(comparisons: Sequence[Comparison], reference: str, extra: list[Column]) -> Table:
     first = comparisons[0]
     bases: list[str] = []
     notes = _Notes()
@@ -109,6 +87,7 @@ def _table(comparisons: Sequence[Comparison], reference: str) -> Table:
         Column("ppl_sliding", "PPL, sliding"),
         Column("change_reference", f"PPL against {reference}, %"),
         Column("change_base", "PPL against extended base, %"),
+        *extra,
         Column("trainable", "trainable parameters"),
         Column("params_per_percent", "parameters per 1 % gain"),
         Column("tokens_per_second", "tokens/s"),
@@ -148,7 +127,7 @@ def _section(
     if comparison.label:
         heading += f" ({comparison.label})"
     section = Section(heading)
-    for text in _conventions(comparison):
+    for text in [*_conventions(comparison), *context_notes(comparison)]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -209,7 +188,10 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
             rows.append(_base_row(comparison, run, which, several=len(distinct) > 1))
         if not distinct:
             label = "own window" if which == "own_window" else "extended, untrained"
-            rows.append(Row("base", {"method": Cell(f"base, {label}", f"base_{which}")}))
+            cells = {"method": Cell(f"base, {label}", f"base_{which}")}
+            if which == "extended":
+                cells |= _base_context(comparison)
+            rows.append(Row("base", cells))
         if len(distinct) > 1:
             notes.add(
                 "The methods extend the base in different ways; each extended base is shown with "
@@ -241,6 +223,7 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
             cells[f"ppl_{convention}"] = ppl_cell([metrics[name]])
     if which == "extended":
         cells["change_base"] = Cell("0", 0.0)
+        cells |= _base_context(comparison)
     else:
         extended = run.base("extended", "eval/ppl_sliding")
         own = run.base("own_window", "eval/ppl_sliding")
@@ -248,6 +231,15 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
             change = paired_change({0: own}, {0: extended})
             cells["change_base"] = change_cell(change)
     return Row("base", cells)
+
+
+def _base_context(comparison: Comparison) -> dict[str, Cell]:
+    """Retrieval and context gain of the extended base, which is the same in every record."""
+
+    def found(name: str) -> list[dict[str, Any]]:
+        return [m for a in comparison.arms for m in a.base_metrics("extended", name).values()][:1]
+
+    return context_cells(found)
 
 
 def _arm_row(
@@ -299,6 +291,7 @@ def _arm_row(
             cells["change_reference"] = change_cell(
                 paired_change(arm.metrics(name), against.metrics(name))
             )
+    cells |= context_cells(lambda name: list(arm.metrics(name).values()))
     cells |= _cost_cells(arm.ok)
     return Row("arm", cells)
 

@@ -1,0 +1,132 @@
+"""Pictures of how the context is used: right answers by depth (the U-curve), loss by context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from hylorada.intervals import wilson_interval
+from hylorada.report.arms import Comparison
+from hylorada.report.context import GAIN, SCORINGS, Metric, all_metrics, same_questions
+from hylorada.report.drawing import (
+    BASE,
+    Picture,
+    figure_and_axes,
+    finish,
+    method_style,
+    picture,
+    where,
+)
+
+_BASE_STYLE: dict[str, Any] = {"color": BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
+
+
+def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture | None:
+    """The share of right answers against the depth of what was asked for, and the chance level.
+
+    A point is the mean over seeds; its bar is the 95 % Wilson interval for the prompts at that
+    depth, which are the same for every seed and so are counted once.
+    """
+    lines = _lines(comparison, f"lim/accuracy{suffix}")
+    if not lines:
+        return None
+    some = lines[0][2][0]
+    depths = [score["depth"] for score in some["by_depth"]]
+    step = 0.012 * (min(np.diff(depths)) / 0.25 if len(depths) > 1 else 1)
+    with figure_and_axes() as (figure, axes):
+        for i, (label, style, metrics) in enumerate(lines):
+            shares, errors = [], []
+            for k in range(len(depths)):
+                scores = [m["by_depth"][k] for m in metrics]
+                share, prompts = (
+                    float(np.mean([s["accuracy"] for s in scores])),
+                    scores[0]["prompts"],
+                )
+                low, high = wilson_interval(share * prompts, prompts)
+                shares.append(share)
+                errors.append((share - low, high - share))
+            # Side by side, so that bars do not hide one another.
+            x = np.array(depths) + step * (i - (len(lines) - 1) / 2)
+            axes.errorbar(
+                x, shares, yerr=np.array(errors).T, marker="o", markersize=3.5, capsize=2.5,
+                elinewidth=1, label=label, **style,
+            )  # fmt: skip
+        if suffix == "":
+            axes.axhline(
+                some["chance"], color="#000000", linestyle=(0, (1, 1.5)), linewidth=1.1, zorder=1,
+                label=f"chance, {some['chance']:.1%}",
+            )  # fmt: skip
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(min(depths) - 0.05, max(depths) + 0.05)
+        axes.set_xticks(depths)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("depth of what is asked for (0: first, 1: last)")
+        axes.set_ylabel(f"right answers, {SCORINGS[suffix]}")
+        seeds = max(len(metrics) for _, _, metrics in lines)
+        low, high = some["prompt_tokens"]
+        caption = (
+            f"Right answers by depth, {where(comparison)}: {some['form']} ({some['source']}), "
+            f"{some['prompts']} prompts of {low:,} to {high:,} tokens with {some['items']} items, "
+            f"{SCORINGS[suffix]}; bars: 95 % Wilson intervals for the prompts at a depth"
+            + ("; mean over seeds." if seeds > 1 else "; one seed.")
+        )
+        finish(figure, axes, f"Right answers by depth, {where(comparison)}", comparison)
+        return picture(figure, name, caption)
+
+
+def context_gain(comparison: Comparison, name: str) -> Picture | None:
+    """The loss of the same targets against the tokens of context before them.
+
+    A line is the mean over seeds, its band the range between them.
+    """
+    lines = _lines(comparison, GAIN)
+    if not lines:
+        return None
+    some = lines[0][2][0]
+    contexts = [score["context"] for score in some["by_context"]]
+    with figure_and_axes() as (figure, axes):
+        for label, style, metrics in lines:
+            rows_SK = np.array(
+                [[s["sum_nll"] / s["tokens"] for s in m["by_context"]] for m in metrics]
+            )
+            if len(rows_SK) > 1:
+                low, high = rows_SK.min(axis=0), rows_SK.max(axis=0)
+                axes.fill_between(contexts, low, high, color=style["color"], alpha=0.18, lw=0)
+            axes.plot(
+                contexts, rows_SK.mean(axis=0), marker="o", markersize=3.5, label=label, **style
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(contexts)
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axes.set_xlabel("context before the first target, tokens")
+        axes.set_ylabel("loss of the same targets, nats per token")
+        seeds = max(len(metrics) for _, _, metrics in lines)
+        caption = (
+            f"What more context is worth, {where(comparison)}: the same {some['places']} x "
+            f"{some['targets']} target tokens, split {some['split']}, with more and more context "
+            "before them; a falling line uses it"
+            + ("; mean over seeds, bands: range between seeds." if seeds > 1 else "; one seed.")
+        )
+        finish(figure, axes, f"Loss by context, {where(comparison)}", comparison)
+        return picture(figure, name, caption)
+
+
+def _lines(comparison: Comparison, name: str) -> list[tuple[str, dict[str, Any], list[Metric]]]:
+    """Label, style and the metrics of the seeds, the base first; only what was asked the same."""
+    first = next(all_metrics(comparison, name), None)
+    if first is None:
+        return []
+    lines: list[tuple[str, dict[str, Any], list[Metric]]] = []
+    base = same_questions(
+        [m for arm in comparison.arms for m in arm.base_metrics("extended", name).values()], first
+    )
+    if base:
+        lines.append(("base, extended, untrained", _BASE_STYLE, base[:1]))
+    for arm in comparison.arms:
+        metrics = same_questions(list(arm.metrics(name).values()), first)
+        if metrics and arm.method != "baseline":
+            lines.append((arm.label, method_style(arm, comparison), metrics))
+    return lines

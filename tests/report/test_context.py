@@ -1,0 +1,116 @@
+"""Retrieval and context gain in tables and pictures: only where records hold them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from hylorada.report import context_figures, figures, render
+from hylorada.report.arms import compare
+from hylorada.report.collect import Record
+from hylorada.report.table import build_tables
+from report.records import make_record, with_context
+
+
+def compared(*records):
+    comparisons, problems = compare([Record(Path(r["name"]), r) for r in records])
+    assert not problems
+    return comparisons
+
+
+def rows(table):
+    return {row.cells["method"].text: row.cells for row in table.sections[0].rows}
+
+
+def keys(table):
+    return [column.key for column in table.columns]
+
+
+def test_without_such_numbers_nothing_is_said_of_them():
+    (comparison,) = compared(make_record("lora"), make_record("hylorada"))
+    (table,) = build_tables([comparison])
+    assert not set(keys(table)) & {"retrieval", "middle_gap", "context_gain"}
+    assert not any("retrieval" in note for note in table.notes)
+    assert context_figures.accuracy_by_depth(comparison, "", "x") is None
+    assert context_figures.context_gain(comparison, "x") is None
+
+
+def test_the_numbers_of_the_base_and_of_each_arm_stand_in_the_table():
+    lora, other = with_context(make_record("lora")), make_record("hylorada")
+    (comparison,) = compared(lora, other)
+    (table,) = build_tables([comparison])
+    found = rows(table)
+    whole = lora["metrics"]["lim/accuracy"]
+    assert found["lora"]["retrieval"].value == pytest.approx(100 * whole["value"])
+    gap = found["lora"]["middle_gap"]
+    assert gap.low < gap.value < gap.high
+    assert gap.text.startswith("+")
+    base = found["base, extended, untrained"]
+    expected = lora["base"]["extended"]
+    assert base["retrieval"].value == pytest.approx(100 * expected["lim/accuracy"]["value"])
+    assert base["context_gain"].value == pytest.approx(expected["context_gain/gain"]["value"])
+    assert "retrieval" not in found["hylorada"]  # which reads "not measured"
+    assert sum("chance 1.7%" in note for note in table.notes) == 1
+    assert sum("same 64 x 256 tokens" in note for note in table.notes) == 1
+
+
+def test_runs_with_and_without_retrieval_are_one_comparison():
+    lora = with_context(make_record("lora", eval__lost_in_middle__enabled=True))
+    assert len(compared(lora, make_record("hylorada"))) == 1
+
+
+def test_a_baseline_that_was_asked_more_is_still_the_extended_base():
+    baseline = with_context(make_record("baseline", train__lr=1.0))
+    (comparison,) = compared(baseline, make_record("lora"))
+    assert [arm.method for arm in comparison.arms] == ["lora"]
+
+
+def test_seeds_are_a_mean_with_its_deviation():
+    records = [with_context(make_record("lora", seed)) for seed in (0, 1, 2)]
+    (table,) = build_tables(compared(*records))
+    cell = rows(table)["lora"]["retrieval"]
+    values = [100 * r["metrics"]["lim/accuracy"]["value"] for r in records]
+    assert cell.value == pytest.approx(sum(values) / 3)
+    assert "±" in cell.text
+    assert cell.low is None
+
+
+def test_tables_of_several_data_sets_have_the_same_columns():
+    other = make_record("lora", dataset__name="pg19")
+    other["dataset"] = "pg19"
+    tables = build_tables(compared(with_context(make_record("lora")), other))
+    assert len(tables) == 2
+    assert keys(tables[0]) == keys(tables[1])
+    lines = list(csv.reader(io.StringIO(render.as_csv(tables))))
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert "middle_gap_low" in lines[0]
+
+
+def test_a_run_without_perplexity_has_its_row():
+    record = with_context(make_record("lora"))
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        for name in ("eval/ppl", "eval/ppl_sliding"):
+            del metrics[name]
+    record["base"]["own_window"] = {}
+    (table,) = build_tables(compared(record))
+    found = rows(table)
+    assert found["lora"]["retrieval"].value > found["base, extended, untrained"]["retrieval"].value
+
+
+def test_only_answers_to_the_same_prompts_share_a_picture():
+    records = [
+        with_context(make_record("lora")),
+        with_context(make_record("hylorada"), 0.2),
+        with_context(make_record("rslora"), 0.15, sha="cd" * 32),
+    ]
+    (comparison,) = compared(*records)
+    lines = context_figures._lines(comparison, "lim/accuracy")
+    assert [label for label, _, _ in lines] == ["base, extended, untrained", "lora", "hylorada"]
+    names = [picture.name for picture in figures.draw_all(comparison, "x")]
+    assert "x-retrieval-ranked" in names
+    assert "x-context-gain" in names
+    picture = context_figures.accuracy_by_depth(comparison, "", "x")
+    assert "500 prompts of 3,890 to 3,950 tokens" in picture.caption
