@@ -57,6 +57,13 @@ def test_the_numbers_of_the_base_and_of_each_arm_stand_in_the_table():
     assert sum("same 64 x 256 tokens" in note for note in table.notes) == 1
 
 
+def test_what_a_record_says_of_its_prompts_stands_below_the_table():
+    record = with_context(make_record("lora"))
+    record["metrics"]["lim/accuracy"]["note"] = "easier than published"
+    (table,) = build_tables(compared(record))
+    assert any(note.endswith("Note: easier than published.") for note in table.notes)
+
+
 def test_runs_with_and_without_retrieval_are_one_comparison():
     lora = with_context(make_record("lora", eval__lost_in_middle__enabled=True))
     assert len(compared(lora, make_record("hylorada"))) == 1

@@ -191,6 +191,7 @@ def test_passkeys_fill_the_window_and_questions_take_a_longer_answer(tmp_path):
     )
     found = make_prompts(settings, Characters(), 2000)
     assert (len(found.prompts), found.items, found.max_new_tokens) == (4, 3, 100)
+    assert "easier than the published task" in found.note
 
 
 def test_trackers_get_the_numbers_the_table_and_the_picture(done):

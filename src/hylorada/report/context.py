@@ -72,7 +72,7 @@ def context_notes(comparison: Comparison) -> list[str]:
                 f"retrieval, {scoring}: {m['form']} ({m['source']}), {m['prompts']} prompts of "
                 f"{low:,} to {high:,} tokens with {m['items']} items, at {len(m['by_depth'])} "
                 f"depths; chance {m['chance']:.1%}. Edges less middle is positive when the middle "
-                "is lost."
+                "is lost." + (f" Note: {m['note']}." if m.get("note") else "")
             )
     for m in _distinct(comparison, GAIN, "text_sha256"):
         notes.append(
@@ -107,7 +107,10 @@ def _has(comparisons: Sequence[Comparison], name: str) -> bool:
 
 
 def _distinct(comparison: Comparison, name: str, key: str) -> list[Metric]:
-    return list({m[key]: m for m in all_metrics(comparison, name)}.values())
+    found: dict[str, Metric] = {}
+    for metric in all_metrics(comparison, name):
+        found.setdefault(metric[key], metric)
+    return list(found.values())
 
 
 def _cell(metrics: Sequence[Metric], scale: float, sign: str) -> Cell:

@@ -37,6 +37,7 @@ class Prompts:
         source: "generated", or the name of the file and the start of its sha256.
         sha256: of all prompts with their answers and candidates.
         max_new_tokens: of a generated answer; 0: by the candidates.
+        note: what must be said beside the number; often empty.
     """
 
     prompts: list[RetrievalPrompt]
@@ -44,6 +45,7 @@ class Prompts:
     source: str
     sha256: str
     max_new_tokens: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> P
     Raises:
         DataError: see `prepare`.
     """
-    source, max_new_tokens = "generated", settings.max_new_tokens
+    source, max_new_tokens, note = "generated", settings.max_new_tokens, ""
     path = Path(settings.path).expanduser() if settings.path else None
     if path is not None:
         with path.open("rb") as file:
@@ -97,6 +99,7 @@ def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> P
         every = question_prompts(read_questions(path), items, settings.depths, settings.seed)
         prompts = every[: settings.examples * len(settings.depths)]
         max_new_tokens = max_new_tokens or QUESTION_TOKENS
+        note = "distractors are other questions' passages, which is easier than the published task"
     elif settings.form == "passkey":
         items = settings.items or lines_that_fit(tokenizer, window, settings.seed)
         prompts = passkey_prompts(
@@ -118,4 +121,4 @@ def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> P
         ]
     text = json.dumps([[p.text, p.candidates, p.gold, p.answer, p.depth] for p in prompts])
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Prompts(prompts, items, source, digest, max_new_tokens)
+    return Prompts(prompts, items, source, digest, max_new_tokens, note)

@@ -275,6 +275,7 @@ def retrieval_metrics(results: Mapping[str, RetrievalResult], exam: Exam) -> Met
             "items": prompts.items,
             "key_style": settings.key_style if prompts.source == "generated" else None,
             "prompts_sha256": prompts.sha256,
+            "note": prompts.note,
         }
         for score in result.by_depth:
             metrics[f"lim/accuracy{suffix}@{score.depth:g}"] = {
