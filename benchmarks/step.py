@@ -123,12 +123,17 @@ def build(arm: str, model_name: str, length: int) -> tuple[Any, Any]:
     return loss_of, optimizer
 
 
-def status_kib(field: str) -> int:
-    """A line of /proc/self/status, in KiB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def proc_kib(path: str, field: str) -> int:
+    """A line of a file in /proc, in KiB."""
+    for line in Path(path).read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
     raise KeyError(field)
+
+
+def status_kib(field: str) -> int:
+    """A line of this process's status."""
+    return proc_kib("/proc/self/status", field)
 
 
 def worker(pipe: Any, arm: str, model_name: str, length: int, precision: str, threads: int) -> None:
@@ -139,7 +144,7 @@ def worker(pipe: Any, arm: str, model_name: str, length: int, precision: str, th
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(threads)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = proc_kib("/proc/meminfo", "MemAvailable") * 1024
 
     try:
         loss_of, optimizer = build(arm, model_name, length)

@@ -1,7 +1,8 @@
-"""Causal attention on a CPU by oneDNN's matrix products.
+"""Causal attention in fp32 on a CPU, by oneDNN's matrix products.
 
-torch's fused CPU kernel multiplies through the BLAS library, which reaches a third of some CPUs in
-fp32 and gains little from bf16. Here a block of queries meets all of its keys at once, one head at
+torch's fused CPU kernel multiplies through the BLAS library, which in fp32 reaches a third of some
+CPUs. (In bf16 it does not pay to do it oneself: the kernel's softmax is fp32 and costs the same.)
+Here a block of queries meets all of its keys at once, one head at
 a time:
 
     S = scale * Q K^T + causal mask,   P = softmax(S),   O = P V
@@ -10,9 +11,6 @@ with S of one block [Q, E] as the only large tensor, small enough for the caches
 and v is kept for the backward pass, which forms P again:
 
     dV = P^T dO,   dS = P * (dO V^T - rowsum(P * dO V^T)),   dQ = scale dS K,   dK = scale dS^T Q
-
-Under bf16, S, P and dO V^T are fp32 (products of bf16 numbers, summed in fp32); P and dS are
-rounded to bf16 before the other products, as the fused kernel does.
 
 Legend: M sequences, H query heads, K key-value heads, G tokens, D width of a head, Q queries in a
 block, E keys that the block's last query sees.
@@ -27,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hylorada.linear import fast_linear, onednn_serves, product_dtype, without_autocast
+from hylorada.linear import fast_linear, onednn_serves, product_dtype
 
 BLOCK = 256  # queries at a time
 SHORTEST = 512  # tokens; below, the calls cost as much as the products
@@ -38,7 +36,7 @@ def serves(query_MHGD: Tensor) -> bool:
     return (
         onednn_serves(query_MHGD.device)
         and query_MHGD.shape[2] >= SHORTEST
-        and product_dtype(query_MHGD) in (torch.float32, torch.bfloat16)
+        and query_MHGD.dtype == product_dtype(query_MHGD) == torch.float32  # no autocast either
         and not torch.compiler.is_compiling()
     )
 
@@ -49,19 +47,16 @@ def causal_attention(
     """softmax(scale * Q K^T, causal) V.
 
     Args:
-        query_MHGD: queries.
+        query_MHGD: queries, fp32.
         key_MKGD: keys of the same tokens; K divides H.
         value_MKGD: values.
         scaling: factor on the scores; None: 1 / sqrt(D).
 
     Returns:
-        [M, H, G, D], a view of [M, G, H, D], in autocast's precision if that is on.
+        [M, H, G, D], a view of [M, G, H, D].
     """
     scale = query_MHGD.shape[-1] ** -0.5 if scaling is None else scaling
-    dtype = product_dtype(query_MHGD)
-    return _CausalAttention.apply(
-        query_MHGD.to(dtype), key_MKGD.to(dtype), value_MKGD.to(dtype), scale
-    )
+    return _CausalAttention.apply(query_MHGD, key_MKGD, value_MKGD, scale)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -71,14 +66,13 @@ class _CausalAttention(torch.autograd.Function):
     ) -> Tensor:
         M, H, G, D = query_MHGD.shape
         out_MGHD = query_MHGD.new_empty(M, G, H, D)
-        with without_autocast(query_MHGD):
-            future_QQ = _future(G, query_MHGD.device)
-            for m, h, kv in _heads(query_MHGD, key_MKGD):
-                k_GD, v_GD = key_MKGD[m, kv].contiguous(), value_MKGD[m, kv].contiguous()
-                q_GD, k32_GD = query_MHGD[m, h].float() * scale, k_GD.float()
-                for start, end in _blocks(G):
-                    p_QE = _probabilities(q_GD[start:end], k32_GD[:end], future_QQ)
-                    out_MGHD[m, start:end, h] = fast_linear(p_QE.to(v_GD.dtype), v_GD[:end].t())
+        future_QQ = _future(G, query_MHGD.device)
+        for m, h, kv in _heads(query_MHGD, key_MKGD):
+            k_GD, v_GD = key_MKGD[m, kv].contiguous(), value_MKGD[m, kv].contiguous()
+            scaled_GD = query_MHGD[m, h] * scale
+            for start, end in _blocks(G):
+                p_QE = _probabilities(scaled_GD[start:end], k_GD[:end], future_QQ)
+                out_MGHD[m, start:end, h] = fast_linear(p_QE, v_GD[:end].t())
         ctx.save_for_backward(query_MHGD, key_MKGD, value_MKGD)
         ctx.scale = scale
         return out_MGHD.transpose(1, 2)
@@ -87,32 +81,28 @@ class _CausalAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_MHGD: Tensor) -> tuple[Tensor | None, ...]:
         query_MHGD, key_MKGD, value_MKGD = ctx.saved_tensors
-        dtype, G = query_MHGD.dtype, query_MHGD.shape[2]
+        G = query_MHGD.shape[2]
         dq_MHGD, dk_MKGD, dv_MKGD = (
             torch.empty_like(query_MHGD),
             torch.zeros_like(key_MKGD),
             torch.zeros_like(value_MKGD),
         )
-        with without_autocast(grad_MHGD):
-            future_QQ = _future(G, grad_MHGD.device)
-            for m, h, kv in _heads(query_MHGD, key_MKGD):
-                q_GD, k_GD = query_MHGD[m, h].contiguous(), key_MKGD[m, kv].contiguous()
-                g_GD = grad_MHGD[m, h].contiguous()
-                scaled_GD, k32_GD = q_GD.float() * ctx.scale, k_GD.float()
-                g32_GD, v32_GD = g_GD.float(), value_MKGD[m, kv].float().contiguous()
-                dk_DG, dv_DG = torch.zeros_like(k32_GD.t()), torch.zeros_like(v32_GD.t())
-                for start, end in _blocks(G):
-                    block = slice(start, end)
-                    p_QE = _probabilities(scaled_GD[block], k32_GD[:end], future_QQ)
-                    dp_QE = fast_linear(g32_GD[block], v32_GD[:end])
-                    ds_QE = torch._softmax_backward_data(dp_QE, p_QE, 1, torch.float32).to(dtype)
-                    p_QE = p_QE.to(dtype)
-                    dq_MHGD[m, h, block] = fast_linear(ds_QE, k_GD[:end].t()) * ctx.scale
-                    # transposed, because a product with few rows and many columns is the fast one
-                    dv_DG[:, :end] += fast_linear(g_GD[block].t().contiguous(), p_QE.t())
-                    dk_DG[:, :end] += fast_linear(q_GD[block].t().contiguous(), ds_QE.t())
-                dk_MKGD[m, kv] += (dk_DG.t() * ctx.scale).to(dtype)
-                dv_MKGD[m, kv] += dv_DG.t().to(dtype)
+        future_QQ = _future(G, grad_MHGD.device)
+        for m, h, kv in _heads(query_MHGD, key_MKGD):
+            scaled_GD, k_GD = query_MHGD[m, h] * ctx.scale, key_MKGD[m, kv].contiguous()
+            g_GD, v_GD = grad_MHGD[m, h].contiguous(), value_MKGD[m, kv].contiguous()
+            dk_DG, dv_DG = torch.zeros_like(k_GD.t()), torch.zeros_like(v_GD.t())
+            for start, end in _blocks(G):
+                block = slice(start, end)
+                p_QE = _probabilities(scaled_GD[block], k_GD[:end], future_QQ)
+                dp_QE = fast_linear(g_GD[block], v_GD[:end])
+                ds_QE = torch._softmax_backward_data(dp_QE, p_QE, 1, torch.float32)
+                dq_MHGD[m, h, block] = fast_linear(ds_QE, k_GD[:end].t()) * ctx.scale
+                # transposed, because a product with few rows and many columns is the fast one
+                dv_DG[:, :end] += fast_linear(g_GD[block].t(), p_QE.t())
+                dk_DG[:, :end] += fast_linear(scaled_GD[block].t(), ds_QE.t())
+            dk_MKGD[m, kv] += dk_DG.t()
+            dv_MKGD[m, kv] += dv_DG.t()
         return dq_MHGD, dk_MKGD, dv_MKGD, None
 
 
@@ -137,7 +127,7 @@ def _future(length: int, device: torch.device) -> Tensor:
 
 
 def _probabilities(q_QD: Tensor, k_ED: Tensor, future_QQ: Tensor) -> Tensor:
-    """softmax of the scores of the last Q of E tokens, fp32 [Q, E]; exactly 0 in the future."""
+    """softmax of the scores of the last Q of E tokens, [Q, E]; exactly 0 in the future."""
     s_QE = fast_linear(q_QD, k_ED)
     queries = len(q_QD)
     s_QE[:, -queries:] += future_QQ[:queries, :queries]
