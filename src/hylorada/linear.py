@@ -36,7 +36,8 @@ _ONEDNN_LINEAR = _find_onednn_linear()
 
 def onednn_serves(device: torch.device) -> bool:
     """Whether fp32 products on this device go through oneDNN."""
-    return _ONEDNN_LINEAR is not None and device.type == "cpu" and torch.backends.mkldnn.enabled
+    switched_on = bool(torch.backends.mkldnn.enabled)
+    return _ONEDNN_LINEAR is not None and device.type == "cpu" and switched_on
 
 
 def fast_linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

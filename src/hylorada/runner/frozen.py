@@ -149,7 +149,7 @@ def _per_token(scale: Tensor, x_shape: torch.Size) -> Tensor:
     return scale.expand(*x_shape[:-1], 1).reshape(-1, 1)
 
 
-def _covered(layer: nn.Module, x: Tensor) -> bool:
+def _covered(layer: nn.Linear | Conv1D, x: Tensor) -> bool:
     """Whether the frozen product may stand in for this layer's own forward on this input."""
     weight = layer.weight
     return (
@@ -204,7 +204,7 @@ class FrozenLoraLinear(LoraLinear):
         if adapter is None:
             return super().forward(x, *args, **kwargs)
         base = self.base_layer
-        variant = self.lora_variant.get(adapter, _PLAIN)
+        variant: Any = self.lora_variant.get(adapter, _PLAIN)
         return _LowRankProduct.apply(
             x,
             base.weight.t() if isinstance(base, Conv1D) else base.weight,

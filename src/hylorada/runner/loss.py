@@ -46,7 +46,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(dtype, torch.float32)  # of the softmax and of every sum
         grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if needs_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=exact) if needs_bias else None
+        grad_bias_V = (
+            torch.zeros_like(bias_V, dtype=exact) if bias_V is not None and needs_bias else None
+        )
         nll_N = torch.zeros(labels_N.shape, dtype=exact, device=hidden_ND.device)
         scored_N = labels_N != ignore_index
 
@@ -223,7 +225,7 @@ class LossModel(nn.Module):
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
-        head = anatomy.output_head(self.model)
+        head: Any = anatomy.output_head(self.model)
         targets_BT = next_token_labels(labels)
         sum_nll = chunked_cross_entropy(
             hidden_BTD,
