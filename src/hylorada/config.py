@@ -137,7 +137,7 @@ class TrainConfig:
     max_tokens: int = 0  # scored tokens
     micro_batch_size: int = 1  # sequences in one forward pass
     gradient_accumulation_steps: int = 1  # forward passes in one optimizer step
-    lr: float = 2e-4
+    lr: float = 3e-3  # the demo preset; the paper has 2e-4
     lr_scheduler: str = "cosine"  # cosine (to lr * min_lr_ratio) or constant
     min_lr_ratio: float = 0.0
     warmup_ratio: float = 0.03  # of the steps
