@@ -127,7 +127,7 @@ def test_a_browser_lays_it_out_without_cutting_anything_off(report, tmp_path, wi
     page = tmp_path / "page.html"
     page.write_text((report / "report.html").read_text().replace("</body>", f"{probe}</body>"))
     dom = chromium("--dump-dom", f"--window-size={width},1200", page.as_uri())
-    assert re.search(r"<title>([^<]*)</title>", dom).group(1) == "0/0/4"
+    assert re.search(r"<title>([^<]*)</title>", dom).group(1) == "0/0/8"
     shot = tmp_path / "page.png"
     chromium(f"--screenshot={shot}", f"--window-size={width},1200", page.as_uri())
     assert shot.stat().st_size > 20_000
