@@ -25,7 +25,8 @@ def test_seeds_are_one_arm_and_lengths_are_apart():
 
 def test_another_learning_rate_is_another_comparison_and_says_so():
     comparisons, _ = compared(
-        make_record("lora"), make_record("hylorada"), make_record("hylorada", train__lr=1e-3)
+        *(make_record(m, train__lr=2e-4) for m in ("lora", "hylorada")),
+        make_record("hylorada", train__lr=1e-3),
     )
     assert [(c.label, [a.method for a in c.arms]) for c in comparisons] == [
         ("train.lr=0.0002", ["lora", "hylorada"]),

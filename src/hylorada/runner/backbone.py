@@ -145,7 +145,8 @@ def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError |
             f"{what}: no safetensors weights; pickled weights are not loaded, so convert them "
             "(save_pretrained writes safetensors) or choose another revision"
         )
-    if "OfflineModeIsEnabled" in names or os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true"):
+    offline_mode = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true")
+    if "OfflineModeIsEnabled" in names or (where == "hub" and offline_mode):
         return DataError(f"{what}: not in the local hub cache and HF_HUB_OFFLINE is set; {offline}")
     if where == "hub" and names & _NETWORK:
         return DataError(f"{what}: the hub cannot be reached; try again later, or {offline}")
