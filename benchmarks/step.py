@@ -33,12 +33,13 @@ from typing import Any
 BASELINE = "peft-sdpa"
 ARMS = {
     "peft-sdpa": "peft LoRA, SDPA attention, the model's own loss",
-    "peft-eager": "the same with eager attention",
+    "peft-sdpa+ckpt": "the same as `peft-sdpa` with activation checkpointing",
+    "peft-eager": "peft LoRA, eager attention, the model's own loss",
     "loss": "peft LoRA, SDPA, chunked loss",
     "loss+kernels": "peft LoRA, SDPA, chunked loss, frozen kernels",
     "loss+kernels+s2": "peft LoRA, S2 attention (g = n/4), chunked loss, frozen kernels",
     "hylorada": "HyLoRADA by its adaptive rule (S2 with g = n/4 from 4096 tokens on)",
-    "hylorada+ckpt": "the same with activation checkpointing",
+    "hylorada+ckpt": "the same as `hylorada` with activation checkpointing",
 }
 MODELS = {
     "tiny": {"vocab_size": 8192, "n_embd": 256, "n_layer": 6, "n_head": 8},
