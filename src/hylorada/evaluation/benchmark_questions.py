@@ -53,8 +53,9 @@ _SOURCES = {  # what lm-eval fetches for a task of RULER; the others are made up
 _ESSAYS = (
     "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multiquery", "niah_multivalue",
 )  # fmt: skip
+_CHATTY = ("lm_eval", "transformers", "datasets", "huggingface_hub")
 _PATIENCE = 25.0  # seconds without an answer from a server
-_SLACK = 24  # tokens by which samples of one size differ
+_SLACK = 48  # tokens by which samples of one size differ
 
 
 @dataclass(frozen=True)
@@ -137,17 +138,13 @@ def _longbench(
     if not rows:
         raise DataError(f"{task}: the data has no rows for it")
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks import TaskManager
 
     file = longbench_file(task)
     name = file.removesuffix("_e")
     chosen = rows[:limit] if limit else rows
     documents = [{**row, "question": row["input"]} for row in chosen]
     with _quiet():
-        manager = TaskManager(include_defaults=False, include_path=str(_task_folder("longbench")))
-        entry = manager.task_index[task]
-        assert entry.cfg is not None or entry.yaml_path is not None
-        settings = _without_functions(entry.yaml_path)
+        settings = _without_functions(_task_folder("longbench") / f"{file}.yaml")
         prompt = settings["doc_to_text"]
         if name in _EMPTY_LINE:
             prompt = prompt.replace("{{context}}\n{{question}}", "{{context}}\n\n{{question}}")
@@ -195,7 +192,7 @@ def _without_functions(path: Path) -> dict[str, Any]:
         pass
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader)
 
 
 def _ruler(task: str, tokenizer: Any, window: int, limit: int) -> list[Question]:
@@ -211,18 +208,18 @@ def _ruler(task: str, tokenizer: Any, window: int, limit: int) -> list[Question]
             except Exception as error:  # whatever its downloads and samplers meet
                 source = _SOURCES.get("essay" if task in _ESSAYS else task)
                 wanted = f"; it wants {source}" if source else ""
-                first = next(iter(" ".join(str(error).split()).split(". ")), "")[:200]
+                first = " ".join(str(error).split())[:120]
                 raise DataError(
                     f"{task}: lm-eval cannot make its questions for {length} tokens "
                     f"({type(error).__name__}: {first}){wanted}"
                 ) from error
             excess = max(
-                len(tokenizer(q.prompt)["input_ids"]) + q.answer_tokens - window for q in questions
+                len(tokenizer(q.prompt, verbose=False)["input_ids"]) + q.answer_tokens - window for q in questions
             )
             if excess <= 0:
                 return questions[:limit] if limit else questions
             length -= excess
-    raise DataError(f"{task}: its prompts do not fit a window of {window} tokens; use a longer one")
+    raise _too_small(task, window)
 
 
 def _built(task: str, tokenizer: Any, folder: str, length: int) -> list[Question]:
@@ -240,6 +237,8 @@ def _built(task: str, tokenizer: Any, folder: str, length: int) -> list[Question
         built: Any = manager.load([task])["tasks"][task]
         built.build_all_requests()
     kept = ("outputs", "max_length")
+    if not all(request.doc["outputs"] for request in built.instances):
+        raise _too_small(task, length)  # common words: none is left, and lm-eval goes on
     return [
         Question(task, i, *request.args, {key: request.doc[key] for key in kept})
         for i, request in enumerate(built.instances)
@@ -247,10 +246,10 @@ def _built(task: str, tokenizer: Any, folder: str, length: int) -> list[Question
 
 
 def _refuse_endless(task: str, tokenizer: Any, length: int) -> None:
-    """Three of lm-eval's samplers never end if their smallest sample does not fit."""
+    """Two of lm-eval's samplers never end if their smallest sample does not fit."""
 
     def tokens(text: str) -> int:
-        return len(tokenizer(text)["input_ids"]) + _SLACK
+        return len(tokenizer(text, verbose=False)["input_ids"]) + _SLACK
 
     room = True
     if task == "ruler_vt":
@@ -258,19 +257,18 @@ def _refuse_endless(task: str, tokenizer: Any, length: int) -> None:
         example, answer = module.generate_input_output(5, 1, 4, is_icl=True)
         smallest, _ = module.generate_input_output(10, 1, 4)
         room = tokens(f"{example} {answer}") + 30 <= 500 and tokens(smallest) + 530 <= length
-    elif task == "ruler_cwe":
-        module = importlib.import_module("lm_eval.tasks.ruler.cwe_utils")
-        example, text, answer = module.generate_input_output(10, length)
-        room = tokens(f"{example}\n{text} {answer}") + 120 <= length
-        sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)
     elif task == "ruler_fwe":
         module = importlib.import_module("lm_eval.tasks.ruler.fwe_utils")
         room = length >= 256 and 2 * tokens(module.TEMPLATE) <= length
     if not room:
-        raise DataError(
-            f"{task}: its smallest sample does not fit a window of {length} tokens; use a longer "
-            "one, or leave it out of eval.harness.tasks"
-        )
+        raise _too_small(task, length)
+
+
+def _too_small(task: str, length: int) -> DataError:
+    return DataError(
+        f"{task}: its smallest sample does not fit a window of {length} tokens; use a longer one, "
+        "or leave it out of eval.harness.tasks"
+    )
 
 
 def _task_folder(name: str) -> Path:
@@ -293,15 +291,30 @@ def _seeded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Only errors from lm-eval and from what it calls: it warns of what is meant here."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No chatter from lm-eval's builders, and no waiting for a server that does not answer."""
-    logger, timeout = logging.getLogger("lm_eval"), socket.getdefaulttimeout()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            quiet_libraries(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             yield
     finally:
-        logger.setLevel(level)
         socket.setdefaulttimeout(timeout)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hylorada.errors import ConfigError
-from hylorada.evaluation.benchmark_questions import Question
+from hylorada.evaluation.benchmark_questions import Question, quiet_libraries
 from hylorada.evaluation.scoring import evaluation_mode
 
 
@@ -88,21 +87,15 @@ def ask(
         raise ConfigError("the tokenizer has no end token, and lm-eval needs one to stop at")
     replies = list(done)
     known = {(reply.task, reply.index) for reply in replies}
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with evaluation_mode(model, autocast_dtype):
-            lm = language_model(model, tokenizer, window, autocast_dtype)
-            for question in questions:
-                if (question.task, question.index) in known:
-                    continue
-                text = lm.reply(question)
-                replies.append(Reply(question.task, question.index, text, *lm.last_prompt))
-                if progress is not None:
-                    progress(replies, len(questions))
-    finally:
-        logger.setLevel(level)
+    with quiet_libraries(), evaluation_mode(model, autocast_dtype):
+        lm = language_model(model, tokenizer, window, autocast_dtype)
+        for question in questions:
+            if (question.task, question.index) in known:
+                continue
+            text = lm.reply(question)
+            replies.append(Reply(question.task, question.index, text, *lm.last_prompt))
+            if progress is not None:
+                progress(replies, len(questions))
     return replies
 
 
@@ -128,11 +121,8 @@ class _InMemory:
     def __init__(self, model: Any) -> None:
         self.model, self.config, self.device = model, model.config, model.device
 
-    def generate(self, input_ids: Tensor, **settings: Any) -> Tensor:
-        # All of the prompt is text, also a token that is the padding one elsewhere.
-        return self.model.generate(
-            input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **settings
-        )
+    def generate(self, **settings: Any) -> Tensor:
+        return self.model.generate(**settings)
 
 
 @functools.cache

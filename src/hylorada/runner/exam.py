@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hylorada.config import EvalConfig, LostInMiddleConfig
 from hylorada.data.packing import TokenCorpus
+from hylorada.evaluation.benchmark_questions import Question
 from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
 from hylorada.evaluation.retrieval_prompts import (
     KeyValues,
@@ -23,6 +25,7 @@ from hylorada.evaluation.retrieval_prompts import (
     read_key_values,
     read_questions,
 )
+from hylorada.runner.benchmarks import load_questions
 
 QUESTION_TOKENS = 100  # of a generated answer to a question, as published
 
@@ -58,6 +61,7 @@ class Exam:
         corpus: the split, in tokens.
         tokenizer: of the base.
         prompts: None if retrieval is not asked for.
+        questions: of LongBench and RULER; none if they are not asked for.
     """
 
     settings: EvalConfig
@@ -65,6 +69,7 @@ class Exam:
     corpus: TokenCorpus
     tokenizer: Any
     prompts: Prompts | None
+    questions: Sequence[Question] = ()
 
 
 def prepare(settings: EvalConfig, window: int, corpus: TokenCorpus, tokenizer: Any) -> Exam:
@@ -76,7 +81,10 @@ def prepare(settings: EvalConfig, window: int, corpus: TokenCorpus, tokenizer: A
     prompts = None
     if settings.lost_in_middle.enabled:
         prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
-    return Exam(settings, window, corpus, tokenizer, prompts)
+    questions: Sequence[Question] = ()
+    if settings.harness.enabled:
+        questions = load_questions(settings.harness, tokenizer, window)
+    return Exam(settings, window, corpus, tokenizer, prompts, questions)
 
 
 def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> Prompts:
