@@ -309,18 +309,20 @@ def test_means_over_tasks_of_a_kind():
 NEEDLE = re.compile(r"magic numbers for ([\w-]+) is: (\d+)\.")
 
 
-@pytest.mark.parametrize(("told", "expected"), [(10, 100.0), (4, 40.0), (0, 0.0)])
-def test_common_words_of_ruler_run_from_end_to_end(tokenizer, told, expected):
+def test_common_words_of_ruler_run_from_end_to_end(tokenizer):
     window = 3072
     questions = make_questions(["ruler_cwe"], {}, tokenizer, window, limit=3)
+    assert questions == make_questions(["ruler_cwe"], {}, tokenizer, window, limit=3)
+    for told, expected in ((10, 100), (4, 40), (0, 0)):
 
-    def most_common(prompt):
-        words = Counter(re.findall(r"\d+\. ([^\d]+?)(?= \d|\n)", prompt))
-        return " " + ", ".join(word for word, _ in words.most_common(told))
+        def most_common(prompt, told=told):
+            words = Counter(re.findall(r"\d+\. ([^\d]+?)(?= \d|\n)", prompt))
+            return " " + ", ".join(word for word, _ in words.most_common(told))
 
-    replies = ask(Rigged(most_common, window), tokenizer, questions, window)
-    score = score_replies(questions, replies)["ruler/cwe"]
-    assert (score["value"], score["cut"], score["examples"]) == (expected, 0, 3)
+        replies = ask(Rigged(most_common, window), tokenizer, questions, window)
+        score = score_replies(questions, replies)["ruler/cwe"]
+        assert score["value"] == pytest.approx(expected)
+        assert (score["cut"], score["examples"]) == (0, 3)
 
 
 @pytest.mark.slow  # lm-eval's needles take ten seconds to import

@@ -246,7 +246,7 @@ def _built(task: str, tokenizer: Any, folder: str, length: int) -> list[Question
 
 
 def _refuse_endless(task: str, tokenizer: Any, length: int) -> None:
-    """Two of lm-eval's samplers never end if their smallest sample does not fit."""
+    """Three of lm-eval's samplers never end if their smallest sample does not fit."""
 
     def tokens(text: str) -> int:
         return len(tokenizer(text, verbose=False)["input_ids"]) + _SLACK
@@ -257,6 +257,9 @@ def _refuse_endless(task: str, tokenizer: Any, length: int) -> None:
         example, answer = module.generate_input_output(5, 1, 4, is_icl=True)
         smallest, _ = module.generate_input_output(10, 1, 4)
         room = tokens(f"{example} {answer}") + 30 <= 500 and tokens(smallest) + 530 <= length
+    elif task == "ruler_cwe":
+        module = importlib.import_module("lm_eval.tasks.ruler.cwe_utils")
+        room = tokens(module.TEMPLATE) + 120 <= length
     elif task == "ruler_fwe":
         module = importlib.import_module("lm_eval.tasks.ruler.fwe_utils")
         room = length >= 256 and 2 * tokens(module.TEMPLATE) <= length

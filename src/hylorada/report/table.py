@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hylorada.report.arms import Arm, Comparison
+from hylorada.report.benchmarks import benchmark_cells, benchmark_columns, benchmark_notes
 from hylorada.report.cells import Cell, Column
 from hylorada.report.collect import Record
 from hylorada.report.context import context_cells, context_columns, context_notes
@@ -69,7 +70,7 @@ def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> 
     for comparison in comparisons:
         groups.setdefault((comparison.model, comparison.dataset), []).append(comparison)
     # The same columns in each, since they share one CSV.
-    extra = context_columns(comparisons)
+    extra = [*context_columns(comparisons), *benchmark_columns(comparisons)]
     return [_table(group, reference, extra) for group in groups.values()]
 
 
@@ -127,7 +128,8 @@ def _section(
     if comparison.label:
         heading += f" ({comparison.label})"
     section = Section(heading)
-    for text in [*_conventions(comparison), *context_notes(comparison)]:
+    asked = [*context_notes(comparison), *benchmark_notes(comparison)]
+    for text in [*_conventions(comparison), *asked]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -234,12 +236,12 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
 
 
 def _base_context(comparison: Comparison) -> dict[str, Cell]:
-    """Retrieval and context gain of the extended base, which is the same in every record."""
+    """What else was asked of the extended base, which is the same in every record."""
 
     def found(name: str) -> list[dict[str, Any]]:
         return [m for a in comparison.arms for m in a.base_metrics("extended", name).values()][:1]
 
-    return context_cells(found)
+    return context_cells(found) | benchmark_cells(comparison, found)
 
 
 def _arm_row(
@@ -292,6 +294,7 @@ def _arm_row(
                 paired_change(arm.metrics(name), against.metrics(name))
             )
     cells |= context_cells(lambda name: list(arm.metrics(name).values()))
+    cells |= benchmark_cells(comparison, lambda name: list(arm.metrics(name).values()))
     cells |= _cost_cells(arm.ok)
     return Row("arm", cells)
 
