@@ -147,6 +147,18 @@ def test_an_answer_is_no_longer_than_it_may_be_and_the_window_holds_both(tokeniz
     assert reply.text == "x" * 8
 
 
+def test_autocast_reaches_the_model(tokenizer):
+    seen = []
+
+    def say(prompt):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return "yes"
+
+    for dtype in (None, torch.bfloat16):
+        ask(Rigged(say), tokenizer, [asked("text")], 64, autocast_dtype=dtype)
+    assert seen == [False, torch.bfloat16]
+
+
 def test_a_text_that_holds_the_end_token_is_read_whole(tokenizer):
     model = Rigged(lambda prompt: "yes")
     ask(model, tokenizer, [asked(f"one {END} two")], 64)
@@ -273,7 +285,9 @@ def test_longbench_e_is_the_mean_over_its_buckets_of_length():
     questions = [qasper(task, i, length) for i, (length, _) in enumerate(lengths_and_texts)]
     replies = [Reply(task, i, text, 5, False) for i, (_, text) in enumerate(lengths_and_texts)]
     score = score_replies(questions, replies)["longbench/qasper_e"]
-    found = {bucket["words"]: (bucket["value"], bucket["examples"]) for bucket in score["by_length"]}
+    found = {
+        bucket["words"]: (bucket["value"], bucket["examples"]) for bucket in score["by_length"]
+    }
     assert found == {"0-4k": (33.33, 3), "4-8k": (100.0, 1), "8k+": (0.0, 1)}
     assert score["value"] == pytest.approx((33.33 + 100 + 0) / 3)
     assert score["low"] < score["value"] < score["high"]
