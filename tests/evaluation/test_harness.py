@@ -201,6 +201,7 @@ def test_replies_are_the_greedy_continuation_of_an_adapted_model():
             if following == tokenizer.eos_token_id:
                 break
             ids.append(following)
+    assert len(ids) > len(tokenizer.encode(text))
     assert reply.text == tokenizer.decode(ids[len(tokenizer.encode(text)) :])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert tokenizer.pad_token is None  # lm-eval's padding token went to a copy
