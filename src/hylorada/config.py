@@ -160,10 +160,11 @@ class TrainConfig:
 class PerplexityConfig:
     """exp(sum NLL / scored tokens), by named conventions."""
 
+    # blocks, sliding, word (per word, of a whole split), paper (mean over WikiText paragraphs).
     # Empty: perplexity is not measured; something else then is.
     conventions: list[str] = field(default_factory=lambda: ["blocks", "sliding"])
     split: str = "test"  # also of the context gain
-    stride: int = 0  # tokens, for the sliding window; 0: half a window
+    stride: int = 0  # tokens, for the sliding window and word; 0: half a window
     max_blocks: int = 0  # windows scored per convention, spread over the split; 0: all
     batch_size: int = 1  # sequences
     position_buckets: int = 8  # equal slices of the window

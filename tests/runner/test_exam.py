@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import signal
 
 import pytest
@@ -48,6 +49,32 @@ def asked(root, **changes):
             **changes,
         },
     )
+
+
+def test_every_convention_in_one_run(root, tmp_path):
+    """The words and the paragraphs are those of the split; the base is asked the same."""
+    lines = [" = A = ", "", "word " * 30, "short", "other " * 25, ""]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines * 4))
+    config = asked(
+        root,
+        dataset__kind="wikitext",
+        dataset__path=str(tmp_path),
+        eval__perplexity__conventions=["blocks", "sliding", "word", "paper"],
+        eval__lost_in_middle__enabled=False,
+        eval__context_gain__enabled=False,
+    )
+    record = run(config)
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        assert set(metrics) == {"eval/ppl", "eval/ppl_sliding", "eval/ppl_word", "eval/ppl_paper"}
+        word, paper = metrics["eval/ppl_word"], metrics["eval/ppl_paper"]
+        assert word["words"] == len(" ".join(lines * 4).split()) + 4 * len(lines) - 1
+        assert word["value"] == pytest.approx(math.exp(word["sum_nll"] / word["words"]))
+        assert word["sum_nll"] == metrics["eval/ppl_sliding"]["sum_nll"]
+        each = [math.exp(d["sum_nll"] / d["tokens"]) for d in paper["by_document"]]
+        assert paper["value"] == pytest.approx(sum(each) / len(each))
+        assert len(each) == 8  # two long lines in each of the four parts
+    assert set(record["base"]["own_window"]) == {"eval/ppl_sliding", "eval/ppl_word"}
 
 
 @pytest.fixture(scope="module")

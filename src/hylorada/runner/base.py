@@ -96,7 +96,8 @@ def base_metrics(
     # The copy is extended after it was measured as it is.
     measured: dict[str, Metrics] = {"own_window": {}, "extended": {}}
     if settings.conventions:
-        own = dataclasses.replace(settings, conventions=["sliding"])
+        by_words = [name for name in settings.conventions if name == "word"]
+        own = dataclasses.replace(settings, conventions=["sliding", *by_words])
         measured["own_window"] = cached(
             {**text, "window": own_window, "settings": dataclasses.asdict(own)},
             lambda partial: meter.measure(
@@ -109,8 +110,14 @@ def base_metrics(
         found |= cached(
             {**text, **extension, "settings": dataclasses.asdict(settings)},
             lambda partial: meter.measure(
-                stretched(), exam.corpus, settings, length, title, partial=partial
-            ),
+                stretched(),
+                exam.corpus,
+                settings,
+                length,
+                title,
+                paragraphs=exam.paragraphs,
+                partial=partial,
+            ),  # fmt: skip
         )
     if exam.prompts is not None:
         asked = [exam.prompts.sha256, exam.settings.lost_in_middle.scorings]

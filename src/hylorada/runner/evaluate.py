@@ -23,7 +23,6 @@ from safetensors import safe_open
 
 from hylorada import config as configs
 from hylorada.config import RunConfig
-from hylorada.data.packing import load_token_corpus
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
@@ -312,11 +311,7 @@ def _meter(config: RunConfig, device: torch.device, stop: Stop, reporter: Report
 
 
 def _exam(config: RunConfig, backbone: Backbone, stop: Stop) -> Exam:
-    corpus = load_token_corpus(
-        config.dataset, config.eval.perplexity.split, backbone.tokenizer, config.model.path,
-        progress=lambda tokens: stop.check(),
-    )  # fmt: skip
-    return prepare(config.eval, config.length.max_length, corpus, backbone.tokenizer)
+    return prepare(config, backbone.tokenizer, progress=lambda tokens: stop.check())
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:

@@ -119,17 +119,16 @@ class _Run:
             )
             backbone = load_backbone(config.model, self.device)
             record["provenance"]["base_model_sha256"] = backbone.sha256
-            test = self._corpus(backbone, config.eval.perplexity.split)
+            exam = prepare(config, backbone.tokenizer, progress=lambda _: self.stop.check())
             train = self._corpus(backbone, "train") if config.method.lora.enabled else None
             blocks = None
             if train is not None:
                 blocks = Blocks(train, config.length.max_length, config.dataset.packing)
             record["provenance"]["dataset_sha256"] = {
                 split: corpus.sha256
-                for split, corpus in ((config.eval.perplexity.split, test), ("train", train))
+                for split, corpus in ((config.eval.perplexity.split, exam.corpus), ("train", train))
                 if corpus is not None
             }
-            exam = prepare(config.eval, config.length.max_length, test, backbone.tokenizer)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
 
             model = self._attach(backbone)
