@@ -295,6 +295,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"length.max_length": 1}, "length.max_length"),
     ("", {"method.name": "a b"}, "method.name"),
     ("", {"method.lora.r": 0}, "method.lora.r"),
+    ("", {"train.task": "retrival"}, "did you mean retrieval"),
+    ("train=retrieval", {"train.max_steps": 0, "train.max_tokens": 9}, "differ in scored tokens"),
+    ("train=retrieval", {"dataset.packing": "reset"}, "packs no documents"),
+    ("train=retrieval", {"train.retrieval.items": 5}, "the 5 depths of eval.lost_in_middle"),
+    ("train=retrieval", {"train.retrieval.key_style": "hexa"}, "did you mean hex"),
     ("", {"eval.perplexity.conventions": ["paper"]}, "paper is the mean over WikiText's"),
     (
         "",

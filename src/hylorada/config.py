@@ -128,10 +128,24 @@ class DatasetConfig:
 
 
 @dataclass
+class RetrievalTaskConfig:
+    """Key-value retrieval as training data (`train.task=retrieval`).
+
+    Its keys are never those of the evaluation, and the depths of eval.lost_in_middle are held out.
+    """
+
+    sequences: int = 4096  # of length.max_length tokens, in one epoch
+    items: int = 0  # pairs in an example; 0: from few to as many as fit, evenly in the logarithm
+    key_style: str = "uuid"  # uuid or hex, 8 digits, for small models
+
+
+@dataclass
 class TrainConfig:
     """The optimiser and its budget. Exactly one of epochs, max_steps, max_tokens is above 0."""
 
     name: str = "demo"
+    task: str = "text"  # text: the data set's; retrieval: key-value examples, answers scored alone
+    retrieval: RetrievalTaskConfig = field(default_factory=RetrievalTaskConfig)
     epochs: float = 0.0
     max_steps: int = 40  # optimizer steps
     max_tokens: int = 0  # scored tokens

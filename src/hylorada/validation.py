@@ -58,6 +58,7 @@ def validate(config: RunConfig) -> None:
     _model(config.model)
     _dataset(config.dataset)
     _train(config.train)
+    _retrieval_task(config)
     _eval(config.eval, config.length.max_length, config.dataset.kind)
     _choice("track.kind", config.track.kind, ("offline", "wandb", "tensorboard", "off"))
     _at_least("integrity.probe_length", config.integrity.probe_length, 0)
@@ -213,6 +214,32 @@ def _train(train: TrainConfig) -> None:
     _at_least("train.keep_checkpoints", train.keep_checkpoints, 1)
     _at_least("train.log_every", train.log_every, 1)
     _at_least("train.loss_chunk", train.loss_chunk, 1)
+
+
+def _retrieval_task(config: RunConfig) -> None:
+    train, task = config.train, config.train.retrieval
+    _choice("train.task", train.task, ("text", "retrieval"))
+    _at_least("train.retrieval.sequences", task.sequences, 1)
+    _at_least("train.retrieval.items", task.items, 0)
+    _choice("train.retrieval.key_style", task.key_style, ("uuid", "hex"))
+    if train.task == "text":
+        return
+    if train.max_tokens:
+        raise ConfigError(
+            f"train.max_tokens={train.max_tokens} cannot be kept with train.task=retrieval, whose "
+            "sequences differ in scored tokens; use train.max_steps or train.epochs"
+        )
+    if config.dataset.packing == "reset":
+        raise ConfigError(
+            "dataset.packing=reset has no effect with train.task=retrieval, which packs no "
+            "documents; set dataset.packing=documents"
+        )
+    depths = config.eval.lost_in_middle.depths
+    if task.items and len(depths) >= task.items:
+        raise ConfigError(
+            f"train.retrieval.items is {task.items}; the {len(depths)} depths of "
+            "eval.lost_in_middle are held out, so it must be more than that, or 0"
+        )
 
 
 def _eval(settings: EvalConfig, window: int, kind: str) -> None:

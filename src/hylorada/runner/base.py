@@ -117,8 +117,8 @@ def base_metrics(
                 title,
                 paragraphs=exam.paragraphs,
                 partial=partial,
-            ),  # fmt: skip
-        )
+            ),
+        )  # fmt: skip
     if exam.prompts is not None:
         asked = [exam.prompts.sha256, exam.settings.lost_in_middle.scorings]
         found |= cached(

@@ -39,12 +39,13 @@ from hylorada.runner.ending import exit_code, log_to, recorded
 from hylorada.runner.exam import prepare
 from hylorada.runner.faults import fault_point
 from hylorada.runner.frozen import use_frozen_kernels
-from hylorada.runner.loop import Counters, Training, gradient_checkpointing
+from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
 from hylorada.runner.measure import Meter
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
+from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.seeding import deterministic, seed_everything
 from hylorada.runner.signals import Stop
 from hylorada.runner.summary import print_summary
@@ -120,14 +121,10 @@ class _Run:
             backbone = load_backbone(config.model, self.device)
             record["provenance"]["base_model_sha256"] = backbone.sha256
             exam = prepare(config, backbone.tokenizer, progress=lambda _: self.stop.check())
-            train = self._corpus(backbone, "train") if config.method.lora.enabled else None
-            blocks = None
-            if train is not None:
-                blocks = Blocks(train, config.length.max_length, config.dataset.packing)
+            blocks = self._blocks(backbone) if config.method.lora.enabled else None
             record["provenance"]["dataset_sha256"] = {
-                split: corpus.sha256
-                for split, corpus in ((config.eval.perplexity.split, exam.corpus), ("train", train))
-                if corpus is not None
+                config.eval.perplexity.split: exam.corpus.sha256,
+                **({"train": blocks.sha256} if blocks else {}),
             }
             record["base"] = base_metrics(config, self.meter, backbone, exam)
 
@@ -154,6 +151,17 @@ class _Run:
             config.dataset, split, backbone.tokenizer, config.model.path,
             progress=lambda tokens: self.stop.check(),
         )  # fmt: skip
+
+    def _blocks(self, backbone: Backbone) -> Blocks | RetrievalBlocks:
+        """What is trained on."""
+        config = self.config
+        length = config.length.max_length
+        if config.train.task == "retrieval":
+            depths = config.eval.lost_in_middle.depths
+            return RetrievalBlocks(
+                backbone.tokenizer, length, config.train.retrieval, depths, config.seed
+            )
+        return Blocks(self._corpus(backbone, "train"), length, config.dataset.packing)
 
     def _attach(self, backbone: Backbone) -> Any:
         """Extend the range and attach the adapter; the parameters, counted by group."""
@@ -198,7 +206,7 @@ class _Run:
         ran = [name for name, check in report.checks.items() if not check.skipped]
         logger.info("integrity: passed %s", ", ".join(ran))
 
-    def _train(self, model: Any, backbone: Backbone, blocks: Blocks, tracker: Tracker) -> None:
+    def _train(self, model: Any, backbone: Backbone, blocks: BlockSource, tracker: Tracker) -> None:
         config = self.config
         training = Training(
             model=model,
