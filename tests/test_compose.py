@@ -395,7 +395,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("eval=full", {"eval.context_gain.targets": 0}, "eval.context_gain.targets"),
     ("eval=full", {"eval.context_gain.places": 0}, "eval.context_gain.places"),
     ("eval=full", {"eval.context_gain.contexts": [0, 64]}, "eval.context_gain.contexts"),
-    ("eval=full", {"eval.context_gain.contexts": [512, 4096]}, "1 fit the window of 4096"),
+    ("eval=full", {"eval.context_gain.contexts": [4096, 8192]}, "1 fit the window of 4096"),
     ("", {"track.kind": "of"}, "did you mean off"),
     ("", {"integrity.enabled": False, "integrity.allow_leak": True}, "no effect"),
 ]

@@ -210,10 +210,22 @@ class ContextGainConfig:
     """The loss of the same target tokens with more and more context before them."""
 
     enabled: bool = False
-    # Tokens before the first target; those that do not fit the window are left out.
+    # Tokens before the first target; in place of those that do not fit, the most that fit.
     contexts: list[int] = field(default_factory=lambda: [128, 256, 512, 1024, 2048, 4096, 8192])
     targets: int = 256  # tokens scored at each place
     places: int = 64  # at most, spread over the split
+
+    def fitting(self, window: int) -> list[int]:
+        """The contexts that fit a window of so many tokens together with the targets.
+
+        If some do not, the most that fit takes their place, so that the whole window is used; but
+        not beside another of nearly that length.
+        """
+        most = window - self.targets + 1  # the last target is predicted and never read
+        found = sorted({c for c in self.contexts if 1 <= c <= most})
+        if any(c > most for c in self.contexts) and most > 1.25 * max(found, default=0):
+            found.append(most)
+        return found
 
 
 @dataclass

@@ -340,7 +340,7 @@ def _context_gain(gain: ContextGainConfig, window: int) -> None:
         _at_least("eval.context_gain.contexts", context, 1)
     if not gain.enabled:
         return
-    fitting = {c for c in gain.contexts if c + gain.targets - 1 <= window}
+    fitting = gain.fitting(window)
     if len(fitting) < 2:
         raise ConfigError(
             f"eval.context_gain.contexts: of {gain.contexts} with {gain.targets} targets, "

@@ -100,10 +100,10 @@ def test_the_record_holds_accuracy_by_depth_and_context_gain_of_the_run_and_the_
                 assert flat["prompts"] == 4
         assert metrics["lim/middle_gap"]["value"] == whole["middle_gap"]
         gain = metrics["context_gain/gain"]
-        assert [s["context"] for s in gain["by_context"]] == [8, 32]
-        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 32))
+        assert [s["context"] for s in gain["by_context"]] == [8, 32, 305]
+        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 305))
         assert gain["value"] == pytest.approx(short - long)
-        assert gain["places"] == 3
+        assert gain["places"] == 2  # one in each text
     assert (
         record["metrics"]["lim/accuracy"]["prompts_sha256"]
         == record["base"]["extended"]["lim/accuracy"]["prompts_sha256"]
@@ -138,7 +138,7 @@ def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
     out = capsys.readouterr().out
     assert "perplexity" not in out
     assert "right answers by depth, ranked (kv): 12 prompts" in out
-    assert "loss of the same 48 tokens" in out
+    assert "loss of the same 32 tokens" in out
 
 
 def test_every_part_continues_after_a_signal(done, root, monkeypatch):
@@ -164,7 +164,7 @@ def test_every_part_continues_after_a_signal(done, root, monkeypatch):
             interruptions += 1
             assert result(directory)["status"] == "interrupted"
     assert interruptions == len(calls) == 3
-    assert sorted(calls.values()) == [3, 4, 12]  # places, blocks, prompts: none measured twice
+    assert sorted(calls.values()) == [2, 4, 12]  # places, blocks, prompts: none measured twice
     assert again["metrics"] == record["metrics"]
     assert not list(directory.glob(".evaluation*"))
 

@@ -29,7 +29,7 @@ from hylorada.runner.exam import Exam
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 def base_metrics(
