@@ -14,12 +14,12 @@ from tiny_runs import LENGTH, STEPS, make_config, make_model_folder, make_texts,
 import hylorada
 from hylorada import config as configs
 from hylorada.data.packing import load_token_corpus
+from hylorada.disk import exclusive
 from hylorada.errors import ConfigError, DataError, DiskError, DivergedError, IntegrityError
 from hylorada.evaluation.perplexity import evaluate_perplexity
 from hylorada.runner import measure
 from hylorada.runner import run as run_module
 from hylorada.runner.backbone import load_backbone
-from hylorada.runner.disk import exclusive
 from hylorada.runner.run import load_run, run
 
 

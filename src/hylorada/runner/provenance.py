@@ -1,4 +1,4 @@
-"""Where a number came from: code, versions, hardware, weights; and how much memory it took."""
+"""Where a number came from: code, versions, hardware, weights, text; how much memory it took."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from hylorada.data.packing import TokenCorpus
 
 _PACKAGES = ("hylorada", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
 
@@ -29,6 +32,15 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def texts(corpora: Mapping[str, TokenCorpus | None]) -> dict[str, dict[str, str]]:
+    """What was read of each split, in words ("pg19 test, 62 of 100 books"), and its hash."""
+    read = {split: corpus for split, corpus in corpora.items() if corpus is not None}
+    return {
+        "dataset": {split: corpus.label for split, corpus in read.items()},
+        "dataset_sha256": {split: corpus.sha256 for split, corpus in read.items()},
     }
 
 
