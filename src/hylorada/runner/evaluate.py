@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from rich.console import Console
 from safetensors import safe_open
 
 from hylorada import config as configs
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
+from hylorada.methods import load_adapter
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
@@ -263,7 +264,7 @@ def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool
             position_range.rope_type, position_range.rope_factor,
         )  # fmt: skip
     try:
-        return PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+        return load_adapter(backbone.model, folder).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(

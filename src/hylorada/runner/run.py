@@ -24,7 +24,7 @@ from hylorada.data.blocks import Blocks
 from hylorada.data.packing import TokenCorpus
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import ConfigError, DataError
-from hylorada.methods import adapt
+from hylorada.methods import adapt, load_adapter
 from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
@@ -352,4 +352,4 @@ def load_finished(directory: Path, record: Record, device: torch.device) -> tupl
             f"{directory}: no adapter/adapter_model.safetensors (status {record['status']}); "
             "run it to its end first"
         )
-    return PeftModel.from_pretrained(backbone.model, str(adapter)).eval(), backbone
+    return load_adapter(backbone.model, adapter).eval(), backbone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,9 +36,6 @@ def session(directory: Path) -> Iterator[tuple[Stop, LogError]]:
         stack.enter_context(stop.listening())
         log = stack.enter_context(log_to(directory / "run.log"))
         stack.enter_context(deterministic())
-        # Between transformers, peft and torch themselves; nothing that a user could act on.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", FutureWarning)
         yield stop, log
 
 
