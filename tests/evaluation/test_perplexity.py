@@ -187,3 +187,48 @@ def test_tokens_may_be_any_integer_type():
         result = evaluate_perplexity(model, documents, PerplexityConfig(), 16)["blocks"]
         values.add(result.sum_nll)
     assert len(values) == 1
+
+
+@pytest.mark.parametrize(
+    ("conventions", "scored"),
+    [(["word"], ["word"]), (["word", "sliding"], ["sliding"]), (["blocks", "word"],) * 2],
+)
+def test_the_word_convention_divides_the_sliding_sum_by_the_words(conventions, scored):
+    documents = make_documents([41, 1, 12, 60])
+    model = make_model("llama")
+    total, count, _ = naive(model, documents, "sliding", 16, 5)
+    settings = PerplexityConfig(conventions=conventions, stride=5)
+    calls = []
+    results = evaluate_perplexity(model, documents, settings, window=16, progress=calls.append)
+    assert list(results) == conventions
+    word = results["word"]
+    assert (word.tokens, word.stride) == (count, 5)
+    words = sum(document.words for document in documents)
+    assert word.to_dict()["value"] == pytest.approx(math.exp(total / words), rel=TOLERANCE)
+    # nothing is scored twice
+    assert list(dict.fromkeys(progress.convention for progress in calls)) == scored
+
+
+def test_a_part_of_a_split_has_no_word_perplexity():
+    settings = PerplexityConfig(conventions=["word"], max_blocks=1)
+    with pytest.raises(ConfigError, match="word divides by the words of the whole split"):
+        evaluate_perplexity(make_model("gpt2"), make_documents([41]), settings, window=16)
+
+
+def test_the_paper_convention_is_the_mean_over_paragraphs_cut_at_the_window():
+    model = make_model("gpt2")
+    paragraphs = make_documents([7, 41, 16, 2, 1], seed=1)
+    settings = PerplexityConfig(conventions=["paper", "blocks"])
+    documents = make_documents([30])
+    results = evaluate_perplexity(model, documents, settings, window=16, paragraphs=paragraphs)
+    each = []
+    for paragraph in paragraphs[:-1]:  # the last has nothing to predict
+        total, count, _ = naive(model, [Tokens("", paragraph.tokens[:17], 0, 0)], "blocks", 16, 16)
+        each.append(math.exp(total / count))
+    paper = results["paper"]
+    assert paper.ppl == pytest.approx(sum(each) / len(each), rel=TOLERANCE)
+    assert paper.tokens == 6 + 16 + 15 + 1
+    assert paper.stride is None
+    assert results["blocks"].tokens == 29  # of the documents
+    with pytest.raises(ConfigError, match="paper needs paragraphs"):
+        evaluate_perplexity(model, documents, settings, window=16)

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from hylorada.report import render
 from hylorada.report.arms import compare
+from hylorada.report.cells import number
 from hylorada.report.collect import Record
-from hylorada.report.table import Table, build_tables, number, one_line
+from hylorada.report.table import Table, build_tables, one_line
 from report.records import make_record, metric, sweep
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import signal
 
 import pytest
@@ -52,6 +53,32 @@ def asked(root, **changes):
     )
 
 
+def test_every_convention_in_one_run(root, tmp_path):
+    """The words and the paragraphs are those of the split; the base is asked the same."""
+    lines = [" = A = ", "", "word " * 30, "short", "other " * 25, ""]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines * 4))
+    config = asked(
+        root,
+        dataset__kind="wikitext",
+        dataset__path=str(tmp_path),
+        eval__perplexity__conventions=["blocks", "sliding", "word", "paper"],
+        eval__lost_in_middle__enabled=False,
+        eval__context_gain__enabled=False,
+    )
+    record = run(config)
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        assert set(metrics) == {"eval/ppl", "eval/ppl_sliding", "eval/ppl_word", "eval/ppl_paper"}
+        word, paper = metrics["eval/ppl_word"], metrics["eval/ppl_paper"]
+        assert word["words"] == len(" ".join(lines * 4).split()) + 4 * len(lines) - 1
+        assert word["value"] == pytest.approx(math.exp(word["sum_nll"] / word["words"]))
+        assert word["sum_nll"] == metrics["eval/ppl_sliding"]["sum_nll"]
+        each = [math.exp(d["sum_nll"] / d["tokens"]) for d in paper["by_document"]]
+        assert paper["value"] == pytest.approx(sum(each) / len(each))
+        assert len(each) == 8  # two long lines in each of the four parts
+    assert set(record["base"]["own_window"]) == {"eval/ppl_sliding", "eval/ppl_word"}
+
+
 @pytest.fixture(scope="module")
 def done(root):
     config = asked(root, track__kind="offline")
@@ -75,10 +102,10 @@ def test_the_record_holds_accuracy_by_depth_and_context_gain_of_the_run_and_the_
                 assert flat["prompts"] == 4
         assert metrics["lim/middle_gap"]["value"] == whole["middle_gap"]
         gain = metrics["context_gain/gain"]
-        assert [s["context"] for s in gain["by_context"]] == [8, 32]
-        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 32))
+        assert [s["context"] for s in gain["by_context"]] == [8, 32, 305]
+        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 305))
         assert gain["value"] == pytest.approx(short - long)
-        assert gain["places"] == 3
+        assert gain["places"] == 2  # one in each text
     assert (
         record["metrics"]["lim/accuracy"]["prompts_sha256"]
         == record["base"]["extended"]["lim/accuracy"]["prompts_sha256"]
@@ -113,7 +140,7 @@ def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
     out = capsys.readouterr().out
     assert "perplexity" not in out
     assert "right answers by depth, ranked (kv): 12 prompts" in out
-    assert "loss of the same 48 tokens" in out
+    assert "loss of the same 32 tokens" in out
 
 
 def test_every_part_continues_after_a_signal(done, root, monkeypatch):
@@ -139,7 +166,7 @@ def test_every_part_continues_after_a_signal(done, root, monkeypatch):
             interruptions += 1
             assert result(directory)["status"] == "interrupted"
     assert interruptions == len(calls) == 3
-    assert sorted(calls.values()) == [3, 4, 12]  # places, blocks, prompts: none measured twice
+    assert sorted(calls.values()) == [2, 4, 12]  # places, blocks, prompts: none measured twice
     assert again["metrics"] == record["metrics"]
     assert not list(directory.glob(".evaluation*"))
 

@@ -150,6 +150,7 @@ def load_token_corpus(
     tokenizer: Any,
     tokenizer_id: str = "",
     *,
+    unit: str = "documents",
     progress: Callable[[int], None] | None = None,
 ) -> TokenCorpus:
     """Return the tokens of one split, from the cache or made now.
@@ -162,6 +163,7 @@ def load_token_corpus(
         split: train, validation or test.
         tokenizer: A transformers tokenizer.
         tokenizer_id: Its name, for messages and the entry's description; identity is by content.
+        unit: What a document of the corpus is: one of `UNITS` of `corpora`.
         progress: Called with the number of tokens after each batch; may raise to stop, and
             nothing is left behind then.
 
@@ -171,15 +173,15 @@ def load_token_corpus(
         DiskError: The cache cannot be written.
     """
     digest, documents = hashlib.sha256(), 0
-    for document in read_documents(dataset, split):
+    for document in read_documents(dataset, split, unit):
         _hash_document(digest, document)
         documents += 1
     if not documents:
         raise DataError(
-            f"dataset {dataset.name}: the {split} split has no document; "
+            f"dataset {dataset.name}: the {split} split has no {unit.removesuffix('s')}; "
             "choose another split, path or dataset"
         )
-    label = describe(dataset, split, documents)
+    label = describe(dataset, split, documents, unit)
     content = digest.hexdigest()
     identity = {"format": _FORMAT, "sha256": content, "tokenizer": tokenizer_sha256(tokenizer)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -201,7 +203,7 @@ def load_token_corpus(
             corpus = _open(folder, label)
             if corpus is None:
                 _set_aside(folder)
-                source = read_documents(dataset, split)
+                source = read_documents(dataset, split, unit)
                 _build(folder, source, content, tokenizer, described, progress)
                 corpus = TokenCorpus(folder, label)
             return corpus

@@ -1,7 +1,8 @@
 """Perplexity: exp(sum of negative log-likelihoods / number of scored tokens), by convention.
 
 Sums are kept in float64 and divided once. The mean of per-document or per-batch perplexities is
-another (and larger) number; it is never formed here. Which tokens count is said in `windows`.
+another (and larger) number; it is formed for the convention `paper` alone, which is kept to compare
+with a published table. Which tokens count is said in `windows`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,9 +85,9 @@ class PerplexityResult:
     """One measurement, with all that is needed to say what it is.
 
     Attributes:
-        convention: "blocks" or "sliding".
+        convention: "blocks", "sliding", "word" or "paper".
         window: the most tokens of context, and of one forward pass.
-        stride: tokens between sliding windows; None for blocks.
+        stride: tokens between sliding windows; None where none slides.
         split: name of the split.
         sum_nll: nats.
         tokens: scored tokens.
@@ -111,14 +112,24 @@ class PerplexityResult:
 
     @property
     def ppl(self) -> float:
-        """exp(sum_nll / tokens)."""
-        value = perplexity(self.sum_nll, self.tokens)
+        """exp(sum_nll / tokens), but for two conventions.
+
+        `word` (PG-19, Rae et al., arXiv 1911.05507): exp(sum_nll / words of the split). `paper`:
+        the mean over paragraphs of exp(NLL of the paragraph / its scored tokens).
+        """
+        if self.convention == "word":
+            value = self.word_ppl
+        elif self.convention == "paper":
+            each = [perplexity(part.sum_nll, part.tokens) for part in self.by_document]
+            value = math.fsum(ppl for ppl in each if ppl is not None) / len(each)
+        else:
+            value = perplexity(self.sum_nll, self.tokens)
         assert value is not None
         return value
 
     @property
     def word_ppl(self) -> float | None:
-        """exp(sum_nll / words), PG-19's convention; None if only a part was scored."""
+        """exp(sum_nll / words), the convention `word`; None if only a part was scored."""
         return perplexity(self.sum_nll, self.words or 0)
 
     @property
@@ -232,6 +243,7 @@ def evaluate_perplexity(
     window: int,
     *,
     cover: int = 0,
+    paragraphs: Sequence[TokenDocument] | None = None,
     chunk: int = 512,
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -247,6 +259,7 @@ def evaluate_perplexity(
         cover: for a model measured in a window that is not the run's (the untouched base in its
             own): the run's window, whose blocks decide which tokens are scored. The stride is then
             half of `window`, since `settings.stride` belongs to the run's.
+        paragraphs: of the split; the documents of the convention `paper`.
         chunk: scored tokens whose logits exist at one time.
         autocast_dtype: run under autocast with this type; None: the model's own precision.
         progress: called after each batch; may raise to stop.
@@ -258,23 +271,39 @@ def evaluate_perplexity(
     Raises:
         DataError: no document has two tokens.
         DivergedError: a negative log-likelihood is not finite.
-        ConfigError: an unknown convention or an impossible stride.
+        ConfigError: an unknown convention, an impossible stride, a part of a split for `word`, or
+            `paper` without paragraphs.
     """
-    lengths = [len(document.tokens) for document in documents]
-    if not any(length > 1 for length in lengths):
-        raise DataError(
-            f"evaluation: split {settings.split!r} has no document of at least two tokens "
-            f"({len(lengths)} documents); choose another split or data set"
-        )
     stride = 0 if cover else settings.stride
     sums: dict[str, _Sums] = {}
     plans: dict[str, list[list[Window]]] = {}
+    texts: dict[str, Sequence[TokenDocument]] = {}
     for convention in settings.conventions:
+        if convention == "word" and settings.max_blocks:
+            raise ConfigError(
+                "eval.perplexity.conventions: word divides by the words of the whole split; set "
+                "eval.perplexity.max_blocks=0 or leave word out"
+            )
+        if convention == "word" and "sliding" in settings.conventions:
+            continue  # the same windows
+        if convention == "paper":
+            if paragraphs is None:
+                raise ConfigError("eval.perplexity.conventions: paper needs paragraphs")
+            texts[convention] = paragraphs
+        else:
+            texts[convention] = documents
+        lengths = [len(document.tokens) for document in texts[convention]]
+        if not any(length > 1 for length in lengths):
+            what = "paragraph" if convention == "paper" else "document"
+            raise DataError(
+                f"evaluation: split {settings.split!r} has no {what} of at least two tokens "
+                f"({len(lengths)} {what}s); choose another split or data set"
+            )
         windows = plan_windows(
             lengths, convention, window, stride=stride, max_blocks=settings.max_blocks, cover=cover
         )
         plans[convention] = batches(windows, settings.batch_size)
-        sums[convention] = _Sums(_plan_hash(plans[convention]), window, len(documents))
+        sums[convention] = _Sums(_plan_hash(plans[convention]), window, len(lengths))
         if state and convention in state:
             sums[convention].restore(state[convention])
 
@@ -283,7 +312,7 @@ def evaluate_perplexity(
 
     results = {}
     for convention, plan in plans.items():
-        part = sums[convention]
+        part, documents = sums[convention], texts[convention]
         total = sum(item.scored for batch in plan for item in batch)
         with evaluation_mode(model, autocast_dtype) as device:
             for batch, nll_BT in _score(model, documents, plan[part.batches_done :], chunk, device):
@@ -296,7 +325,9 @@ def evaluate_perplexity(
                     nll = float(part.document_nll.sum())
                     progress(Progress(convention, done, total, nll, snapshot))
         results[convention] = _result(part, documents, convention, settings, stride)
-    return results
+    if "word" in settings.conventions and "word" not in results:
+        results["word"] = replace(results["sliding"], convention="word")
+    return {convention: results[convention] for convention in settings.conventions}
 
 
 def _plan_hash(plan: list[list[Window]]) -> str:
@@ -343,7 +374,7 @@ def _result(
     return PerplexityResult(
         convention=convention,
         window=part.window,
-        stride=effective_stride(part.window, stride) if convention == "sliding" else None,
+        stride=effective_stride(part.window, stride) if convention in ("sliding", "word") else None,
         split=settings.split,
         sum_nll=float(part.document_nll.sum()),
         tokens=tokens,

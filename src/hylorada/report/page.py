@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hylorada.report.cells import number
 from hylorada.report.collect import Problem, Record
+from hylorada.report.conventions import METRICS
 from hylorada.report.drawing import Picture
 from hylorada.report.render import cell
-from hylorada.report.table import METRICS, NOT_MEASURED, Row, Table, number, one_line
+from hylorada.report.table import NOT_MEASURED, Row, Table, one_line
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --dim: #5c626b; --line: #d9dce1; --paper: #ffffff;

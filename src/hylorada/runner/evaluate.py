@@ -36,7 +36,7 @@ from hylorada.runner.provenance import provenance, texts
 from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
 from hylorada.runner.run import Record, load_finished
 from hylorada.runner.seeding import seed_everything
-from hylorada.runner.session import make_meter, read_text, session
+from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
 from hylorada.runner.summary import print_summary, summary_tables
 from hylorada.runner.tracking import Tracker
@@ -285,8 +285,7 @@ def _numbers_in(weights: Path) -> int:
 
 
 def _exam(config: RunConfig, backbone: Backbone, stop: Stop) -> Exam:
-    corpus = read_text(config, config.eval.perplexity.split, backbone, stop)
-    return prepare(config.eval, config.length.max_length, corpus, backbone.tokenizer)
+    return prepare(config, backbone.tokenizer, progress=lambda tokens: stop.check())
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:

@@ -29,7 +29,12 @@ from hylorada.runner.signals import Stop
 
 Metrics = dict[str, dict[str, Any]]
 
-NAMES = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
+NAMES = {
+    "blocks": "eval/ppl",
+    "sliding": "eval/ppl_sliding",
+    "word": "eval/ppl_word",
+    "paper": "eval/ppl_paper",
+}
 """Convention -> name of its metric in records and trackers."""
 
 SUFFIXES = {"ranked": "", "generated": "_generated"}
@@ -63,6 +68,7 @@ class Meter:
         title: str,
         *,
         cover: int = 0,
+        paragraphs: TokenCorpus | None = None,
         partial: Path | None = None,
     ) -> Metrics:
         """Perplexity under each convention of the settings, as it stands in a record.
@@ -74,6 +80,7 @@ class Meter:
             window: tokens of context.
             title: what is measured, for the progress bar.
             cover: see `evaluate_perplexity`.
+            paragraphs: of the split, for the convention `paper`.
             partial: where an interrupted measurement is kept, to be continued by the next call.
 
         Raises:
@@ -99,6 +106,7 @@ class Meter:
                 settings,
                 window,
                 cover=cover,
+                paragraphs=paragraphs and paragraphs.documents,
                 chunk=self.chunk,
                 autocast_dtype=self._autocast(),
                 progress=progress,
@@ -184,9 +192,7 @@ class Meter:
                 model,
                 exam.corpus.documents,
                 exam.window,
-                contexts=settings.contexts,
-                targets=settings.targets,
-                places=settings.places,
+                settings,
                 autocast_dtype=self._autocast(),
                 progress=progress,
                 done=kept,
@@ -214,8 +220,9 @@ class Meter:
         parts: dict[str, Callable[[Path | None], Metrics]] = {}
         if settings.perplexity.conventions:
             parts["perplexity"] = lambda path: self.measure(
-                model, exam.corpus, settings.perplexity, exam.window, title, partial=path
-            )
+                model, exam.corpus, settings.perplexity, exam.window, title,
+                paragraphs=exam.paragraphs, partial=path,
+            )  # fmt: skip
         if settings.lost_in_middle.enabled:
             parts["lost_in_middle"] = lambda path: self.retrieval(model, exam, title, partial=path)
         if settings.context_gain.enabled:

@@ -13,12 +13,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-
-from hylorada.data.packing import TokenCorpus
 
 _PACKAGES = ("hylorada", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
 
@@ -35,12 +33,19 @@ def provenance(device: torch.device) -> dict[str, Any]:
     }
 
 
-def texts(corpora: Mapping[str, TokenCorpus | None]) -> dict[str, dict[str, str]]:
+class Text(Protocol):
+    """What is read of a split."""
+
+    label: str  # in words
+    sha256: str
+
+
+def texts(splits: Mapping[str, Text | None]) -> dict[str, dict[str, str]]:
     """What was read of each split, in words ("pg19 test, 62 of 100 books"), and its hash."""
-    read = {split: corpus for split, corpus in corpora.items() if corpus is not None}
+    read = {split: text for split, text in splits.items() if text is not None}
     return {
-        "dataset": {split: corpus.label for split, corpus in read.items()},
-        "dataset_sha256": {split: corpus.sha256 for split, corpus in read.items()},
+        "dataset": {split: text.label for split, text in read.items()},
+        "dataset_sha256": {split: text.sha256 for split, text in read.items()},
     }
 
 

@@ -21,7 +21,7 @@ from hylorada import anatomy
 from hylorada import config as configs
 from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
 from hylorada.data.blocks import Blocks
-from hylorada.data.packing import TokenCorpus
+from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods import adapt, load_adapter
@@ -38,13 +38,14 @@ from hylorada.runner.ending import exit_code, recorded
 from hylorada.runner.exam import prepare
 from hylorada.runner.faults import fault_point
 from hylorada.runner.frozen import use_frozen_kernels
-from hylorada.runner.loop import Counters, Training, gradient_checkpointing
+from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import provenance, texts
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
+from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.seeding import seed_everything
-from hylorada.runner.session import make_meter, read_text, session
+from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
 from hylorada.runner.summary import print_summary
 from hylorada.runner.tracking import Tracker
@@ -105,13 +106,10 @@ class _Run:
             record["provenance"] = provenance(self.device)
             backbone = load_backbone(config.model, self.device)
             record["provenance"]["base_model_sha256"] = backbone.sha256
-            test = self._corpus(backbone, config.eval.perplexity.split)
-            train = self._corpus(backbone, "train") if config.method.lora.enabled else None
-            blocks = None
-            if train is not None:
-                blocks = Blocks(train, config.length.max_length, config.dataset.packing)
-            record["provenance"] |= texts({config.eval.perplexity.split: test, "train": train})
-            exam = prepare(config.eval, config.length.max_length, test, backbone.tokenizer)
+            exam = prepare(config, backbone.tokenizer, progress=lambda _: self.stop.check())
+            blocks = self._blocks(backbone) if config.method.lora.enabled else None
+            read = {config.eval.perplexity.split: exam.corpus, "train": blocks}
+            record["provenance"] |= texts(read)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
 
             model = self._attach(backbone)
@@ -132,7 +130,22 @@ class _Run:
                 self._finish(metrics, record["training"]["steps"], tracker)
 
     def _corpus(self, backbone: Backbone, split: str) -> TokenCorpus:
-        return read_text(self.config, split, backbone, self.stop)
+        config = self.config
+        return load_token_corpus(
+            config.dataset, split, backbone.tokenizer, config.model.path,
+            progress=lambda tokens: self.stop.check(),
+        )  # fmt: skip
+
+    def _blocks(self, backbone: Backbone) -> Blocks | RetrievalBlocks:
+        """What is trained on."""
+        config = self.config
+        length = config.length.max_length
+        if config.train.task == "retrieval":
+            depths = config.eval.lost_in_middle.depths
+            return RetrievalBlocks(
+                backbone.tokenizer, length, config.train.retrieval, depths, config.seed
+            )
+        return Blocks(self._corpus(backbone, "train"), length, config.dataset.packing)
 
     def _attach(self, backbone: Backbone) -> Any:
         """Extend the range and attach the adapter; the parameters, counted by group."""
@@ -177,7 +190,7 @@ class _Run:
         ran = [name for name, check in report.checks.items() if not check.skipped]
         logger.info("integrity: passed %s", ", ".join(ran))
 
-    def _train(self, model: Any, backbone: Backbone, blocks: Blocks, tracker: Tracker) -> None:
+    def _train(self, model: Any, backbone: Backbone, blocks: BlockSource, tracker: Tracker) -> None:
         config = self.config
         training = Training(
             model=model,

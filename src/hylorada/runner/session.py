@@ -1,4 +1,4 @@
-"""What training and a later measurement share: the frame they work in, the meter, the text."""
+"""What training and a later measurement share: the frame they work in, and the meter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 
 from hylorada.config import RunConfig
-from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.disk import exclusive
-from hylorada.runner.backbone import Backbone
 from hylorada.runner.device import choose_bf16, choose_device
 from hylorada.runner.ending import LogError, log_to
 from hylorada.runner.measure import Meter
@@ -50,16 +48,3 @@ def make_meter(config: RunConfig, stop: Stop, reporter: Reporter) -> Meter:
     device = choose_device(config.device)
     bf16 = choose_bf16(config.train.precision, device)
     return Meter(device, bf16, config.train.loss_chunk, stop, reporter)
-
-
-def read_text(config: RunConfig, split: str, backbone: Backbone, stop: Stop) -> TokenCorpus:
-    """A split in the base's tokens; a signal ends the preparation between two batches.
-
-    Raises:
-        DataError: the data set cannot be had or holds no text.
-        Interrupted: a signal came.
-    """
-    return load_token_corpus(
-        config.dataset, split, backbone.tokenizer, config.model.path,
-        progress=lambda tokens: stop.check(),
-    )  # fmt: skip
