@@ -198,8 +198,8 @@ def test_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path, source, tokenize
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
-    assert "is full" in done.stdout
-    assert "MiB free" in done.stdout
+    assert "the disk is full" in done.stdout
+    assert "free some space or set dataset.cache_dir to another folder" in done.stdout
     assert "\n" not in done.stdout
     assert entries(tmp_path) == []
 

@@ -11,10 +11,10 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tiny_runs import make_config, make_model_folder, make_texts, result
 
 from hylorada import config as configs
+from hylorada.disk import exclusive
 from hylorada.errors import ConfigError, DataError, DiskError
 from hylorada.runner import measure
 from hylorada.runner.backbone import load_backbone
-from hylorada.runner.disk import exclusive
 from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
 from hylorada.runner.run import load_run, run
 

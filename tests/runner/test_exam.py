@@ -8,7 +8,9 @@ import math
 import signal
 
 import pytest
+from PIL import Image
 from tiny_runs import make_config, make_model_folder, make_texts, result
+from wandb_files import history, summary, wait_for_exit_record
 
 from hylorada import config as configs
 from hylorada.errors import DataError, Interrupted
@@ -79,7 +81,7 @@ def test_every_convention_in_one_run(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def done(root):
-    config = asked(root)
+    config = asked(root, track__kind="offline")
     return config, run(config), root / "outputs" / "main" / configs.run_name(config)
 
 
@@ -142,7 +144,7 @@ def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
 
 
 def test_every_part_continues_after_a_signal(done, root, monkeypatch):
-    config, record, _ = done
+    config, (_, record, _) = asked(root), done
     directory = root / "interrupted"
     calls: dict[str, int] = {}
     real = measure.Meter._stop_here
@@ -248,3 +250,22 @@ def test_trackers_get_the_numbers_the_table_and_the_picture(done):
     assert (row["model"], row["depth"], row["accuracy"]) == ("hylorada", 0.5, metric["value"])
     for name in ("lim/curve", "lim/curve_generated"):
         assert tracker.got[name].startswith(b"\x89PNG")
+
+
+def test_wandb_holds_the_picture_the_table_and_the_summary(done):
+    _, record, directory = done
+    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    wait_for_exit_record(path)
+    metrics, found = record["metrics"], summary(path)
+    for name in ("eval/ppl", "lim/accuracy@0.5", "lim/middle_gap"):
+        assert found[name] == pytest.approx(metrics[name]["value"])
+    shown = {name: value for row in history(path) for name, value in row.items()}
+    files = path.parent / "files"
+    for name in ("lim/curve", "lim/curve_generated"):
+        with Image.open(files / shown[f"{name}.path"]) as image:
+            assert (image.format, image.size) == ("PNG", (768, 480))
+            assert image.convert("L").getextrema() == (0, 255)  # something is drawn
+    table = json.loads((files / shown["lim/by_depth.path"]).read_text())
+    assert table["columns"] == curve.COLUMNS
+    assert table["data"] == curve.rows_by_depth(record)
+    assert len(table["data"]) == 2 * 2 * len(DEPTHS)

@@ -127,7 +127,7 @@ def _section(
     if comparison.label:
         heading += f" ({comparison.label})"
     section = Section(heading)
-    for text in [*convention_notes(comparison), *context_notes(comparison)]:
+    for text in [*_texts(comparison), *convention_notes(comparison), *context_notes(comparison)]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -140,6 +140,15 @@ def _section(
             continue  # it is the extended base, which stands above
         section.rows.append(_arm_row(comparison, arm, against, notes, heading, conventions))
     return section
+
+
+def _texts(comparison: Comparison) -> list[str]:
+    """What was read, in words, so that a part of a data set is not taken for the whole."""
+    read: dict[str, dict[str, None]] = {}  # split -> what the runs call it, in their order
+    for run in (run for arm in comparison.arms for run in arm.runs):
+        for split, words in (run.part("provenance").get("dataset") or {}).items():
+            read.setdefault(split, {})[words] = None
+    return [f"text: {'; '.join(words for split in read for words in read[split])}."] if read else []
 
 
 def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:

@@ -22,9 +22,9 @@ from filelock import FileLock
 from hylorada import anatomy
 from hylorada.config import RunConfig
 from hylorada.data.packing import tokenizer_sha256
+from hylorada.disk import disk_errors, make_directory, replace_file
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.backbone import Backbone, load_backbone
-from hylorada.runner.disk import disk_errors, make_directory, replace_file
 from hylorada.runner.exam import Exam
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics

@@ -18,11 +18,11 @@ from torch import nn
 
 from hylorada.config import PerplexityConfig
 from hylorada.data.packing import TokenCorpus
+from hylorada.disk import replace_file
 from hylorada.errors import Interrupted
 from hylorada.evaluation.context_gain import ContextScore, evaluate_context_gain
 from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate_retrieval
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
-from hylorada.runner.disk import replace_file
 from hylorada.runner.exam import Exam
 from hylorada.runner.progress import Reporter
 from hylorada.runner.signals import Stop
