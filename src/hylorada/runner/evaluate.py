@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from rich.console import Console
 from safetensors import safe_open
 
 from hylorada import config as configs
@@ -38,7 +37,7 @@ from hylorada.runner.run import Record, load_finished
 from hylorada.runner.seeding import seed_everything
 from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
-from hylorada.runner.summary import print_summary, summary_tables
+from hylorada.runner.summary import print_summary, summary_console, summary_tables
 from hylorada.runner.tracking import Tracker
 from hylorada.validation import validate
 
@@ -79,7 +78,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
             if known is error:
                 raise
             raise known from error
-    console = Console(highlight=False)
+    console = summary_console()
     for table in summary_tables(record, metrics):
         console.print(table)
     console.print(f"added to {directory / 'result.json'}", soft_wrap=True)
