@@ -344,7 +344,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"train.min_lr_ratio": 1.5}, "train.min_lr_ratio"),
     ("", {"train.precision": "fp16"}, "train.precision"),
     ("", {"train.loss_chunk": 0}, "train.loss_chunk"),
-    ("", {"eval.perplexity.conventions": []}, "eval measures nothing"),
+    ("eval=quick", {"eval.perplexity.conventions": []}, "eval measures nothing"),
     ("", {"eval.perplexity.conventions": ["blocks", "blocks"]}, "each once"),
     ("", {"eval.perplexity.conventions": ["block"]}, "did you mean blocks"),
     ("", {"eval.perplexity.split": "tset"}, "did you mean test"),

@@ -179,7 +179,9 @@ class PerplexityConfig:
     conventions: list[str] = field(default_factory=lambda: ["blocks", "sliding"])
     split: str = "test"  # also of the context gain
     stride: int = 0  # tokens, for the sliding window and word; 0: half a window
-    max_blocks: int = 0  # windows scored per convention, spread over the split; 0: all
+    # What of a larger split is scored, in whole windows spread over it, the same for every arm:
+    max_tokens: int = 500_000  # at most so many tokens per convention (but one window); 0: no limit
+    max_blocks: int = 0  # at most so many windows of length.max_length; 0: no limit
     batch_size: int = 1  # sequences
     position_buckets: int = 8  # equal slices of the window
 
@@ -191,10 +193,10 @@ class LostInMiddleConfig:
     Each example is asked at every depth, and every arm is asked the same prompts.
     """
 
-    enabled: bool = False
+    enabled: bool = True
     form: str = "kv"  # kv (key-value pairs), passkey, nq (questions over documents)
     path: str = ""  # file in the published form (kv, nq); empty: generated (kv, passkey)
-    examples: int = 100  # of a file: at most as many as it has
+    examples: int = 40  # of a file: at most as many as it has
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     # Pairs, lines of filler or documents in a prompt; 0: as many as fit the window (kv and
     # passkey), or as the file has (kv with a path).

@@ -277,6 +277,7 @@ def _perplexity(perplexity: PerplexityConfig, window: int, kind: str) -> None:
             f"eval.perplexity.stride={perplexity.stride} has no effect without the sliding "
             "convention; add sliding to eval.perplexity.conventions or set stride=0"
         )
+    _at_least("eval.perplexity.max_tokens", perplexity.max_tokens, 0)
     _at_least("eval.perplexity.max_blocks", perplexity.max_blocks, 0)
     _at_least("eval.perplexity.batch_size", perplexity.batch_size, 1)
     _between("eval.perplexity.position_buckets", perplexity.position_buckets, 1, window)

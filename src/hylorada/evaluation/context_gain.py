@@ -17,7 +17,8 @@ from torch import nn
 
 from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
-from hylorada.evaluation.perplexity import TokenDocument, perplexity
+from hylorada.evaluation.perplexity import TokenDocument
+from hylorada.evaluation.perplexity_result import perplexity
 from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
 
 

@@ -109,6 +109,26 @@ def plan_windows(
     return windows
 
 
+def scorable(lengths: Sequence[int]) -> int:
+    """Tokens of a split that can be scored: all but each document's first."""
+    return sum(max(0, length - 1) for length in lengths)
+
+
+def block_limit(lengths: Sequence[int], window: int, max_tokens: int, max_blocks: int) -> int:
+    """The most blocks of `window` tokens that may be scored; 0: all.
+
+    Args:
+        lengths: tokens per document.
+        window: tokens in a block.
+        max_tokens: at most so many, but one block in any case; 0: no limit.
+        max_blocks: at most so many; 0: no limit.
+    """
+    limits = [max_blocks] if max_blocks else []
+    if 0 < max_tokens < scorable(lengths):
+        limits.append(max(1, max_tokens // window))
+    return min(limits, default=0)
+
+
 def _joined(blocks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """Neighbouring blocks as one stretch, so that windows slide on across their border."""
     stretches: list[tuple[int, int, int]] = []

@@ -106,7 +106,7 @@ class Meter:
                 settings,
                 window,
                 cover=cover,
-                paragraphs=paragraphs and paragraphs.documents,
+                paragraphs=None if paragraphs is None else paragraphs.documents,
                 chunk=self.chunk,
                 autocast_dtype=self._autocast(),
                 progress=progress,
