@@ -152,7 +152,9 @@ def test_leftover_of_a_killed_process_is_removed(tmp_path, source, tokenizer):
 def test_text_that_changes_between_the_passes_is_refused(tmp_path, tokenizer, monkeypatch):
     versions = iter(["before", "after"])
     monkeypatch.setattr(
-        packing, "read_documents", lambda dataset, split, unit: iter([Document("a", next(versions))])
+        packing,
+        "read_documents",
+        lambda dataset, split, unit: iter([Document("a", next(versions))]),
     )
     with pytest.raises(DataError, match="changed while they were read"):
         load_token_corpus(config(tmp_path), "train", tokenizer)
