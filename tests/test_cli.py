@@ -385,4 +385,4 @@ def test_a_mistake_in_what_to_measure_is_one_line(
 
 def test_help_names_the_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.evaluate(["--help"]) == 0
-    assert "default, full, paper, quick, retrieval" in capsys.readouterr().out
+    assert "default, full, longbench, paper, quick, retrieval" in capsys.readouterr().out

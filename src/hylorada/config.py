@@ -231,6 +231,20 @@ class ContextGainConfig:
 
 
 @dataclass
+class HarnessConfig:
+    """LongBench and RULER by lm-eval (extra `harness`), corrected to their official protocols."""
+
+    enabled: bool = False
+    # lm-eval's names, as in longbench_trec or niah_single_1; longbench, longbench_e and ruler are
+    # all tasks of a kind.
+    tasks: list[str] = field(default_factory=lambda: ["longbench"])
+    limit: int = 0  # examples of a task, the first ones; 0: all
+    longbench_path: str = ""  # LongBench's data.zip, or a folder with it; wins over the hub
+    longbench_hub_id: str = "zai-org/LongBench"
+    longbench_revision: str = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
+
+
+@dataclass
 class EvalConfig:
     """What is measured. The window is the run's max_length for every arm."""
 
@@ -238,6 +252,7 @@ class EvalConfig:
     perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
     lost_in_middle: LostInMiddleConfig = field(default_factory=LostInMiddleConfig)
     context_gain: ContextGainConfig = field(default_factory=ContextGainConfig)
+    harness: HarnessConfig = field(default_factory=HarnessConfig)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 
+from hylorada import benchmarks
 from hylorada.config import (
     SWITCH_KEYS,
     SWITCHES,
@@ -246,14 +247,16 @@ def _eval(settings: EvalConfig, window: int, kind: str) -> None:
     _perplexity(settings.perplexity, window, kind)
     _lost_in_middle(settings.lost_in_middle)
     _context_gain(settings.context_gain, window)
+    benchmarks.validate(settings.harness, window)
     if not (
         settings.perplexity.conventions
         or settings.lost_in_middle.enabled
         or settings.context_gain.enabled
+        or settings.harness.enabled
     ):
         raise ConfigError(
-            "eval measures nothing: eval.perplexity.conventions is empty, and neither "
-            "eval.lost_in_middle nor eval.context_gain is enabled"
+            "eval measures nothing: eval.perplexity.conventions is empty, and none of "
+            "eval.lost_in_middle, eval.context_gain and eval.harness is enabled"
         )
 
 

@@ -14,12 +14,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from hylorada.report.benchmarks import KINDS
 from hylorada.report.cells import Cell
 from hylorada.report.context import CONTEXT_KEYS
 from hylorada.report.table import NOT_MEASURED, Row, Table
 
 MISSING = Cell(NOT_MEASURED)
-_INTERVALS = ("change_reference", "change_base", *CONTEXT_KEYS)
+_INTERVALS = ("change_reference", "change_base", *CONTEXT_KEYS, *KINDS)
 
 
 def cell(row: Row, key: str) -> Cell:

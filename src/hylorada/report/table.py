@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hylorada.report.arms import Arm, Comparison
+from hylorada.report.benchmarks import benchmark_cells, benchmark_columns, benchmark_notes
 from hylorada.report.cells import Cell, Column, number
 from hylorada.report.collect import Record
 from hylorada.report.context import context_cells, context_columns, context_notes
@@ -69,7 +70,9 @@ def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> 
     for comparison in comparisons:
         groups.setdefault((comparison.model, comparison.dataset), []).append(comparison)
     # The same columns in each, since they share one CSV.
-    extra = [*other_columns(comparisons), *context_columns(comparisons)]
+    extra = [
+        *other_columns(comparisons), *context_columns(comparisons), *benchmark_columns(comparisons),
+    ]  # fmt: skip
     return [_table(group, reference, extra) for group in groups.values()]
 
 
@@ -127,7 +130,8 @@ def _section(
     if comparison.label:
         heading += f" ({comparison.label})"
     section = Section(heading)
-    for text in [*_texts(comparison), *convention_notes(comparison), *context_notes(comparison)]:
+    asked = [*context_notes(comparison), *benchmark_notes(comparison)]
+    for text in [*_texts(comparison), *convention_notes(comparison), *asked]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -221,12 +225,12 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
 
 
 def _base_extra(comparison: Comparison) -> dict[str, Cell]:
-    """The further numbers of the extended base, which are the same in every record."""
+    """What else was asked of the extended base, which is the same in every record."""
 
     def found(name: str) -> list[dict[str, Any]]:
         return [m for a in comparison.arms for m in a.base_metrics("extended", name).values()][:1]
 
-    return other_cells(found) | context_cells(found)
+    return other_cells(found) | context_cells(found) | benchmark_cells(comparison, found)
 
 
 def _arm_row(
@@ -282,7 +286,7 @@ def _arm_row(
     def found(name: str) -> list[dict[str, Any]]:
         return list(arm.metrics(name).values())
 
-    cells |= other_cells(found) | context_cells(found)
+    cells |= other_cells(found) | context_cells(found) | benchmark_cells(comparison, found)
     cells |= _cost_cells(arm.ok)
     return Row("arm", cells)
 

@@ -23,6 +23,7 @@ from hylorada import anatomy
 from hylorada.config import RunConfig
 from hylorada.data.packing import tokenizer_sha256
 from hylorada.disk import disk_errors, make_directory, replace_file
+from hylorada.evaluation.benchmark_questions import lm_eval_version, questions_sha256
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.backbone import Backbone, load_backbone
 from hylorada.runner.exam import Exam
@@ -130,6 +131,12 @@ def base_metrics(
         found |= cached(
             {**text, **extension, "context_gain": gain},
             lambda partial: meter.context_gain(stretched(), exam, title, partial=partial),
+        )
+    if exam.questions:
+        asked = [questions_sha256(exam.questions), lm_eval_version(), exam.settings.harness.limit]
+        found |= cached(
+            {**common, **extension, "harness": asked},
+            lambda partial: meter.harness(stretched(), exam, title, partial=partial),
         )
     return measured
 

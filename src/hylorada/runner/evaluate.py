@@ -41,7 +41,7 @@ from hylorada.runner.summary import print_summary, summary_console, summary_tabl
 from hylorada.runner.tracking import Tracker
 from hylorada.validation import validate
 
-PARTS = ("perplexity", "lost_in_middle", "context_gain")
+PARTS = ("perplexity", "lost_in_middle", "context_gain", "harness")
 
 
 def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
@@ -127,6 +127,7 @@ def _add(
         "perplexity": bool(config.eval.perplexity.conventions),
         "lost_in_middle": config.eval.lost_in_middle.enabled,
         "context_gain": config.eval.context_gain.enabled,
+        "harness": config.eval.harness.enabled,
     }
     here = provenance(device)
     record.setdefault("evaluations", []).append(

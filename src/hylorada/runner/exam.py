@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hylorada.config import EvalConfig, LostInMiddleConfig, RunConfig
 from hylorada.data.packing import TokenCorpus, load_token_corpus
+from hylorada.evaluation.benchmark_questions import Question
 from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
 from hylorada.evaluation.retrieval_prompts import (
     KeyValues,
@@ -24,6 +25,7 @@ from hylorada.evaluation.retrieval_prompts import (
     read_key_values,
     read_questions,
 )
+from hylorada.runner.benchmarks import load_questions
 
 QUESTION_TOKENS = 100  # of a generated answer to a question, as published
 
@@ -60,6 +62,7 @@ class Exam:
         tokenizer: of the base.
         prompts: None if retrieval is not asked for.
         paragraphs: of the split, in tokens; None if the convention `paper` is not asked for.
+        questions: of LongBench and RULER; none if they are not asked for.
     """
 
     settings: EvalConfig
@@ -68,6 +71,7 @@ class Exam:
     tokenizer: Any
     prompts: Prompts | None
     paragraphs: TokenCorpus | None
+    questions: Sequence[Question] = ()
 
 
 def prepare(
@@ -97,7 +101,10 @@ def prepare(
     prompts = None
     if settings.lost_in_middle.enabled:
         prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
-    return Exam(settings, window, corpus, tokenizer, prompts, paragraphs)
+    questions: Sequence[Question] = ()
+    if settings.harness.enabled:
+        questions = load_questions(settings.harness, tokenizer, window)
+    return Exam(settings, window, corpus, tokenizer, prompts, paragraphs, questions)
 
 
 def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> Prompts:

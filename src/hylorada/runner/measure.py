@@ -1,4 +1,4 @@
-"""Measuring a model for the record: perplexity, retrieval by depth, what more context is worth.
+"""Measuring a model for the record: perplexity, retrieval by depth, worth of context, benchmarks.
 
 Every measurement says its progress, ends at a signal between two batches or prompts, and continues
 from there when it is started again.
@@ -20,9 +20,12 @@ from hylorada.config import PerplexityConfig
 from hylorada.data.packing import TokenCorpus
 from hylorada.disk import replace_file
 from hylorada.errors import Interrupted
+from hylorada.evaluation.benchmark_questions import questions_sha256
 from hylorada.evaluation.context_gain import ContextScore, evaluate_context_gain
+from hylorada.evaluation.harness import Reply, ask
 from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate_retrieval
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
+from hylorada.runner.benchmarks import benchmark_metrics
 from hylorada.runner.exam import Exam
 from hylorada.runner.progress import Reporter
 from hylorada.runner.signals import Stop
@@ -201,6 +204,45 @@ class Meter:
             partial.unlink(missing_ok=True)
         return context_metrics(scores, exam)
 
+    def harness(
+        self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
+    ) -> Metrics:
+        """Scores on LongBench and RULER, as they stand in a record.
+
+        Args:
+            model: the model.
+            exam: with questions.
+            title: what is measured, for the progress bar.
+            partial: where an interrupted measurement is kept.
+
+        Raises:
+            Interrupted: a signal came; the replies so far are in ``partial``.
+        """
+        identity = [questions_sha256(exam.questions), exam.window]
+        kept = [Reply(**reply) for reply in _kept(partial, identity)]
+        self.reporter.begin(f"{title}, LongBench and RULER", len(exam.questions), len(kept))
+
+        def progress(replies: list[Reply], total: int) -> None:
+            self.reporter.update(len(replies), replies[-1].task)
+            self._stop_here(
+                partial, lambda: {"identity": identity, "done": [asdict(r) for r in replies]}
+            )
+
+        with self.stop.deferred():
+            replies = ask(
+                model,
+                exam.tokenizer,
+                exam.questions,
+                exam.window,
+                autocast_dtype=self._autocast(),
+                progress=progress,
+                done=kept,
+            )
+        metrics = benchmark_metrics(exam.settings.harness, exam.questions, replies, exam.window)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+        return metrics
+
     def examine(
         self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
     ) -> Metrics:
@@ -227,6 +269,8 @@ class Meter:
             parts["lost_in_middle"] = lambda path: self.retrieval(model, exam, title, partial=path)
         if settings.context_gain.enabled:
             parts["context_gain"] = lambda path: self.context_gain(model, exam, title, partial=path)
+        if settings.harness.enabled:
+            parts["harness"] = lambda path: self.harness(model, exam, title, partial=path)
         finished_path = partial and partial.with_name(f"{partial.name}.parts")
         identity = [exam.corpus.sha256, exam.window, asdict(settings)]
         finished: dict[str, Metrics] = dict(_kept(finished_path, identity))

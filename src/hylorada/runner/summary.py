@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hylorada.runner.measure import NAMES, SUFFIXES
 
+BENCHMARKS = ("longbench/", "ruler/")
 CONVENTIONS = {name: convention for convention, name in NAMES.items()}
 Metrics = dict[str, dict[str, Any]]
 
@@ -55,6 +56,9 @@ def summary_tables(record: dict[str, Any], metrics: Metrics) -> list[Table]:
             tables.append(_retrieval(metrics, arms, suffix))
     if "context_gain/gain" in metrics:
         tables.append(_context_gain(metrics, arms))
+    scores = [name for name in metrics if name.startswith(BENCHMARKS)]
+    if scores:
+        tables.append(_benchmarks(metrics, arms, scores))
     return tables
 
 
@@ -121,6 +125,31 @@ def _context_gain(metrics: Metrics, arms: list[tuple[str, Metrics]]) -> Table:
         if found and [score["context"] for score in found["by_context"]] == contexts:
             cells = [f"{s['sum_nll'] / s['tokens']:.3f}" for s in found["by_context"]]
             table.add_row(label, *cells, f"{found['value']:+.3f}")
+    return table
+
+
+def _benchmarks(metrics: Metrics, arms: list[tuple[str, Metrics]], names: list[str]) -> Table:
+    first = metrics[names[0]]
+    table = Table(
+        title=f"scores from 0 to 100, window {first['window']}, 95 % intervals, by lm-eval "
+        f"{first['lm_eval']} with the official cut and scores",
+        title_justify="left",
+    )
+    table.add_column("task", no_wrap=True)
+    for header in ("examples", "cut", *(label for label, _ in arms)):
+        table.add_column(header, justify="right")  # too many to stand in one line everywhere
+    for name in names:
+        whole = metrics[name]
+        cells = [str(whole["examples"]), str(whole["cut"])]
+        for _, arm in arms:
+            found = arm.get(name)
+            same = found is not None and found["questions_sha256"] == whole["questions_sha256"]
+            cells.append(
+                f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+                if found is not None and same
+                else "-"
+            )
+        table.add_row(name, *cells)
     return table
 
 

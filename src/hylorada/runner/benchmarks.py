@@ -1,0 +1,58 @@
+"""LongBench and RULER in a run: where their rows come from, and how their scores stand in a record.
+
+`evaluation` never reads data sets: the rows of LongBench are read here and handed over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from hylorada.benchmarks import expand, is_ruler, longbench_file
+from hylorada.config import DatasetConfig, HarnessConfig
+from hylorada.data.longbench import read_tasks
+from hylorada.evaluation.benchmark_questions import (
+    Question,
+    lm_eval_version,
+    make_questions,
+    questions_sha256,
+)
+from hylorada.evaluation.benchmark_scores import score_replies
+from hylorada.evaluation.harness import Reply
+
+
+def load_questions(settings: HarnessConfig, tokenizer: Any, window: int) -> list[Question]:
+    """The questions that the settings ask for.
+
+    Raises:
+        DataError: LongBench's rows or what a task of RULER is made from cannot be had, or a task
+            does not fit the window.
+    """
+    tasks = expand(settings.tasks)
+    rows: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks if not is_ruler(task)}
+    if rows:
+        dataset = DatasetConfig(
+            name="longbench",
+            kind="longbench",
+            hub_id=settings.longbench_hub_id,
+            revision=settings.longbench_revision,
+            path=settings.longbench_path,
+        )
+        for row in read_tasks(dataset, [longbench_file(task) for task in rows]):
+            rows[f"longbench_{row.task}"].append(dataclasses.asdict(row))
+    return make_questions(tasks, rows, tokenizer, window, settings.limit)
+
+
+def benchmark_metrics(
+    settings: HarnessConfig, questions: Sequence[Question], replies: Sequence[Reply], window: int
+) -> dict[str, dict[str, Any]]:
+    """``longbench/<task>``, ``ruler/<task>`` and their averages, 0 to 100."""
+    common = {
+        "window": window,
+        "limit": settings.limit,
+        "lm_eval": lm_eval_version(),
+        "questions_sha256": questions_sha256(questions),
+    }
+    scores = score_replies(questions, replies)
+    return {name: {**score, **common} for name, score in scores.items()}
