@@ -147,6 +147,18 @@ def test_an_answer_is_no_longer_than_it_may_be_and_the_window_holds_both(tokeniz
     assert reply.text == "x" * 8
 
 
+def test_autocast_reaches_the_model(tokenizer):
+    seen = []
+
+    def say(prompt):
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return "yes"
+
+    for dtype in (None, torch.bfloat16):
+        ask(Rigged(say), tokenizer, [asked("text")], 64, autocast_dtype=dtype)
+    assert seen == [False, torch.bfloat16]
+
+
 def test_a_text_that_holds_the_end_token_is_read_whole(tokenizer):
     model = Rigged(lambda prompt: "yes")
     ask(model, tokenizer, [asked(f"one {END} two")], 64)

@@ -77,7 +77,9 @@ def test_the_record_holds_the_scores_of_the_run_and_of_the_base(done):
         # 3900, 3960 and 4020 words: the first three rows, in their buckets
         assert [b["examples"] for b in metrics["longbench/trec_e"]["by_length"]] == [2, 1]
         assert metrics["longbench/average"]["tasks"] == ["trec", "hotpotqa"]
-    assert len({m["questions_sha256"] for m in record["metrics"].values()}) == 1
+    for name, score in record["metrics"].items():
+        assert score["questions_sha256"] == record["base"]["extended"][name]["questions_sha256"]
+    assert len({m["questions_sha256"] for m in record["metrics"].values()}) == len(NAMES)
     last = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(last) == {"step", *NAMES}
 
@@ -145,5 +147,5 @@ def test_a_finished_run_gets_the_scores_added(done, root, capsys):
 
 
 def test_a_task_that_the_data_does_not_hold_is_one_line(root):
-    with pytest.raises(DataError, match="no qasper"):
+    with pytest.raises(DataError, match=r"eval\.harness: .*no qasper"):
         run(asked(root, eval__harness__tasks=["longbench_qasper"]), root / "missing")

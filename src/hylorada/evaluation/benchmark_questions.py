@@ -164,7 +164,7 @@ def _longbench(
         requests = built.instances
     kept = ("answers", "all_classes", "length")
     return [
-        Question(task, i, *request.args, {key: row[key] for key in kept})
+        Question(task, i, request.args[0], request.args[1], {key: row[key] for key in kept})
         for i, (request, row) in enumerate(zip(requests, chosen, strict=True))
     ]
 
@@ -241,7 +241,7 @@ def _built(task: str, tokenizer: Any, folder: str, length: int) -> list[Question
     if not all(request.doc["outputs"] for request in built.instances):
         raise _too_small(task, length)  # common words: none is left, and lm-eval goes on
     return [
-        Question(task, i, *request.args, {key: request.doc[key] for key in kept})
+        Question(task, i, request.args[0], request.args[1], {key: request.doc[key] for key in kept})
         for i, request in enumerate(built.instances)
     ]
 

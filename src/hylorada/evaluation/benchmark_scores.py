@@ -12,12 +12,13 @@ Those of a mean of scores are combined by the squares of the distances to their 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hylorada.benchmarks import is_ruler, longbench_file, metric_name
-from hylorada.evaluation.benchmark_questions import Question
+from hylorada.evaluation.benchmark_questions import Question, questions_sha256
 from hylorada.evaluation.harness import Reply
 from hylorada.evaluation.longbench_metrics import LENGTH_BUCKETS, score_row, score_task
 from hylorada.intervals import wilson_interval
@@ -67,6 +68,7 @@ def score_replies(questions: Sequence[Question], replies: Sequence[Reply]) -> Sc
             "cut": sum(reply.cut for _, reply in pairs),
             "prompt_tokens": [min(prompts), max(prompts)],
             "answer_tokens": pairs[0][0].answer_tokens,
+            "questions_sha256": questions_sha256([question for question, _ in pairs]),
         }
     return scores | _averages(scores)
 
@@ -123,6 +125,9 @@ def _averages(scores: Scores) -> Scores:
             "tasks": list(parts),
             "examples": sum(part["examples"] for part in parts.values()),
             "cut": sum(part["cut"] for part in parts.values()),
+            "questions_sha256": hashlib.sha256(
+                " ".join(part["questions_sha256"] for part in parts.values()).encode()
+            ).hexdigest(),
         }
         for name, parts in kinds.items()
         if len(parts) > 1

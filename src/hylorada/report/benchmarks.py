@@ -22,6 +22,10 @@ KINDS = {"longbench": "LongBench", "longbench_e": "LongBench-E", "ruler": "RULER
 _AVERAGES = {
     "longbench": "longbench/average", "longbench_e": "longbench/average_e", "ruler": "ruler/average"
 }  # fmt: skip
+_CUT = {
+    "longbench": ", longer prompts cut in the middle",
+    "longbench_e": ", longer prompts cut in the middle", "ruler": "",
+}  # fmt: skip
 Metric = dict[str, Any]
 
 
@@ -59,7 +63,7 @@ def benchmark_notes(comparison: Comparison) -> list[str]:
         limit = f"the first {first['limit']} examples" if first["limit"] else "all examples"
         notes.append(
             f"{title}: {limit} of each task, by lm-eval {first['lm_eval']} in a window of "
-            f"{first['window']:,} tokens, longer prompts cut in the middle; official scores."
+            f"{first['window']:,} tokens{_CUT[kind]}; official scores."
         )
         for label, found in _rows(comparison):
             scores = [

@@ -133,9 +133,9 @@ def base_metrics(
             lambda partial: meter.context_gain(stretched(), exam, title, partial=partial),
         )
     if exam.questions:
-        asked = [questions_sha256(exam.questions), lm_eval_version(), exam.settings.harness.limit]
+        harness = [questions_sha256(exam.questions), lm_eval_version()]
         found |= cached(
-            {**common, **extension, "harness": asked},
+            {**common, **extension, "harness": [*harness, exam.settings.harness.limit]},
             lambda partial: meter.harness(stretched(), exam, title, partial=partial),
         )
     return measured

@@ -12,11 +12,11 @@ from typing import Any
 from hylorada.benchmarks import expand, is_ruler, longbench_file
 from hylorada.config import DatasetConfig, HarnessConfig
 from hylorada.data.longbench import read_tasks
+from hylorada.errors import DataError
 from hylorada.evaluation.benchmark_questions import (
     Question,
     lm_eval_version,
     make_questions,
-    questions_sha256,
 )
 from hylorada.evaluation.benchmark_scores import score_replies
 from hylorada.evaluation.harness import Reply
@@ -39,8 +39,11 @@ def load_questions(settings: HarnessConfig, tokenizer: Any, window: int) -> list
             revision=settings.longbench_revision,
             path=settings.longbench_path,
         )
-        for row in read_tasks(dataset, [longbench_file(task) for task in rows]):
-            rows[f"longbench_{row.task}"].append(dataclasses.asdict(row))
+        try:
+            for row in read_tasks(dataset, [longbench_file(task) for task in rows]):
+                rows[f"longbench_{row.task}"].append(dataclasses.asdict(row))
+        except DataError as error:
+            raise DataError(f"eval.harness: {error}") from error
     return make_questions(tasks, rows, tokenizer, window, settings.limit)
 
 
@@ -48,11 +51,6 @@ def benchmark_metrics(
     settings: HarnessConfig, questions: Sequence[Question], replies: Sequence[Reply], window: int
 ) -> dict[str, dict[str, Any]]:
     """``longbench/<task>``, ``ruler/<task>`` and their averages, 0 to 100."""
-    common = {
-        "window": window,
-        "limit": settings.limit,
-        "lm_eval": lm_eval_version(),
-        "questions_sha256": questions_sha256(questions),
-    }
+    common = {"window": window, "limit": settings.limit, "lm_eval": lm_eval_version()}
     scores = score_replies(questions, replies)
     return {name: {**score, **common} for name, score in scores.items()}
