@@ -14,9 +14,11 @@ EXPERIMENTS := $(filter-out smoke,$(basename $(notdir $(wildcard conf/experiment
 ifeq ($(SCALE),tiny)
   ROOT := outputs
   SCALED :=
+  SCALED_TEXT :=
 else ifeq ($(SCALE),gpt2)
   ROOT := outputs/gpt2
-  SCALED := model=gpt2 train=paper dataset=wikitext103 eval=default output_root=$(ROOT)
+  SCALED := model=gpt2 dataset=wikitext103 output_root=$(ROOT)
+  SCALED_TEXT := train=paper eval=default
 else
   $(error SCALE=$(SCALE): choose tiny or gpt2)
 endif
@@ -52,7 +54,8 @@ types: setup ## mypy
 
 reproduce: setup ## every experiment, then the report; done runs are kept (SCALE=gpt2: the paper's)
 	@code=0; for name in $(EXPERIMENTS); do \
-	  $(BIN)/hylorada-train -m experiment=$$name $(SCALED) || code=$$?; \
+	  case $$name in retrieval*) text= ;; *) text="$(SCALED_TEXT)" ;; esac; \
+	  $(BIN)/hylorada-train -m experiment=$$name $(SCALED) $$text || code=$$?; \
 	done; \
 	$(BIN)/hylorada-report $(ROOT) || code=$$?; \
 	exit $$code

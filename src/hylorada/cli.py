@@ -8,7 +8,6 @@ and the exit code of `errors`.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import sys
 import textwrap
@@ -16,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
@@ -27,8 +25,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from hylorada import compose
+from hylorada.arguments import Parser
 from hylorada.config import RunConfig, run_dir, run_name
-from hylorada.errors import ConfigError, DataError, DiskError, HyloradaError, Interrupted
+from hylorada.disk import disk_error
+from hylorada.errors import ConfigError, DataError, HyloradaError, Interrupted
 from hylorada.runner.record import read_result
 from hylorada.suggest import did_you_mean
 from hylorada.validation import validate
@@ -80,7 +80,6 @@ is measured; the record lies under <output_root>/<experiment>/adapter-...
 _MEASURING = (
     "eval", "device", "threads", "track", "train.precision", "dataset.path", "dataset.cache_dir",
 )  # fmt: skip
-_DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -132,10 +131,11 @@ def _guarded(program: str, call: Callable[[list[str]], int], argv: Sequence[str]
         _complain(program, "interrupted")
         return 130
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        known = disk_error(error, Path(error.filename or "."))
+        if known is None:
             raise
-        _complain(program, f"{error.filename}: {error.strerror}; choose another output_root")
-        return DiskError.exit_code
+        _complain(program, str(known))
+        return known.exit_code
 
 
 def _complain(program: str, message: str) -> None:
@@ -183,7 +183,7 @@ def _groups() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hylorada-train", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="hylorada-train", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--version", action="version", version=version("hylorada"))
     parser.add_argument("-m", "--multirun", action="store_true")
@@ -193,13 +193,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-dir")
     parser.add_argument("overrides", nargs="*", help="group=option and key=value")
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """One line instead of a usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see hylorada-train --help")
 
 
 def _flags(words: Sequence[str]) -> argparse.Namespace:

@@ -128,10 +128,24 @@ class DatasetConfig:
 
 
 @dataclass
+class RetrievalTaskConfig:
+    """Key-value retrieval as training data (`train.task=retrieval`).
+
+    Its keys are never those of the evaluation, and the depths of eval.lost_in_middle are held out.
+    """
+
+    sequences: int = 4096  # of length.max_length tokens, in one epoch
+    items: int = 0  # pairs in an example; 0: from few to as many as fit, evenly in the logarithm
+    key_style: str = "uuid"  # uuid or hex, 8 digits, for small models
+
+
+@dataclass
 class TrainConfig:
     """The optimiser and its budget. Exactly one of epochs, max_steps, max_tokens is above 0."""
 
     name: str = "demo"
+    task: str = "text"  # text: the data set's; retrieval: key-value examples, answers scored alone
+    retrieval: RetrievalTaskConfig = field(default_factory=RetrievalTaskConfig)
     epochs: float = 0.0
     max_steps: int = 40  # optimizer steps
     max_tokens: int = 0  # scored tokens
@@ -160,11 +174,14 @@ class TrainConfig:
 class PerplexityConfig:
     """exp(sum NLL / scored tokens), by named conventions."""
 
+    # blocks, sliding, word (per word, of a whole split), paper (mean over WikiText paragraphs).
     # Empty: perplexity is not measured; something else then is.
     conventions: list[str] = field(default_factory=lambda: ["blocks", "sliding"])
     split: str = "test"  # also of the context gain
-    stride: int = 0  # tokens, for the sliding window; 0: half a window
-    max_blocks: int = 0  # windows scored per convention, spread over the split; 0: all
+    stride: int = 0  # tokens, for the sliding window and word; 0: half a window
+    # What of a larger split is scored, in whole windows spread over it, the same for every arm:
+    max_tokens: int = 500_000  # at most so many tokens per convention (but one window); 0: no limit
+    max_blocks: int = 0  # at most so many windows of length.max_length; 0: no limit
     batch_size: int = 1  # sequences
     position_buckets: int = 8  # equal slices of the window
 
@@ -176,10 +193,10 @@ class LostInMiddleConfig:
     Each example is asked at every depth, and every arm is asked the same prompts.
     """
 
-    enabled: bool = False
+    enabled: bool = True
     form: str = "kv"  # kv (key-value pairs), passkey, nq (questions over documents)
     path: str = ""  # file in the published form (kv, nq); empty: generated (kv, passkey)
-    examples: int = 100  # of a file: at most as many as it has
+    examples: int = 40  # of a file: at most as many as it has
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     # Pairs, lines of filler or documents in a prompt; 0: as many as fit the window (kv and
     # passkey), or as the file has (kv with a path).
@@ -195,10 +212,22 @@ class ContextGainConfig:
     """The loss of the same target tokens with more and more context before them."""
 
     enabled: bool = False
-    # Tokens before the first target; those that do not fit the window are left out.
+    # Tokens before the first target; in place of those that do not fit, the most that fit.
     contexts: list[int] = field(default_factory=lambda: [128, 256, 512, 1024, 2048, 4096, 8192])
     targets: int = 256  # tokens scored at each place
     places: int = 64  # at most, spread over the split
+
+    def fitting(self, window: int) -> list[int]:
+        """The contexts that fit a window of so many tokens together with the targets.
+
+        If some do not, the most that fit takes their place, so that the whole window is used; but
+        not beside another of nearly that length.
+        """
+        most = window - self.targets + 1  # the last target is predicted and never read
+        found = sorted({c for c in self.contexts if 1 <= c <= most})
+        if any(c > most for c in self.contexts) and most > 1.25 * max(found, default=0):
+            found.append(most)
+        return found
 
 
 @dataclass

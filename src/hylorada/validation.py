@@ -59,7 +59,8 @@ def validate(config: RunConfig) -> None:
     _model(config.model)
     _dataset(config.dataset)
     _train(config.train)
-    _eval(config.eval, config.length.max_length)
+    _retrieval_task(config)
+    _eval(config.eval, config.length.max_length, config.dataset.kind)
     _choice("track.kind", config.track.kind, ("offline", "wandb", "tensorboard", "off"))
     _at_least("integrity.probe_length", config.integrity.probe_length, 0)
     if config.integrity.allow_leak and not config.integrity.enabled:
@@ -216,8 +217,34 @@ def _train(train: TrainConfig) -> None:
     _at_least("train.loss_chunk", train.loss_chunk, 1)
 
 
-def _eval(settings: EvalConfig, window: int) -> None:
-    _perplexity(settings.perplexity, window)
+def _retrieval_task(config: RunConfig) -> None:
+    train, task = config.train, config.train.retrieval
+    _choice("train.task", train.task, ("text", "retrieval"))
+    _at_least("train.retrieval.sequences", task.sequences, 1)
+    _at_least("train.retrieval.items", task.items, 0)
+    _choice("train.retrieval.key_style", task.key_style, ("uuid", "hex"))
+    if train.task == "text":
+        return
+    if train.max_tokens:
+        raise ConfigError(
+            f"train.max_tokens={train.max_tokens} cannot be kept with train.task=retrieval, whose "
+            "sequences differ in scored tokens; use train.max_steps or train.epochs"
+        )
+    if config.dataset.packing == "reset":
+        raise ConfigError(
+            "dataset.packing=reset has no effect with train.task=retrieval, which packs no "
+            "documents; set dataset.packing=documents"
+        )
+    depths = config.eval.lost_in_middle.depths
+    if task.items and len(depths) >= task.items:
+        raise ConfigError(
+            f"train.retrieval.items is {task.items}; the {len(depths)} depths of "
+            "eval.lost_in_middle are held out, so it must be more than that, or 0"
+        )
+
+
+def _eval(settings: EvalConfig, window: int, kind: str) -> None:
+    _perplexity(settings.perplexity, window, kind)
     _lost_in_middle(settings.lost_in_middle)
     _context_gain(settings.context_gain, window)
     benchmarks.validate(settings.harness, window)
@@ -233,15 +260,27 @@ def _eval(settings: EvalConfig, window: int) -> None:
         )
 
 
-def _perplexity(perplexity: PerplexityConfig, window: int) -> None:
-    _each_once("eval.perplexity.conventions", perplexity.conventions, ("blocks", "sliding"))
+def _perplexity(perplexity: PerplexityConfig, window: int, kind: str) -> None:
+    asked = perplexity.conventions
+    _each_once("eval.perplexity.conventions", asked, ("blocks", "sliding", "word", "paper"))
+    if "paper" in asked and kind != "wikitext":
+        raise ConfigError(
+            "eval.perplexity.conventions: paper is the mean over WikiText's paragraphs, and "
+            f"dataset.kind is {kind}; use dataset=wikitext2, or blocks"
+        )
+    if "word" in asked and perplexity.max_blocks:
+        raise ConfigError(
+            "eval.perplexity.conventions: word divides by the words of the whole split; set "
+            "eval.perplexity.max_blocks=0 or leave word out"
+        )
     _choice("eval.perplexity.split", perplexity.split, ("train", "validation", "test"))
     _between("eval.perplexity.stride", perplexity.stride, 0, window)
-    if perplexity.stride and "sliding" not in perplexity.conventions:
+    if perplexity.stride and not {"sliding", "word"} & set(asked):
         raise ConfigError(
             f"eval.perplexity.stride={perplexity.stride} has no effect without the sliding "
             "convention; add sliding to eval.perplexity.conventions or set stride=0"
         )
+    _at_least("eval.perplexity.max_tokens", perplexity.max_tokens, 0)
     _at_least("eval.perplexity.max_blocks", perplexity.max_blocks, 0)
     _at_least("eval.perplexity.batch_size", perplexity.batch_size, 1)
     _between("eval.perplexity.position_buckets", perplexity.position_buckets, 1, window)
@@ -305,7 +344,7 @@ def _context_gain(gain: ContextGainConfig, window: int) -> None:
         _at_least("eval.context_gain.contexts", context, 1)
     if not gain.enabled:
         return
-    fitting = {c for c in gain.contexts if c + gain.targets - 1 <= window}
+    fitting = gain.fitting(window)
     if len(fitting) < 2:
         raise ConfigError(
             f"eval.context_gain.contexts: of {gain.contexts} with {gain.targets} targets, "

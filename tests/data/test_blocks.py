@@ -23,7 +23,7 @@ def corpus_of(tmp_path, tokenizer, monkeypatch):
             Document(f"d{i}", "".join(chr(97 + x) for x in rng.integers(0, 26, size)))
             for i, size in enumerate(sizes)
         ]
-        monkeypatch.setattr(packing, "read_documents", lambda dataset, split: iter(documents))
+        monkeypatch.setattr(packing, "read_documents", lambda dataset, split, unit: iter(documents))
         corpus = load_token_corpus(DatasetConfig(cache_dir=str(tmp_path)), "train", tokenizer)
         assert [d.end - d.start for d in corpus.documents] == list(sizes)
         return corpus

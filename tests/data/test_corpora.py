@@ -42,6 +42,29 @@ def test_wikitext2_has_its_published_word_count(real_data, split, words):
         assert sum(len(d.text.encode()) for d in documents) == 1_290_590  # wiki.test.raw
 
 
+def test_paragraphs_are_the_long_lines_of_the_rows(real_data, tmp_path, tokenizer):
+    rows = pq.read_table(
+        real_data / "wikitext" / "wikitext-2-raw-v1" / "validation.parquet"
+    )["text"].to_pylist()  # fmt: skip
+    expected = [row.strip() for row in rows if len(row.strip()) > 100]
+    dataset = DatasetConfig(path=str(real_data), cache_dir=str(tmp_path), **WIKITEXT2)
+    found = list(read_documents(dataset, "validation", "paragraphs"))
+    assert [d.text for d in found] == expected
+    assert len({d.name for d in found}) == len(found)
+    corpus = load_token_corpus(dataset, "validation", tokenizer, unit="paragraphs")
+    assert len(corpus.documents) == len(expected)
+    assert corpus.label == f"wikitext2 validation, {len(expected)} paragraphs"
+    whole = load_token_corpus(dataset, "validation", tokenizer)
+    assert whole.folder != corpus.folder
+    assert len(whole.documents) == 60
+
+
+def test_only_wikitext_has_paragraphs(tmp_path):
+    (tmp_path / "test.txt").write_text("x" * 200)
+    with pytest.raises(ConfigError, match="of wikitext alone"):
+        list(read_documents(DatasetConfig(kind="local", path=str(tmp_path)), "test", "paragraphs"))
+
+
 def test_wikitext_words_reach_the_token_corpus(real_data, tmp_path, tokenizer):
     dataset = DatasetConfig(
         path=str(real_data), cache_dir=str(tmp_path), max_documents=3, **WIKITEXT2

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from hylorada.config import DatasetConfig
+from hylorada.data import longbench
 from hylorada.data.corpora import read_documents
 from hylorada.data.longbench import TASKS, read_tasks, read_v2
 from hylorada.errors import ConfigError, DataError
@@ -150,6 +151,47 @@ def test_damaged_archive_is_one_line(tmp_path, damage):
     with pytest.raises(DataError, match=r"data\.zip cannot be read") as caught:
         list(read_tasks(config(path)))
     assert "\n" not in str(caught.value)
+
+
+CENTRAL = b"PK\x01\x02"  # begins a member's entry in the directory at the archive's end
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "reason"),
+    [
+        (6, 99, "zip file version 9.9"),  # zipfile raises NotImplementedError
+        (8, 0x20, "compressed patched data"),  # and here, when the member is opened
+        (8, 0x01, "encrypted"),
+        (10, 99, r"compressed in another way \(type 99\)"),
+        (10, zipfile.ZIP_LZMA, r"compressed in another way \(type 14\)"),
+        (46, 0, "without a name"),
+    ],
+)
+def test_what_zipfile_cannot_read_is_one_line(tmp_path, offset, value, reason):
+    path = make_zip(tmp_path / "data.zip", {"data/qasper.jsonl": line()})
+    data = bytearray(path.read_bytes())
+    data[data.rindex(CENTRAL) + offset] = value
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=reason) as caught:
+        list(read_tasks(config(path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_member_whose_name_is_no_text_is_one_line(tmp_path):
+    path = make_zip(tmp_path / "data.zip", {"data/qasper.jsonl": line(), "__MACOSX/é": "x"})
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(DataError, match=r"data\.zip cannot be read.*utf-8"):
+        list(read_tasks(config(path)))
+
+
+def test_an_error_of_our_own_is_not_taken_for_damage(tmp_path, monkeypatch):
+    def bug(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(longbench, "_question", bug)
+    path = make_zip(tmp_path / "data.zip", {"data/qasper.jsonl": line()})
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        list(read_tasks(config(path)))
 
 
 def test_bad_rows_are_left_out_and_listed(tmp_path, caplog):

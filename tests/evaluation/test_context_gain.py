@@ -10,15 +10,19 @@ import torch
 from families import make_model
 
 from evaluation.documents import make_documents
+from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.context_gain import evaluate_context_gain
+
+SHORT = ContextGainConfig(contexts=[4, 16], targets=4, places=3)
+EIGHT = ContextGainConfig(contexts=[4, 16], targets=8)
 
 
 def test_scores_identical_targets_with_only_the_context_changed():
     model = make_model("llama", trained_length=128)
     documents = make_documents([10, 95, 31])
     scores = evaluate_context_gain(
-        model, documents, 64, contexts=(4, 16, 24, 999), targets=7, places=100
+        model, documents, 64, ContextGainConfig(contexts=[16, 4, 24, 24], targets=7, places=100)
     )
     assert [s.context for s in scores] == [4, 16, 24]
     starts = [(1, 0), (1, 31), (1, 62), (2, 0)]  # stretches of 24 + 7 tokens
@@ -43,7 +47,7 @@ def test_scores_identical_targets_with_only_the_context_changed():
 def test_places_are_spread_and_counted():
     seen = []
     scores = evaluate_context_gain(
-        make_model("gpt2"), make_documents([400]), 64, contexts=(4, 16), targets=4, places=3,
+        make_model("gpt2"), make_documents([400]), 64, SHORT,
         progress=lambda done, total: seen.append((len(done), total)),
     )  # fmt: skip
     assert seen == [(1, 3), (2, 3), (3, 3)]
@@ -62,13 +66,12 @@ def test_an_interrupted_measurement_continues_where_it_was():
             raise Stop
 
     model = make_model("gpt2")
-    arguments = {"contexts": (4, 16), "targets": 4, "places": 3}
-    whole = evaluate_context_gain(model, make_documents([400]), 64, **arguments)
+    whole = evaluate_context_gain(model, make_documents([400]), 64, SHORT)
     with pytest.raises(Stop):
-        evaluate_context_gain(model, make_documents([400]), 64, **arguments, progress=stop)
+        evaluate_context_gain(model, make_documents([400]), 64, SHORT, progress=stop)
     seen = []
     rest = evaluate_context_gain(
-        model, make_documents([400]), 64, **arguments, done=kept,
+        model, make_documents([400]), 64, SHORT, done=kept,
         progress=lambda done, total: seen.append(len(done)),
     )  # fmt: skip
     assert seen == [3]
@@ -80,12 +83,36 @@ def test_a_loss_that_is_not_finite_is_named():
     with torch.no_grad():
         model.transformer.ln_f.weight[0] = float("nan")
     with pytest.raises(DivergedError, match="not finite on"):
-        evaluate_context_gain(model, make_documents([99]), 64, contexts=(4, 16), targets=8)
+        evaluate_context_gain(model, make_documents([99]), 64, EIGHT)
 
 
 def test_what_cannot_be_measured_is_refused():
     model = make_model("gpt2")
-    with pytest.raises(ConfigError, match="do not fit the window of 20 tokens"):
-        evaluate_context_gain(model, make_documents([99]), 20, contexts=(4, 16), targets=8)
-    with pytest.raises(DataError, match="no document has 24 tokens"):
-        evaluate_context_gain(model, make_documents([23]), 64, contexts=(4, 16), targets=8)
+    with pytest.raises(ConfigError, match="do not fit the window of 12 tokens"):
+        evaluate_context_gain(model, make_documents([99]), 12, EIGHT)
+    with pytest.raises(DataError, match="the longest document has 11 tokens"):
+        evaluate_context_gain(model, make_documents([11, 3]), 64, EIGHT)
+
+
+@pytest.mark.parametrize(
+    ("window", "targets", "fitting"),
+    [
+        (8192, 256, [128, 512, 2048, 4096, 7937]),  # the whole window, not half of it
+        (4096, 256, [128, 512, 2048, 3841]),
+        (512, 256, [128, 257]),
+        (8192, 1, [128, 512, 2048, 4096, 8192]),
+        (4200, 100, [128, 512, 2048, 4096]),  # 4101 would say the same
+        (9999, 256, [128, 512, 2048, 4096, 8192]),
+        (100, 256, []),
+    ],
+)
+def test_the_longest_context_fills_the_window(window, targets, fitting):
+    settings = ContextGainConfig(contexts=[512, 128, 2048, 4096, 8192], targets=targets)
+    assert settings.fitting(window) == fitting
+
+
+def test_a_split_of_short_documents_is_measured_as_far_as_they_reach():
+    settings = ContextGainConfig(contexts=[4, 16, 99], targets=4, places=3)
+    scores = evaluate_context_gain(make_model("gpt2"), make_documents([41, 33]), 64, settings)
+    assert [s.context for s in scores] == [4, 16, 37]
+    assert scores[0].tokens == 4  # one document alone is that long

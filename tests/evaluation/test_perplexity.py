@@ -13,7 +13,8 @@ from families import VOCAB, make_model
 from evaluation.documents import Tokens, make_documents
 from hylorada.config import PerplexityConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
-from hylorada.evaluation.perplexity import evaluate_perplexity, perplexity
+from hylorada.evaluation.perplexity import evaluate_perplexity
+from hylorada.evaluation.perplexity_result import perplexity
 
 TOLERANCE = 1e-5  # relative; float32 log-probabilities, float64 sums
 
@@ -85,6 +86,25 @@ def test_words_and_bytes_are_the_splits_and_absent_for_a_part():
     for result in part.values():
         assert result.tokens < result.scorable_tokens == whole.tokens
         assert result.words is result.bytes is result.word_ppl is result.bits_per_byte is None
+
+
+def test_a_part_of_a_split_by_tokens_is_so_many_whole_windows():
+    documents = make_documents([200, 30, 170])  # 397 to score
+    model = make_model("gpt2")
+
+    def scored(**limits):
+        found = evaluate_perplexity(model, documents, PerplexityConfig(**limits), window=16)
+        assert found["blocks"].tokens == found["sliding"].tokens
+        return found["blocks"].tokens
+
+    assert scored(max_tokens=397) == scored(max_tokens=0) == 397
+    assert scored(max_tokens=396) == scored(max_blocks=396 // 16)
+    assert scored(max_tokens=100) == scored(max_blocks=6) == scored(max_tokens=390, max_blocks=6)
+    assert scored(max_tokens=3) == 16
+    settings = PerplexityConfig(conventions=["blocks", "sliding"], max_tokens=100)
+    run = evaluate_perplexity(model, documents, settings, window=48)["blocks"]
+    own = evaluate_perplexity(model, documents, settings, window=16, cover=48)["sliding"]
+    assert own.tokens == run.tokens == 96
 
 
 def test_a_base_in_its_own_window_scores_the_tokens_of_the_run():
@@ -187,3 +207,50 @@ def test_tokens_may_be_any_integer_type():
         result = evaluate_perplexity(model, documents, PerplexityConfig(), 16)["blocks"]
         values.add(result.sum_nll)
     assert len(values) == 1
+
+
+@pytest.mark.parametrize(
+    ("conventions", "scored"),
+    [(["word"], ["word"]), (["word", "sliding"], ["sliding"]), (["blocks", "word"],) * 2],
+)
+def test_the_word_convention_divides_the_sliding_sum_by_the_words(conventions, scored):
+    documents = make_documents([41, 1, 12, 60])
+    model = make_model("llama")
+    total, count, _ = naive(model, documents, "sliding", 16, 5)
+    settings = PerplexityConfig(conventions=conventions, stride=5)
+    calls = []
+    results = evaluate_perplexity(model, documents, settings, window=16, progress=calls.append)
+    assert list(results) == conventions
+    word = results["word"]
+    assert (word.tokens, word.stride) == (count, 5)
+    words = sum(document.words for document in documents)
+    assert word.to_dict()["value"] == pytest.approx(math.exp(total / words), rel=TOLERANCE)
+    # nothing is scored twice
+    assert list(dict.fromkeys(progress.convention for progress in calls)) == scored
+
+
+@pytest.mark.parametrize("by", ["blocks", "tokens"])
+def test_a_part_of_a_split_has_no_word_perplexity(by):
+    limits = {"max_blocks": 1} if by == "blocks" else {"max_tokens": 39}
+    settings = PerplexityConfig(conventions=["word"], **limits)
+    with pytest.raises(ConfigError, match="word divides by the words of the whole split"):
+        evaluate_perplexity(make_model("gpt2"), make_documents([41]), settings, window=16)
+
+
+def test_the_paper_convention_is_the_mean_over_paragraphs_cut_at_the_window():
+    model = make_model("gpt2")
+    paragraphs = make_documents([7, 41, 16, 2, 1], seed=1)
+    settings = PerplexityConfig(conventions=["paper", "blocks"])
+    documents = make_documents([30])
+    results = evaluate_perplexity(model, documents, settings, window=16, paragraphs=paragraphs)
+    each = []
+    for paragraph in paragraphs[:-1]:  # the last has nothing to predict
+        total, count, _ = naive(model, [Tokens("", paragraph.tokens[:17], 0, 0)], "blocks", 16, 16)
+        each.append(math.exp(total / count))
+    paper = results["paper"]
+    assert paper.ppl == pytest.approx(sum(each) / len(each), rel=TOLERANCE)
+    assert paper.tokens == 6 + 16 + 15 + 1
+    assert paper.stride is None
+    assert results["blocks"].tokens == 29  # of the documents
+    with pytest.raises(ConfigError, match="paper needs paragraphs"):
+        evaluate_perplexity(model, documents, settings, window=16)

@@ -140,6 +140,7 @@ def make_record(
             "versions": {"torch": "2.13.0", "hylorada": "0.1.0"},
             "device": "cpu",
             "hardware": "A processor, 2 cores",
+            "dataset": {"test": "stdlib test, 12 documents", "train": "stdlib train, 90 documents"},
             "dataset_sha256": {"test": "ab" * 32},
             "base_model_sha256": "cd" * 32,
             "time": "2025-11-22T10:00:00+00:00",

@@ -97,6 +97,10 @@ def test_shows_failed_and_damaged_runs_and_provenance(report):
     assert "broken/result.json: not JSON" in text
     assert "0123abc" in text
     assert "cd" * 32 in text
+    assert "<dt>text</dt><dd>test stdlib test, 12 documents; train stdlib train, 90" in text
+    assert (
+        "<li>length 512: text: stdlib test, 12 documents; stdlib train, 90 documents.</li>" in text
+    )
     assert "small model on a CPU" in text
     assert text.count("<figure>") == 8
 
@@ -115,19 +119,21 @@ def chromium(*arguments: str) -> str:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1400])
 def test_a_browser_lays_it_out_without_cutting_anything_off(report, tmp_path, width):
-    """Wide tables scroll inside their frame; the page itself never scrolls sideways."""
+    """Wide tables scroll inside their frame, a line a row; the page never scrolls sideways."""
     probe = (
         "<script>addEventListener('load', () => { const d = document.documentElement;"
         "const small = [...document.querySelectorAll('td, th, li, figcaption')]"
         ".filter(e => parseFloat(getComputedStyle(e).fontSize) < 11).length;"
         "const svgs = [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect());"
-        "document.title = [d.scrollWidth - d.clientWidth, small,"
+        "const rows = [...document.querySelector('tbody').rows].map(r => r.offsetHeight);"
+        "const tall = rows.filter(h => h > 1.5 * Math.min(...rows)).length;"
+        "document.title = [d.scrollWidth - d.clientWidth, small, tall,"
         "svgs.filter(r => r.width > 100 && r.height > 100).length].join('/'); });</script>"
     )
     page = tmp_path / "page.html"
     page.write_text((report / "report.html").read_text().replace("</body>", f"{probe}</body>"))
     dom = chromium("--dump-dom", f"--window-size={width},1200", page.as_uri())
-    assert re.search(r"<title>([^<]*)</title>", dom).group(1) == "0/0/8"
+    assert re.search(r"<title>([^<]*)</title>", dom).group(1) == "0/0/0/8"
     shot = tmp_path / "page.png"
     chromium(f"--screenshot={shot}", f"--window-size={width},1200", page.as_uri())
     assert shot.stat().st_size > 20_000

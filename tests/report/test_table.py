@@ -13,8 +13,9 @@ from rich.console import Console
 
 from hylorada.report import render
 from hylorada.report.arms import compare
+from hylorada.report.cells import number
 from hylorada.report.collect import Record
-from hylorada.report.table import Table, build_tables, number, one_line
+from hylorada.report.table import Table, build_tables, one_line
 from report.records import make_record, metric, sweep
 
 
@@ -167,6 +168,21 @@ def test_a_part_of_the_split_is_named():
     notes = table_of(record).notes
     tokens = record["metrics"]["eval/ppl"]["tokens"]
     assert any(f"{tokens:,} of 1,000,000 tokens of 12 documents" in note for note in notes)
+
+
+def test_the_text_is_named_as_it_was_read_and_each_naming_once():
+    part, whole = make_record("lora"), make_record("hylorada")
+    part["provenance"]["dataset"] = {"test": "pg19 test, 62 of 100 books"}
+    whole["provenance"]["dataset"] = {"test": "pg19 test, 100 books", "train": "pg19 train, 9 of"}
+    old = make_record("rslora")
+    del old["provenance"]["dataset"]
+    notes = table_of(part, whole, old, make_record("lora", seed=1)).notes
+    (note,) = [n for n in notes if ": text: " in n]
+    assert note == (
+        "length 4,096: text: pg19 test, 62 of 100 books; stdlib test, 12 documents; "
+        "pg19 test, 100 books; stdlib train, 90 documents; pg19 train, 9 of."
+    )
+    assert not [n for n in table_of(old).notes if ": text: " in n]
 
 
 def test_markdown_has_one_line_a_row_and_escapes():

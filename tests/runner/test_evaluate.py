@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -11,10 +12,10 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from tiny_runs import make_config, make_model_folder, make_texts, result
 
 from hylorada import config as configs
+from hylorada.disk import exclusive
 from hylorada.errors import ConfigError, DataError, DiskError
 from hylorada.runner import measure
 from hylorada.runner.backbone import load_backbone
-from hylorada.runner.disk import exclusive
 from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
 from hylorada.runner.run import load_run, run
 
@@ -107,6 +108,22 @@ def test_what_the_run_measured_comes_out_the_same(finished):
     record = evaluate_run(directory, config)
     value = record["metrics"]["eval/ppl"]["value"]
     assert value == pytest.approx(before["metrics"]["eval/ppl"]["value"], rel=1e-6)
+
+
+def test_another_text_is_named_in_the_record(finished, tmp_path):
+    config, before, directory = finished
+    texts = make_texts(tmp_path / "texts")
+    (texts / "test" / "2.txt").write_text("another text " * 40)
+    dataset = dataclasses.replace(config.dataset, path=str(texts))
+    record = evaluate_run(directory, configs.RunConfig(**{**vars(config), "dataset": dataset}))
+    assert before["provenance"]["dataset"]["test"] == "texts test, 2 documents"
+    assert record["provenance"]["dataset"] == {
+        "train": "texts train, 6 documents",
+        "test": "texts test, 3 documents",
+    }
+    hashes, former = (r["provenance"]["dataset_sha256"] for r in (record, before))
+    assert hashes["train"] == former["train"]
+    assert hashes["test"] == record["evaluations"][0]["text_sha256"] != former["test"]
 
 
 def test_a_failure_leaves_the_record_as_it_was(finished, monkeypatch):

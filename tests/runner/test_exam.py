@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import signal
 
 import pytest
+from PIL import Image
 from tiny_runs import make_config, make_model_folder, make_texts, result
+from wandb_files import history, summary, wait_for_exit_record
 
 from hylorada import config as configs
 from hylorada.errors import DataError, Interrupted
@@ -50,9 +53,35 @@ def asked(root, **changes):
     )
 
 
+def test_every_convention_in_one_run(root, tmp_path):
+    """The words and the paragraphs are those of the split; the base is asked the same."""
+    lines = [" = A = ", "", "word " * 30, "short", "other " * 25, ""]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(lines * 4))
+    config = asked(
+        root,
+        dataset__kind="wikitext",
+        dataset__path=str(tmp_path),
+        eval__perplexity__conventions=["blocks", "sliding", "word", "paper"],
+        eval__lost_in_middle__enabled=False,
+        eval__context_gain__enabled=False,
+    )
+    record = run(config)
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        assert set(metrics) == {"eval/ppl", "eval/ppl_sliding", "eval/ppl_word", "eval/ppl_paper"}
+        word, paper = metrics["eval/ppl_word"], metrics["eval/ppl_paper"]
+        assert word["words"] == len(" ".join(lines * 4).split()) + 4 * len(lines) - 1
+        assert word["value"] == pytest.approx(math.exp(word["sum_nll"] / word["words"]))
+        assert word["sum_nll"] == metrics["eval/ppl_sliding"]["sum_nll"]
+        each = [math.exp(d["sum_nll"] / d["tokens"]) for d in paper["by_document"]]
+        assert paper["value"] == pytest.approx(sum(each) / len(each))
+        assert len(each) == 8  # two long lines in each of the four parts
+    assert set(record["base"]["own_window"]) == {"eval/ppl_sliding", "eval/ppl_word"}
+
+
 @pytest.fixture(scope="module")
 def done(root):
-    config = asked(root)
+    config = asked(root, track__kind="offline")
     return config, run(config), root / "outputs" / "main" / configs.run_name(config)
 
 
@@ -73,10 +102,10 @@ def test_the_record_holds_accuracy_by_depth_and_context_gain_of_the_run_and_the_
                 assert flat["prompts"] == 4
         assert metrics["lim/middle_gap"]["value"] == whole["middle_gap"]
         gain = metrics["context_gain/gain"]
-        assert [s["context"] for s in gain["by_context"]] == [8, 32]
-        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 32))
+        assert [s["context"] for s in gain["by_context"]] == [8, 32, 305]
+        short, long = (metrics[f"context_gain/nll@{c}"]["value"] for c in (8, 305))
         assert gain["value"] == pytest.approx(short - long)
-        assert gain["places"] == 3
+        assert gain["places"] == 2  # one in each text
     assert (
         record["metrics"]["lim/accuracy"]["prompts_sha256"]
         == record["base"]["extended"]["lim/accuracy"]["prompts_sha256"]
@@ -111,11 +140,11 @@ def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
     out = capsys.readouterr().out
     assert "perplexity" not in out
     assert "right answers by depth, ranked (kv): 12 prompts" in out
-    assert "loss of the same 48 tokens" in out
+    assert "loss of the same 32 tokens" in out
 
 
 def test_every_part_continues_after_a_signal(done, root, monkeypatch):
-    config, record, _ = done
+    config, (_, record, _) = asked(root), done
     directory = root / "interrupted"
     calls: dict[str, int] = {}
     real = measure.Meter._stop_here
@@ -137,7 +166,7 @@ def test_every_part_continues_after_a_signal(done, root, monkeypatch):
             interruptions += 1
             assert result(directory)["status"] == "interrupted"
     assert interruptions == len(calls) == 3
-    assert sorted(calls.values()) == [3, 4, 12]  # places, blocks, prompts: none measured twice
+    assert sorted(calls.values()) == [2, 4, 12]  # places, blocks, prompts: none measured twice
     assert again["metrics"] == record["metrics"]
     assert not list(directory.glob(".evaluation*"))
 
@@ -221,3 +250,22 @@ def test_trackers_get_the_numbers_the_table_and_the_picture(done):
     assert (row["model"], row["depth"], row["accuracy"]) == ("hylorada", 0.5, metric["value"])
     for name in ("lim/curve", "lim/curve_generated"):
         assert tracker.got[name].startswith(b"\x89PNG")
+
+
+def test_wandb_holds_the_picture_the_table_and_the_summary(done):
+    _, record, directory = done
+    (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    wait_for_exit_record(path)
+    metrics, found = record["metrics"], summary(path)
+    for name in ("eval/ppl", "lim/accuracy@0.5", "lim/middle_gap"):
+        assert found[name] == pytest.approx(metrics[name]["value"])
+    shown = {name: value for row in history(path) for name, value in row.items()}
+    files = path.parent / "files"
+    for name in ("lim/curve", "lim/curve_generated"):
+        with Image.open(files / shown[f"{name}.path"]) as image:
+            assert (image.format, image.size) == ("PNG", (768, 480))
+            assert image.convert("L").getextrema() == (0, 255)  # something is drawn
+    table = json.loads((files / shown["lim/by_depth.path"]).read_text())
+    assert table["columns"] == curve.COLUMNS
+    assert table["data"] == curve.rows_by_depth(record)
+    assert len(table["data"]) == 2 * 2 * len(DEPTHS)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hylorada.config import RunConfig, fingerprint
+from hylorada.disk import exclusive, replace_file
 from hylorada.errors import (
     ConfigError,
     DataError,
@@ -20,7 +21,6 @@ from hylorada.errors import (
     OutOfMemoryError,
 )
 from hylorada.runner.device import choose_bf16, choose_device
-from hylorada.runner.disk import exclusive, replace_file
 from hylorada.runner.ending import log_to, recorded
 from hylorada.runner.provenance import PeakMemory, git_commit, weights_sha256
 from hylorada.runner.record import JsonLines, blank_result, read_result, redacted, write_result
@@ -208,7 +208,7 @@ def test_a_directory_in_use_is_refused_naming_the_process_and_host(tmp_path):
 def test_the_lock_of_a_killed_process_is_recovered(tmp_path):
     code = (
         "import os, signal; from pathlib import Path; import sys\n"
-        "from hylorada.runner.disk import exclusive\n"
+        "from hylorada.disk import exclusive\n"
         f"with exclusive(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

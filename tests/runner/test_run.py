@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import warnings
 
 import pytest
 import torch
@@ -14,12 +15,12 @@ from tiny_runs import LENGTH, STEPS, make_config, make_model_folder, make_texts,
 import hylorada
 from hylorada import config as configs
 from hylorada.data.packing import load_token_corpus
+from hylorada.disk import exclusive
 from hylorada.errors import ConfigError, DataError, DiskError, DivergedError, IntegrityError
 from hylorada.evaluation.perplexity import evaluate_perplexity
 from hylorada.runner import measure
 from hylorada.runner import run as run_module
 from hylorada.runner.backbone import load_backbone
-from hylorada.runner.disk import exclusive
 from hylorada.runner.run import load_run, run
 
 
@@ -71,6 +72,10 @@ def test_the_record_holds_what_the_run_was_and_found(done):
     assert set(groups) == {"lora", "position_bias", "landmark", "position_embeddings", "norms"}
     assert record["parameters"]["trainable"] == sum(groups.values())
     assert set(record["provenance"]["dataset_sha256"]) == {"train", "test"}
+    assert record["provenance"]["dataset"] == {
+        "train": "texts train, 6 documents",
+        "test": "texts test, 2 documents",
+    }
     assert len(record["provenance"]["base_model_sha256"]) == 64
     for metric in record["metrics"].values():
         assert metric["window"] == LENGTH
@@ -131,11 +136,21 @@ def test_load_run_gives_the_model_that_was_measured(done):
     tokenizer = load_backbone(config.model, torch.device("cpu")).tokenizer
     corpus = load_token_corpus(config.dataset, "test", tokenizer)
     found = evaluate_perplexity(model, corpus.documents, config.eval.perplexity, LENGTH)
-    for convention, name in measure.NAMES.items():
+    for convention in config.eval.perplexity.conventions:
+        name = measure.NAMES[convention]
         expected = record["metrics"][name]["value"]
         assert found[convention].ppl == pytest.approx(expected, rel=1e-5)  # other kernels, float32
     ids = torch.tensor([[5, 6, 7]])
     assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+def test_a_notebook_sees_no_warning_of_adapt_or_load_run(done):
+    config, _, directory = done
+    base = load_backbone(config.model, torch.device("cpu")).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_run(directory, device="cpu")
+        hylorada.adapt(base, hylorada.HyloradaConfig.for_length(LENGTH, trained_length=64))
 
 
 def test_plain_peft_loads_the_adapter_onto_the_unextended_base(done):

@@ -72,6 +72,7 @@ def make_config(root: Path, **changes: Any) -> configs.RunConfig:
     config.train.max_steps, config.train.save_every, config.train.lr = STEPS, 4, 1e-2
     config.train.micro_batch_size, config.train.gradient_accumulation_steps = 2, 2
     config.track.kind = "off"
+    config.eval.lost_in_middle.enabled = False
     method = config.method
     method.position_bias.enabled = method.landmark.enabled = method.s2_attn.enabled = "true"
     method.train_embeddings = method.train_norms = "true"

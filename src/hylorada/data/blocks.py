@@ -34,6 +34,8 @@ class Blocks:
     Attributes:
         length: Tokens in a block.
         packing: As given.
+        label: Of the text, in words.
+        sha256: Of the text.
         left_out_tokens: Tokens of the corpus in no block.
         left_out_documents: Documents of which no token is in a block.
     """
@@ -57,6 +59,7 @@ class Blocks:
         if length < 2:
             raise ConfigError(f"length.max_length: a block needs at least 2 tokens, not {length}")
         self.corpus, self.length, self.packing = corpus, length, packing
+        self.label, self.sha256 = corpus.label, corpus.sha256
         ends = np.asarray(corpus.ends)
         self._starts = np.concatenate([[0], ends[:-1]])
         sizes = ends - self._starts

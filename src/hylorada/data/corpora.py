@@ -11,24 +11,28 @@ from hylorada.data.local import read_local
 from hylorada.data.longbench import read_longbench
 from hylorada.data.pg19 import OFFICIAL_BOOKS, read_pg19
 from hylorada.data.stdlib import read_stdlib
-from hylorada.data.wikitext import read_wikitext
+from hylorada.data.wikitext import paragraphs, read_wikitext
 from hylorada.errors import ConfigError
 
 SPLITS = ("train", "validation", "test")
+UNITS = ("documents", "paragraphs")  # the latter: of WikiText, see `wikitext.paragraphs`
 
 
-def read_documents(dataset: DatasetConfig, split: str) -> Iterator[Document]:
+def read_documents(
+    dataset: DatasetConfig, split: str, unit: str = "documents"
+) -> Iterator[Document]:
     """Yield the documents of one split, in the data set's own order.
 
     Args:
         dataset: The data set.
         split: One of `SPLITS`.
+        unit: One of `UNITS`.
 
     Yields:
-        At most `dataset.max_documents` documents (0: all).
+        At most `dataset.max_documents` documents (0: all), or the paragraphs of these.
 
     Raises:
-        ConfigError: An unknown kind or split, or a setting that this kind cannot use.
+        ConfigError: An unknown kind, split or unit, or a setting that this kind cannot use.
         DataError: The data set cannot be had or holds nothing usable.
     """
     if split not in SPLITS:
@@ -38,12 +42,22 @@ def read_documents(dataset: DatasetConfig, split: str) -> Iterator[Document]:
         raise ConfigError(
             f"dataset.kind: unknown kind {dataset.kind!r}; use one of {', '.join(_READERS)}"
         )
+    if unit not in UNITS or (unit == "paragraphs" and dataset.kind != "wikitext"):
+        raise ConfigError(
+            f"dataset: no {unit!r} of kind {dataset.kind!r}; use {' or '.join(UNITS)}, the latter "
+            "of wikitext alone"
+        )
     documents = reader(dataset, split)
-    return islice(documents, dataset.max_documents) if dataset.max_documents else documents
+    if dataset.max_documents:
+        documents = islice(documents, dataset.max_documents)
+    return paragraphs(documents) if unit == "paragraphs" else documents
 
 
-def describe(dataset: DatasetConfig, split: str, documents: int) -> str:
+def describe(dataset: DatasetConfig, split: str, documents: int, unit: str = "documents") -> str:
     """Name what was read, so that a part is never called the whole: "test, 62 of 100 books"."""
+    if unit == "paragraphs":
+        part = f", of the first {dataset.max_documents} articles" if dataset.max_documents else ""
+        return f"{dataset.name} {split}, {documents} paragraphs{part}"
     if dataset.kind == "pg19":
         official = OFFICIAL_BOOKS[split]
         part = "" if documents == official else f"{documents} of "

@@ -38,6 +38,15 @@ TASKS = (
 _MAX_MEMBER = 1 << 29  # bytes, unpacked
 _MAX_TOTAL = 1 << 32
 _MAX_RATIO = 100  # unpacked to packed
+# What zipfile raises on a damaged archive; nothing of ours is among them (a `DataError` passes).
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    NotImplementedError,  # a later version of the format, patched data
+    UnicodeDecodeError,  # the name of a member
+)
 _LITTER = ("__MACOSX/", ".DS_Store", "._")  # left by file managers; passed over
 
 
@@ -174,7 +183,7 @@ def _zip_rows(source: Path, tasks: Sequence[str], account: RowAccount) -> Iterat
                 with archive.open(members[task]) as file:
                     for row in json_lines(Path(members[task].filename), file):
                         yield from _question(row, task, account)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise damaged(source, error) from error
 
 
@@ -189,6 +198,8 @@ def _members(source: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
     for info in archive.infolist():
         name = info.filename
         parts = PurePosixPath(name).parts
+        if not parts:
+            raise _hostile(source, name, "without a name")
         if name.startswith(("/", "\\")) or ".." in parts or "\\" in name or ":" in name:
             raise _hostile(source, name, "a path that leaves the archive")
         if stat.S_ISLNK(info.external_attr >> 16):
@@ -202,6 +213,8 @@ def _members(source: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInf
             raise _hostile(source, name, "there twice")
         if info.flag_bits & 1:
             raise _hostile(source, name, "encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _hostile(source, name, f"compressed in another way (type {info.compress_type})")
         total += info.file_size
         ratio = info.file_size / max(info.compress_size, 1)
         if info.file_size > _MAX_MEMBER or total > _MAX_TOTAL or ratio > _MAX_RATIO:

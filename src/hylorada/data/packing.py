@@ -8,7 +8,6 @@ tokenised in small batches straight to disk: memory does not grow with the corpu
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -27,7 +26,8 @@ from filelock import FileLock
 from hylorada.config import DatasetConfig
 from hylorada.data.corpora import describe, read_documents
 from hylorada.data.documents import Document
-from hylorada.errors import DataError, DiskError
+from hylorada.disk import disk_error, sync
+from hylorada.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ def load_token_corpus(
     tokenizer: Any,
     tokenizer_id: str = "",
     *,
+    unit: str = "documents",
     progress: Callable[[int], None] | None = None,
 ) -> TokenCorpus:
     """Return the tokens of one split, from the cache or made now.
@@ -162,6 +163,7 @@ def load_token_corpus(
         split: train, validation or test.
         tokenizer: A transformers tokenizer.
         tokenizer_id: Its name, for messages and the entry's description; identity is by content.
+        unit: What a document of the corpus is: one of `UNITS` of `corpora`.
         progress: Called with the number of tokens after each batch; may raise to stop, and
             nothing is left behind then.
 
@@ -171,15 +173,15 @@ def load_token_corpus(
         DiskError: The cache cannot be written.
     """
     digest, documents = hashlib.sha256(), 0
-    for document in read_documents(dataset, split):
+    for document in read_documents(dataset, split, unit):
         _hash_document(digest, document)
         documents += 1
     if not documents:
         raise DataError(
-            f"dataset {dataset.name}: the {split} split has no document; "
+            f"dataset {dataset.name}: the {split} split has no {unit.removesuffix('s')}; "
             "choose another split, path or dataset"
         )
-    label = describe(dataset, split, documents)
+    label = describe(dataset, split, documents, unit)
     content = digest.hexdigest()
     identity = {"format": _FORMAT, "sha256": content, "tokenizer": tokenizer_sha256(tokenizer)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -201,14 +203,16 @@ def load_token_corpus(
             corpus = _open(folder, label)
             if corpus is None:
                 _set_aside(folder)
-                source = read_documents(dataset, split)
+                source = read_documents(dataset, split, unit)
                 _build(folder, source, content, tokenizer, described, progress)
                 corpus = TokenCorpus(folder, label)
             return corpus
     except OSError as error:
-        if error.filename is None or Path(str(error.filename)).is_relative_to(root):
-            raise _disk_error(root, error) from error
-        raise
+        ours = error.filename is None or Path(str(error.filename)).is_relative_to(root)
+        known = disk_error(error, root, remedy="set dataset.cache_dir to another folder")
+        if known is None or not ours:
+            raise
+        raise known from error
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -276,9 +280,9 @@ def _build(
         meta = described | {"dtype": dtype.str, "tokens": tokens, "files": files}
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
-            _sync(path)
+            sync(path)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -349,25 +353,3 @@ def _cache_root(dataset: DatasetConfig) -> Path:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _disk_error(root: Path, error: OSError) -> DiskError:
-    where = f"the token cache {root}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(root).free if root.exists() else 0
-        return DiskError(
-            f"{where} is full ({free / 2**20:.0f} MiB free); "
-            "make room or set dataset.cache_dir to another disk"
-        )
-    return DiskError(
-        f"{where} cannot be used ({error.strerror or error}); set dataset.cache_dir to a folder "
-        "that can be written"
-    )

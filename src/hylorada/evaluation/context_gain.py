@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
-from hylorada.evaluation.perplexity import TokenDocument, perplexity
+from hylorada.evaluation.perplexity import TokenDocument
+from hylorada.evaluation.perplexity_result import perplexity
 from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
-
-CONTEXTS = (512, 1024, 2048, 4096, 8192)
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,8 @@ def evaluate_context_gain(
     model: nn.Module,
     documents: Sequence[TokenDocument],
     window: int,
+    settings: ContextGainConfig,
     *,
-    contexts: Sequence[int] = CONTEXTS,
-    targets: int = 256,
-    places: int = 64,
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[list[list[float]], int], None] | None = None,
     done: Sequence[Sequence[float]] = (),
@@ -59,11 +57,10 @@ def evaluate_context_gain(
     Args:
         model: a causal language model, or a PeftModel around one.
         documents: the split; only those that hold the longest context and the targets are used.
-        window: the most input tokens; contexts that do not fit with the targets are left out.
-        contexts: tokens before the first target.
-        targets: tokens scored at each place.
-        places: spread evenly over the documents' non-overlapping stretches; fewer if there are no
-            more.
+        window: the most input tokens. A split without a document of that length is measured as if
+            the window were that of its longest one.
+        settings: contexts, targets at each place, and places, which are spread evenly over the
+            documents' non-overlapping stretches; fewer if there are no more.
         autocast_dtype: run under autocast with this type.
         progress: called after each place with the sums of all places so far, nats, one for each
             context, and the number of places; may raise to stop.
@@ -74,12 +71,18 @@ def evaluate_context_gain(
         ConfigError: fewer than two contexts fit the window.
         DataError: no document is long enough.
     """
-    # The last target is predicted and never read: context + targets - 1 input tokens.
-    fitting = sorted({c for c in contexts if c >= 1 and c + targets - 1 <= window})
-    if len(fitting) < 2:
+    targets = settings.targets
+    if len(settings.fitting(window)) < 2:
         raise ConfigError(
-            f"context gain: contexts {list(contexts)} with {targets} targets do not fit the window "
-            f"of {window} tokens at least twice; use fewer targets or shorter contexts"
+            f"context gain: contexts {settings.contexts} with {targets} targets do not fit the "
+            f"window of {window} tokens at least twice; use fewer targets or shorter contexts"
+        )
+    longest = max((len(document.tokens) for document in documents), default=0)
+    fitting = settings.fitting(min(window, longest - 1))
+    if len(fitting) < 2:
+        raise DataError(
+            f"context gain: the longest document has {longest} tokens, too few for two of the "
+            f"contexts {settings.contexts} and {targets} targets; use shorter contexts"
         )
     stretch = fitting[-1] + targets
     starts = [
@@ -87,13 +90,7 @@ def evaluate_context_gain(
         for number, document in enumerate(documents)
         for first in range(0, len(document.tokens) - stretch + 1, stretch)
     ]
-    if not starts:
-        longest = max((len(document.tokens) for document in documents), default=0)
-        raise DataError(
-            f"context gain: no document has {stretch} tokens (the longest has {longest}); use "
-            "shorter contexts"
-        )
-    count = min(places, len(starts))
+    count = min(settings.places, len(starts))
     chosen = [starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)]
     nll_PC = np.zeros((count, len(fitting)))
     nll_PC[: len(done)] = np.asarray(done).reshape(len(done), len(fitting))

@@ -1,16 +1,16 @@
 """Perplexity: exp(sum of negative log-likelihoods / number of scored tokens), by convention.
 
 Sums are kept in float64 and divided once. The mean of per-document or per-batch perplexities is
-another (and larger) number; it is never formed here. Which tokens count is said in `windows`.
+another (and larger) number; it is formed for the convention `paper` alone, which is kept to compare
+with a published table. Which tokens count is said in `windows`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +19,16 @@ from torch import Tensor, nn
 
 from hylorada.config import PerplexityConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
+from hylorada.evaluation.perplexity_result import Bucket, DocumentScore, PerplexityResult
 from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
-from hylorada.evaluation.windows import Window, batches, effective_stride, plan_windows
+from hylorada.evaluation.windows import (
+    Window,
+    batches,
+    block_limit,
+    effective_stride,
+    plan_windows,
+    scorable,
+)
 
 
 class TokenDocument(Protocol):
@@ -41,109 +49,6 @@ class TokenDocument(Protocol):
     @property
     def bytes(self) -> int:
         """UTF-8 bytes of the text."""
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Scored tokens whose prediction was made at window positions [start, end).
-
-    A prediction at position p has p + 1 tokens of context.
-    """
-
-    start: int
-    end: int
-    sum_nll: float  # nats
-    tokens: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """With the perplexity; null where nothing was scored."""
-        return {
-            "start": self.start,
-            "end": self.end,
-            "sum_nll": self.sum_nll,
-            "tokens": self.tokens,
-            "ppl": perplexity(self.sum_nll, self.tokens),
-        }
-
-
-@dataclass(frozen=True)
-class DocumentScore:
-    """The sums of one document."""
-
-    name: str
-    sum_nll: float  # nats
-    tokens: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
-        return {"name": self.name, "sum_nll": self.sum_nll, "tokens": self.tokens}
-
-
-@dataclass(frozen=True)
-class PerplexityResult:
-    """One measurement, with all that is needed to say what it is.
-
-    Attributes:
-        convention: "blocks" or "sliding".
-        window: the most tokens of context, and of one forward pass.
-        stride: tokens between sliding windows; None for blocks.
-        split: name of the split.
-        sum_nll: nats.
-        tokens: scored tokens.
-        scorable_tokens: tokens of the split that could be scored (all but each document's first).
-        words: words of the split; None if only a part was scored.
-        bytes: bytes of the split; None if only a part was scored.
-        by_position: equal slices of the window.
-        by_document: documents of which something was scored.
-    """
-
-    convention: str
-    window: int
-    stride: int | None
-    split: str
-    sum_nll: float
-    tokens: int
-    scorable_tokens: int
-    words: int | None
-    bytes: int | None
-    by_position: list[Bucket]
-    by_document: list[DocumentScore]
-
-    @property
-    def ppl(self) -> float:
-        """exp(sum_nll / tokens)."""
-        value = perplexity(self.sum_nll, self.tokens)
-        assert value is not None
-        return value
-
-    @property
-    def word_ppl(self) -> float | None:
-        """exp(sum_nll / words), PG-19's convention; None if only a part was scored."""
-        return perplexity(self.sum_nll, self.words or 0)
-
-    @property
-    def bits_per_byte(self) -> float | None:
-        """sum_nll in bits / bytes; None if only a part was scored."""
-        return self.sum_nll / math.log(2) / self.bytes if self.bytes else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The metric as it stands in result.json."""
-        return {
-            "value": self.ppl,
-            "convention": self.convention,
-            "window": self.window,
-            "stride": self.stride,
-            "split": self.split,
-            "sum_nll": self.sum_nll,
-            "tokens": self.tokens,
-            "scorable_tokens": self.scorable_tokens,
-            "words": self.words,
-            "bytes": self.bytes,
-            "word_ppl": self.word_ppl,
-            "bits_per_byte": self.bits_per_byte,
-            "by_position": [bucket.to_dict() for bucket in self.by_position],
-            "by_document": [document.to_dict() for document in self.by_document],
-        }
 
 
 @dataclass
@@ -217,14 +122,6 @@ class _Sums:
         self.document_tokens = np.array(saved["document_tokens"], dtype=np.int64)
 
 
-def perplexity(sum_nll: float, count: int) -> float | None:
-    """exp(sum_nll / count); None for a count of 0, infinity beyond the range of a float."""
-    if not count:
-        return None
-    mean = sum_nll / count
-    return math.exp(mean) if mean < 709.0 else math.inf
-
-
 def evaluate_perplexity(
     model: nn.Module,
     documents: Sequence[TokenDocument],
@@ -232,6 +129,7 @@ def evaluate_perplexity(
     window: int,
     *,
     cover: int = 0,
+    paragraphs: Sequence[TokenDocument] | None = None,
     chunk: int = 512,
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -247,6 +145,7 @@ def evaluate_perplexity(
         cover: for a model measured in a window that is not the run's (the untouched base in its
             own): the run's window, whose blocks decide which tokens are scored. The stride is then
             half of `window`, since `settings.stride` belongs to the run's.
+        paragraphs: of the split; the documents of the convention `paper`.
         chunk: scored tokens whose logits exist at one time.
         autocast_dtype: run under autocast with this type; None: the model's own precision.
         progress: called after each batch; may raise to stop.
@@ -258,23 +157,43 @@ def evaluate_perplexity(
     Raises:
         DataError: no document has two tokens.
         DivergedError: a negative log-likelihood is not finite.
-        ConfigError: an unknown convention or an impossible stride.
+        ConfigError: an unknown convention, an impossible stride, a part of a split for `word`, or
+            `paper` without paragraphs.
     """
-    lengths = [len(document.tokens) for document in documents]
-    if not any(length > 1 for length in lengths):
-        raise DataError(
-            f"evaluation: split {settings.split!r} has no document of at least two tokens "
-            f"({len(lengths)} documents); choose another split or data set"
-        )
     stride = 0 if cover else settings.stride
+    if "word" in settings.conventions:
+        lengths = [len(document.tokens) for document in documents]
+        if block_limit(lengths, cover or window, settings.max_tokens, settings.max_blocks):
+            raise ConfigError(
+                "eval.perplexity.conventions: word divides by the words of the whole split, of "
+                f"{scorable(lengths):,} tokens; set eval.perplexity.max_tokens=0 and "
+                "eval.perplexity.max_blocks=0, or leave word out"
+            )
     sums: dict[str, _Sums] = {}
     plans: dict[str, list[list[Window]]] = {}
+    texts: dict[str, Sequence[TokenDocument]] = {}
     for convention in settings.conventions:
+        if convention == "word" and "sliding" in settings.conventions:
+            continue  # the same windows
+        if convention == "paper":
+            if paragraphs is None:
+                raise ConfigError("eval.perplexity.conventions: paper needs paragraphs")
+            texts[convention] = paragraphs
+        else:
+            texts[convention] = documents
+        lengths = [len(document.tokens) for document in texts[convention]]
+        if not any(length > 1 for length in lengths):
+            what = "paragraph" if convention == "paper" else "document"
+            raise DataError(
+                f"evaluation: split {settings.split!r} has no {what} of at least two tokens "
+                f"({len(lengths)} {what}s); choose another split or data set"
+            )
+        limit = block_limit(lengths, cover or window, settings.max_tokens, settings.max_blocks)
         windows = plan_windows(
-            lengths, convention, window, stride=stride, max_blocks=settings.max_blocks, cover=cover
+            lengths, convention, window, stride=stride, max_blocks=limit, cover=cover
         )
         plans[convention] = batches(windows, settings.batch_size)
-        sums[convention] = _Sums(_plan_hash(plans[convention]), window, len(documents))
+        sums[convention] = _Sums(_plan_hash(plans[convention]), window, len(lengths))
         if state and convention in state:
             sums[convention].restore(state[convention])
 
@@ -283,7 +202,7 @@ def evaluate_perplexity(
 
     results = {}
     for convention, plan in plans.items():
-        part = sums[convention]
+        part, documents = sums[convention], texts[convention]
         total = sum(item.scored for batch in plan for item in batch)
         with evaluation_mode(model, autocast_dtype) as device:
             for batch, nll_BT in _score(model, documents, plan[part.batches_done :], chunk, device):
@@ -296,7 +215,9 @@ def evaluate_perplexity(
                     nll = float(part.document_nll.sum())
                     progress(Progress(convention, done, total, nll, snapshot))
         results[convention] = _result(part, documents, convention, settings, stride)
-    return results
+    if "word" in settings.conventions and "word" not in results:
+        results["word"] = replace(results["sliding"], convention="word")
+    return {convention: results[convention] for convention in settings.conventions}
 
 
 def _plan_hash(plan: list[list[Window]]) -> str:
@@ -335,19 +256,19 @@ def _result(
     settings: PerplexityConfig,
     stride: int,
 ) -> PerplexityResult:
-    scorable = sum(max(0, len(document.tokens) - 1) for document in documents)
+    could_be = scorable([len(document.tokens) for document in documents])
     tokens = int(part.document_tokens.sum())
-    whole = tokens == scorable
+    whole = tokens == could_be
     count = min(settings.position_buckets, part.window)
     edges = [i * part.window // count for i in range(count + 1)]
     return PerplexityResult(
         convention=convention,
         window=part.window,
-        stride=effective_stride(part.window, stride) if convention == "sliding" else None,
+        stride=effective_stride(part.window, stride) if convention in ("sliding", "word") else None,
         split=settings.split,
         sum_nll=float(part.document_nll.sum()),
         tokens=tokens,
-        scorable_tokens=scorable,
+        scorable_tokens=could_be,
         words=sum(document.words for document in documents) if whole else None,
         bytes=sum(document.bytes for document in documents) if whole else None,
         by_position=[

@@ -12,6 +12,11 @@ tokens that no earlier window scored: every token has at least T - stride + 1 to
 where the document has them. The last window of a document ends at its end and keeps its full
 context.
 
+`word` scores in the windows of `sliding`; it divides the same sum by words instead of tokens.
+
+`paper` takes paragraphs for documents and scores one window of each, from its start; what a
+paragraph has beyond `window` tokens is cut off.
+
 With `max_blocks` a part of the split is scored: that many blocks of `window` tokens, evenly spread
 over it. `sliding` then scores the tokens of the same blocks, and so does a model that is measured
 in a shorter window (`cover`), so that a difference between two numbers is never one of text.
@@ -24,7 +29,7 @@ from dataclasses import dataclass
 
 from hylorada.errors import ConfigError
 
-CONVENTIONS = ("blocks", "sliding")
+CONVENTIONS = ("blocks", "sliding", "word", "paper")
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def plan_windows(
 
     Args:
         lengths: tokens per document.
-        convention: "blocks" or "sliding".
+        convention: one of `CONVENTIONS`.
         window: tokens a window may read.
         stride: tokens between two sliding windows; 0: half a window.
         max_blocks: blocks scored, spread evenly; 0: all.
@@ -78,7 +83,7 @@ def plan_windows(
     """
     if convention not in CONVENTIONS:
         raise ConfigError(
-            f"eval.perplexity.conventions: unknown {convention!r}; use {' or '.join(CONVENTIONS)}"
+            f"eval.perplexity.conventions: unknown {convention!r}; use {', '.join(CONVENTIONS)}"
         )
     if window < 1:
         raise ConfigError(f"evaluation window: {window} tokens; it must be at least 1")
@@ -87,7 +92,7 @@ def plan_windows(
     blocks = [
         (document, first, min(first + cover, length))
         for document, length in enumerate(lengths)
-        for first in range(1, length, cover)
+        for first in range(1, min(length, 2) if convention == "paper" else length, cover)
     ]
     if 0 < max_blocks < len(blocks):
         # The middle of each of max_blocks equal slices of the list.
@@ -95,12 +100,33 @@ def plan_windows(
     windows = []
     for document, first, stop in _joined(blocks):
         while first < stop:
-            step = window if convention == "blocks" or first == 1 else stride
+            slides = convention in ("sliding", "word")
+            step = stride if slides and first > 1 else window
             last = min(first + step, stop) - 1
-            start = first - 1 if convention == "blocks" else max(0, last - window)
+            start = max(0, last - window) if slides else first - 1
             windows.append(Window(document, start, last, first))
             first = last + 1
     return windows
+
+
+def scorable(lengths: Sequence[int]) -> int:
+    """Tokens of a split that can be scored: all but each document's first."""
+    return sum(max(0, length - 1) for length in lengths)
+
+
+def block_limit(lengths: Sequence[int], window: int, max_tokens: int, max_blocks: int) -> int:
+    """The most blocks of `window` tokens that may be scored; 0: all.
+
+    Args:
+        lengths: tokens per document.
+        window: tokens in a block.
+        max_tokens: at most so many, but one block in any case; 0: no limit.
+        max_blocks: at most so many; 0: no limit.
+    """
+    limits = [max_blocks] if max_blocks else []
+    if 0 < max_tokens < scorable(lengths):
+        limits.append(max(1, max_tokens // window))
+    return min(limits, default=0)
 
 
 def _joined(blocks: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hylorada.methods.attach import adapt, register_method
+from hylorada.methods.attach import adapt, load_adapter, register_method
 from hylorada.methods.hylorada_config import HyloradaConfig
 from hylorada.methods.tuner import HyloradaModel
 
 if TYPE_CHECKING:
     from hylorada.methods.integrity import IntegrityReport, check_integrity
 
-__all__ = ["HyloradaConfig", "HyloradaModel", "IntegrityReport", "adapt", "check_integrity"]
+__all__ = [
+    "HyloradaConfig", "HyloradaModel", "IntegrityReport", "adapt", "check_integrity",
+    "load_adapter",
+]  # fmt: skip
 
 register_method()
 

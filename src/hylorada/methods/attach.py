@@ -1,9 +1,12 @@
-"""How the method gets onto a model: peft learns its name, `adapt` attaches it."""
+"""How adapters get onto a model: peft learns our name, `adapt` and `load_adapter` attach."""
 
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -68,4 +71,32 @@ def adapt(
     with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
         if seed is not None:
             torch.manual_seed(seed)
-        return get_peft_model(base_model, config)
+        with _peft_and_transformers_between_themselves():
+            return get_peft_model(base_model, config)
+
+
+def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
+    """Attach an adapter that `save_pretrained` wrote, of this method or of another, in place.
+
+    Args:
+        base_model: the model that it was made for; its range is extended as the adapter says.
+        folder: holds adapter_config.json and adapter_model.safetensors.
+
+    Raises:
+        ConfigError: a component cannot take effect on this model.
+        RuntimeError, ValueError, KeyError: peft's, where the adapter does not fit the model.
+    """
+    # By itself peft reads the weights onto a GPU even for a model on the CPU.
+    device = next(base_model.parameters()).device
+    with _peft_and_transformers_between_themselves():
+        return PeftModel.from_pretrained(base_model, str(folder), torch_device=str(device))
+
+
+@contextmanager
+def _peft_and_transformers_between_themselves() -> Iterator[None]:
+    """peft asks a model for `is_gradient_checkpointing`, a name that transformers 5 gives up."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        yield

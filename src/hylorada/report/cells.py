@@ -29,3 +29,13 @@ class Column:
     key: str
     heading: str
     numeric: bool = True
+
+
+def number(value: float, like: float | None = None) -> str:
+    """A positive number with some four digits; `like` fixes the decimals by another number."""
+    if value == float("inf"):
+        return "overflow"
+    size = abs(value if like is None else like)
+    if size >= 1e5:
+        return f"{value:.3g}"
+    return f"{value:,.{3 if size < 10 else 2 if size < 1000 else 1}f}"

@@ -7,11 +7,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
-from hylorada.errors import ConfigError, DiskError
+from hylorada.arguments import Parser
+from hylorada.disk import disk_errors
 from hylorada.report import figures, page, render
 from hylorada.report.arms import Comparison, compare
 from hylorada.report.collect import collect
@@ -57,15 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line instead of a usage text."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see hylorada-report --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="hylorada-report",
         description="Tables, figures and one HTML page, made from the records of runs alone.",
     )
@@ -93,14 +86,10 @@ def _names(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _write(out: Path, files: dict[str, str | bytes]) -> None:
-    try:
+    with disk_errors(out, remedy="choose another folder with --out"):
         out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             data = content.encode() if isinstance(content, str) else content
             partial = out / f".{name}.partial"
             partial.write_bytes(data)
             partial.replace(out / name)
-    except OSError as error:
-        raise DiskError(
-            f"report: {error.filename or out}: {error.strerror}; choose another folder with --out"
-        ) from error

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from hylorada.intervals import wilson_interval
 from hylorada.report.arms import Comparison
 from hylorada.report.context import GAIN, SCORINGS, Metric, all_metrics, same_questions
 from hylorada.report.drawing import (
-    BASE,
+    EXTENDED_BASE,
+    EXTENDED_BASE_STYLE,
     Picture,
     figure_and_axes,
     finish,
+    mean_and_range,
     method_style,
     picture,
     where,
 )
-
-_BASE_STYLE: dict[str, Any] = {"color": BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 
 
 def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture | None:
@@ -91,16 +91,13 @@ def context_gain(comparison: Comparison, name: str) -> Picture | None:
             rows_SK = np.array(
                 [[s["sum_nll"] / s["tokens"] for s in m["by_context"]] for m in metrics]
             )
-            if len(rows_SK) > 1:
-                low, high = rows_SK.min(axis=0), rows_SK.max(axis=0)
-                axes.fill_between(contexts, low, high, color=style["color"], alpha=0.18, lw=0)
-            axes.plot(
-                contexts, rows_SK.mean(axis=0), marker="o", markersize=3.5, label=label, **style
+            mean_and_range(
+                axes, contexts, rows_SK, marker="o", markersize=3.5, label=label, **style
             )
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts)
         axes.minorticks_off()
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("context before the first target, tokens")
         axes.set_ylabel("loss of the same targets, nats per token")
         seeds = max(len(metrics) for _, _, metrics in lines)
@@ -124,7 +121,7 @@ def _lines(comparison: Comparison, name: str) -> list[tuple[str, dict[str, Any],
         [m for arm in comparison.arms for m in arm.base_metrics("extended", name).values()], first
     )
     if base:
-        lines.append(("base, extended, untrained", _BASE_STYLE, base[:1]))
+        lines.append((EXTENDED_BASE, EXTENDED_BASE_STYLE, base[:1]))
     for arm in comparison.arms:
         metrics = same_questions(list(arm.metrics(name).values()), first)
         if metrics and arm.method != "baseline":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,6 +25,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _FIXED = {"lora": 0, "hylorada": 1, "longlora": 2, "rslora": 3, "dora": 4}
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 BASE = "#666666"
+EXTENDED_BASE = "base, extended, untrained"
+EXTENDED_BASE_STYLE: dict[str, Any] = {"color": BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -86,6 +89,22 @@ def figure_and_axes() -> Iterator[tuple[Figure, Axes]]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         yield figure, figure.add_subplot()
+
+
+def mean_and_range(axes: Axes, x: Any, y_SN: np.ndarray, band: float = 0.18, **style: Any) -> None:
+    """A line for the mean over S seeds and, with several, a band for the range between them.
+
+    Args:
+        axes: to draw on.
+        x: N places.
+        y_SN: a row for each seed.
+        band: its opacity.
+        style: of the line.
+    """
+    if len(y_SN) > 1:
+        low, high = y_SN.min(axis=0), y_SN.max(axis=0)
+        axes.fill_between(x, low, high, color=style["color"], alpha=band, lw=0)
+    axes.plot(x, y_SN.mean(axis=0), **style)
 
 
 def picture(figure: Figure, name: str, caption: str) -> Picture:

@@ -14,9 +14,12 @@ from hylorada.report.context import SCORINGS
 from hylorada.report.context_figures import accuracy_by_depth, context_gain
 from hylorada.report.drawing import (
     BASE,
+    EXTENDED_BASE,
+    EXTENDED_BASE_STYLE,
     Picture,
     figure_and_axes,
     finish,
+    mean_and_range,
     method_style,
     picture,
     where,
@@ -52,19 +55,17 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
             lines.append(_Line(arm.label, method_style(arm, comparison), list(measured.values())))
     if base:
         extended = list(base.values())[:1]
-        style = {"color": BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
-        lines.insert(0, _Line("base, extended, untrained", style, extended))
+        lines.insert(0, _Line(EXTENDED_BASE, EXTENDED_BASE_STYLE, extended))
     lines = [line for line in lines if line.rows_SK.size]
     if not lines:
         return None
     some = lines[-1].metrics[0]
     with figure_and_axes() as (figure, axes):
         for line in lines:
-            x_K, y_K = line.x_K, line.rows_SK.mean(axis=0)
-            if len(line.rows_SK) > 1:
-                low, high = line.rows_SK.min(axis=0), line.rows_SK.max(axis=0)
-                axes.fill_between(x_K, low, high, color=line.style["color"], alpha=0.18, lw=0)
-            axes.plot(x_K, y_K, marker="o", markersize=3, label=line.label, **line.style)
+            mean_and_range(
+                axes, line.x_K, line.rows_SK, marker="o", markersize=3, label=line.label,
+                **line.style,
+            )  # fmt: skip
         own = next(
             (
                 m
@@ -83,7 +84,7 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         axes.set_xticks(edges[:: max(1, len(edges) // 8)])
         axes.set_xlabel("context before the predicted token, tokens")
         axes.set_ylabel("loss, nats per token")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         seeds = max(len(line.metrics) for line in lines)
         between = "; bands: range between seeds" if seeds > 1 else "; one seed"
         caption = (
@@ -114,11 +115,7 @@ def training_curves(comparison: Comparison, name: str) -> Picture | None:
                 by_steps.setdefault(x, []).append(_running_mean(np.array(y), smoothed))
             label: str | None = arm.label
             for x, seeds in by_steps.items():
-                y_SN = np.stack(seeds)
-                if len(seeds) > 1:
-                    low, high = y_SN.min(axis=0), y_SN.max(axis=0)
-                    axes.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0)
-                axes.plot(x, y_SN.mean(axis=0), label=label, **style)
+                mean_and_range(axes, x, np.stack(seeds), band=0.12, label=label, **style)
                 label = None
         axes.set_xlabel("tokens trained on")
         axes.set_ylabel("training loss, nats per token")

@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hylorada.report.cells import number
 from hylorada.report.collect import Problem, Record
+from hylorada.report.conventions import METRICS
 from hylorada.report.drawing import Picture
 from hylorada.report.render import cell
-from hylorada.report.table import METRICS, NOT_MEASURED, Row, Table, number, one_line
+from hylorada.report.table import NOT_MEASURED, Row, Table, one_line
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --dim: #5c626b; --line: #d9dce1; --paper: #ffffff;
@@ -37,7 +39,7 @@ thead th { background: var(--band); font-weight: 600; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 0; }
 .n { text-align: right; white-space: nowrap; }
 thead .n { white-space: normal; }
-td.groups { color: var(--dim); min-width: 13rem; }
+td.groups { color: var(--dim); white-space: nowrap; }
 tbody th { font-weight: 600; white-space: nowrap; }
 tbody th[scope="row"] { position: sticky; left: 0; background: var(--paper); }
 tr.base > * { color: var(--dim); } tr.base th { font-weight: 400; font-style: italic; }
@@ -207,6 +209,8 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     groups: dict[str, list[Record]] = {}
     for record in records:
         facts = {k: v for k, v in record.part("provenance").items() if k != "time"}
+        if "dataset" in facts:
+            facts["text"] = facts.pop("dataset")
         facts["model"] = record.part("config").get("model") or record.data["model"]
         facts["dataset"] = record.part("config").get("dataset") or record.data["dataset"]
         groups.setdefault(json.dumps(facts, sort_keys=True), []).append(record)

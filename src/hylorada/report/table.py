@@ -13,9 +13,10 @@ from typing import Any
 
 from hylorada.report.arms import Arm, Comparison
 from hylorada.report.benchmarks import benchmark_cells, benchmark_columns, benchmark_notes
-from hylorada.report.cells import Cell, Column
+from hylorada.report.cells import Cell, Column, number
 from hylorada.report.collect import Record
 from hylorada.report.context import context_cells, context_columns, context_notes
+from hylorada.report.conventions import METRICS, convention_notes, other_cells, other_columns
 from hylorada.report.statistics import (
     LEVEL,
     Change,
@@ -26,7 +27,6 @@ from hylorada.report.statistics import (
 )
 
 NOT_MEASURED = "not measured"
-METRICS = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
 GROUP_NAMES = {
     "lora": "LoRA",
     "position_bias": "position bias",
@@ -70,7 +70,9 @@ def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> 
     for comparison in comparisons:
         groups.setdefault((comparison.model, comparison.dataset), []).append(comparison)
     # The same columns in each, since they share one CSV.
-    extra = [*context_columns(comparisons), *benchmark_columns(comparisons)]
+    extra = [
+        *other_columns(comparisons), *context_columns(comparisons), *benchmark_columns(comparisons),
+    ]  # fmt: skip
     return [_table(group, reference, extra) for group in groups.values()]
 
 
@@ -129,7 +131,7 @@ def _section(
         heading += f" ({comparison.label})"
     section = Section(heading)
     asked = [*context_notes(comparison), *benchmark_notes(comparison)]
-    for text in [*_conventions(comparison), *asked]:
+    for text in [*_texts(comparison), *convention_notes(comparison), *asked]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -144,26 +146,13 @@ def _section(
     return section
 
 
-def _conventions(comparison: Comparison) -> list[str]:
-    """One sentence for each convention measured, from the first run that has it."""
-    texts = []
-    for convention, name in METRICS.items():
-        metric = next(
-            (m for arm in comparison.arms for m in arm.metrics(name).values()), None
-        ) or next(
-            (m for a in comparison.arms for m in a.base_metrics("extended", name).values()), None
-        )
-        if metric is None:
-            continue
-        stride = f", stride {metric['stride']:,}" if metric.get("stride") else ""
-        part = ""
-        if metric.get("scorable_tokens", metric["tokens"]) != metric["tokens"]:
-            part = f" of {metric['scorable_tokens']:,}"
-        texts.append(
-            f"{convention}: window {metric['window']:,}{stride}; {metric['tokens']:,}{part} tokens "
-            f"of {len(metric['by_document']):,} documents, split {metric['split']}."
-        )
-    return texts
+def _texts(comparison: Comparison) -> list[str]:
+    """What was read, in words, so that a part of a data set is not taken for the whole."""
+    read: dict[str, dict[str, None]] = {}  # split -> what the runs call it, in their order
+    for run in (run for arm in comparison.arms for run in arm.runs):
+        for split, words in (run.part("provenance").get("dataset") or {}).items():
+            read.setdefault(split, {})[words] = None
+    return [f"text: {'; '.join(words for split in read for words in read[split])}."] if read else []
 
 
 def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
@@ -192,7 +181,7 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
             label = "own window" if which == "own_window" else "extended, untrained"
             cells = {"method": Cell(f"base, {label}", f"base_{which}")}
             if which == "extended":
-                cells |= _base_context(comparison)
+                cells |= _base_extra(comparison)
             rows.append(Row("base", cells))
         if len(distinct) > 1:
             notes.add(
@@ -225,7 +214,7 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
             cells[f"ppl_{convention}"] = ppl_cell([metrics[name]])
     if which == "extended":
         cells["change_base"] = Cell("0", 0.0)
-        cells |= _base_context(comparison)
+        cells |= _base_extra(comparison)
     else:
         extended = run.base("extended", "eval/ppl_sliding")
         own = run.base("own_window", "eval/ppl_sliding")
@@ -235,13 +224,13 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
     return Row("base", cells)
 
 
-def _base_context(comparison: Comparison) -> dict[str, Cell]:
+def _base_extra(comparison: Comparison) -> dict[str, Cell]:
     """What else was asked of the extended base, which is the same in every record."""
 
     def found(name: str) -> list[dict[str, Any]]:
         return [m for a in comparison.arms for m in a.base_metrics("extended", name).values()][:1]
 
-    return context_cells(found) | benchmark_cells(comparison, found)
+    return other_cells(found) | context_cells(found) | benchmark_cells(comparison, found)
 
 
 def _arm_row(
@@ -293,8 +282,11 @@ def _arm_row(
             cells["change_reference"] = change_cell(
                 paired_change(arm.metrics(name), against.metrics(name))
             )
-    cells |= context_cells(lambda name: list(arm.metrics(name).values()))
-    cells |= benchmark_cells(comparison, lambda name: list(arm.metrics(name).values()))
+
+    def found(name: str) -> list[dict[str, Any]]:
+        return list(arm.metrics(name).values())
+
+    cells |= other_cells(found) | context_cells(found) | benchmark_cells(comparison, found)
     cells |= _cost_cells(arm.ok)
     return Row("arm", cells)
 
@@ -356,16 +348,6 @@ def groups_text(by_group: Mapping[str, int]) -> str:
         f"{GROUP_NAMES.get(name, name)} {count:,}" for name, count in by_group.items() if count
     ]
     return ", ".join(parts) or "-"
-
-
-def number(value: float, like: float | None = None) -> str:
-    """A positive number with some four digits; `like` fixes the decimals by another number."""
-    if value == float("inf"):
-        return "overflow"
-    size = abs(value if like is None else like)
-    if size >= 1e5:
-        return f"{value:.3g}"
-    return f"{value:,.{3 if size < 10 else 2 if size < 1000 else 1}f}"
 
 
 def one_line(error: Any, limit: int = 160) -> str:

@@ -22,15 +22,15 @@ from filelock import FileLock
 from hylorada import anatomy
 from hylorada.config import RunConfig
 from hylorada.data.packing import tokenizer_sha256
+from hylorada.disk import disk_errors, make_directory, replace_file
 from hylorada.evaluation.benchmark_questions import lm_eval_version, questions_sha256
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.backbone import Backbone, load_backbone
-from hylorada.runner.disk import disk_errors, make_directory, replace_file
 from hylorada.runner.exam import Exam
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 def base_metrics(
@@ -97,7 +97,8 @@ def base_metrics(
     # The copy is extended after it was measured as it is.
     measured: dict[str, Metrics] = {"own_window": {}, "extended": {}}
     if settings.conventions:
-        own = dataclasses.replace(settings, conventions=["sliding"])
+        by_words = [name for name in settings.conventions if name == "word"]
+        own = dataclasses.replace(settings, conventions=["sliding", *by_words])
         measured["own_window"] = cached(
             {**text, "window": own_window, "settings": dataclasses.asdict(own)},
             lambda partial: meter.measure(
@@ -110,9 +111,15 @@ def base_metrics(
         found |= cached(
             {**text, **extension, "settings": dataclasses.asdict(settings)},
             lambda partial: meter.measure(
-                stretched(), exam.corpus, settings, length, title, partial=partial
+                stretched(),
+                exam.corpus,
+                settings,
+                length,
+                title,
+                paragraphs=exam.paragraphs,
+                partial=partial,
             ),
-        )
+        )  # fmt: skip
     if exam.prompts is not None:
         asked = [exam.prompts.sha256, exam.settings.lost_in_middle.scorings]
         found |= cached(

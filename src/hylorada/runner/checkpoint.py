@@ -28,8 +28,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from hylorada.disk import disk_errors, make_directory, sync, write_durably
 from hylorada.errors import DataError
-from hylorada.runner.disk import disk_errors, make_directory, sync_directory, write_durably
 from hylorada.runner.faults import fault_point
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def save_checkpoint(
             try:
                 _write_all(partial, files, step)
                 partial.rename(final)
-                sync_directory(directory)
+                sync(directory)
             except OSError:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -116,7 +116,7 @@ def _write_all(partial: Path, files: dict[str, bytes], step: int) -> None:
         manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         fault_point("inside_checkpoint", step)
     write_durably(partial / "MANIFEST.json", json.dumps(manifest, indent=1).encode())
-    sync_directory(partial)
+    sync(partial)
 
 
 def load_newest(directory: Path) -> Checkpoint | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hylorada.disk import disk_error
 from hylorada.errors import (
     DiskError,
     DivergedError,
@@ -18,7 +19,6 @@ from hylorada.errors import (
     Interrupted,
     OutOfMemoryError,
 )
-from hylorada.runner.disk import disk_error
 from hylorada.runner.record import write_result
 
 LogError = Callable[[BaseException], None]

@@ -10,38 +10,34 @@ import dataclasses
 import hashlib
 import json
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from rich.console import Console
+from peft import PeftConfig
 from safetensors import safe_open
 
 from hylorada import config as configs
 from hylorada.config import RunConfig
-from hylorada.data.packing import load_token_corpus
 from hylorada.errors import ConfigError, DataError
+from hylorada.methods import load_adapter
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.curve import mirror
-from hylorada.runner.device import choose_bf16, choose_device
-from hylorada.runner.disk import exclusive
-from hylorada.runner.ending import LogError, exit_code, explained, log_to, recorded
+from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.frozen import use_frozen_kernels
-from hylorada.runner.measure import Meter, Metrics
+from hylorada.runner.measure import Metrics
 from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import provenance
+from hylorada.runner.provenance import provenance, texts
 from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
 from hylorada.runner.run import Record, load_finished
-from hylorada.runner.seeding import deterministic, seed_everything
+from hylorada.runner.seeding import seed_everything
+from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
-from hylorada.runner.summary import print_summary, summary_tables
+from hylorada.runner.summary import print_summary, summary_console, summary_tables
 from hylorada.runner.tracking import Tracker
 from hylorada.validation import validate
 
@@ -65,7 +61,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
     """
     validate(config)
     directory = Path(run_dir)
-    with _session(directory) as (stop, log):
+    with session(directory) as (stop, log):
         record = read_result(directory)
         if record is None:
             raise DataError(f"{directory}: no result.json here; give the directory of a run")
@@ -82,7 +78,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
             if known is error:
                 raise
             raise known from error
-    console = Console(highlight=False)
+    console = summary_console()
     for table in summary_tables(record, metrics):
         console.print(table)
     console.print(f"added to {directory / 'result.json'}", soft_wrap=True)
@@ -91,13 +87,12 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
 
 def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Metrics:
     seed_everything(config.seed)
-    device = _device(config)
     # The base's cache lies beside the experiment's folder, wherever that is now.
     if directory.absolute().parent.name == config.experiment:
         config.output_root = str(directory.absolute().parents[1])
     with Reporter() as reporter:
-        meter = _meter(config, device, stop, reporter)
-        model, backbone = load_finished(directory, record, device)
+        meter = make_meter(config, stop, reporter)
+        model, backbone = load_finished(directory, record, meter.device)
         exam = _exam(config, backbone, stop)
         base = base_metrics(config, meter, backbone, exam)
         if config.method.lora.enabled:
@@ -109,7 +104,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
             )
         else:
             metrics = base["extended"]
-    _add(record, config, exam, metrics, base, device)
+    _add(record, config, exam, metrics, base, meter.device)
     write_result(directory, record)
     step = (record["training"] or {}).get("steps", 0)
     line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
@@ -144,6 +139,7 @@ def _add(
                 which: _put(record["base"].setdefault(which, {}), found)
                 for which, found in base.items()
             },
+            "text": exam.corpus.label,
             "text_sha256": exam.corpus.sha256,
             "provenance": here,
         }
@@ -152,6 +148,9 @@ def _add(
     for part in PARTS:
         if measured[part]:
             record["config"]["eval"][part] = settings[part]
+    if measured["perplexity"]:
+        for name, by_split in texts({config.eval.perplexity.split: exam.corpus}).items():
+            record["provenance"].setdefault(name, {}).update(by_split)
 
 
 def _put(metrics: Metrics, new: Metrics) -> Metrics:
@@ -233,17 +232,15 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         Reporter().say(f"measured already: {directory / 'result.json'}")
         print_summary(done, directory)
         return done
-    with _session(directory) as (stop, log), recorded(directory, record, log):
+    with session(directory) as (stop, log), recorded(directory, record, log):
         seed_everything(config.seed)
-        device = _device(config)
-        record["provenance"] = provenance(device)
         with Reporter() as reporter:
-            meter = _meter(config, device, stop, reporter)
-            backbone = load_backbone(config.model, device)
+            meter = make_meter(config, stop, reporter)
+            record["provenance"] = provenance(meter.device)
+            backbone = load_backbone(config.model, meter.device)
             record["provenance"]["base_model_sha256"] = backbone.sha256
             exam = _exam(config, backbone, stop)
-            split = config.eval.perplexity.split
-            record["provenance"]["dataset_sha256"] = {split: exam.corpus.sha256}
+            record["provenance"] |= texts({config.eval.perplexity.split: exam.corpus})
             record["base"] = base_metrics(config, meter, backbone, exam)
             model = _attach(folder, backbone, config, own_range=bool(reach))
             count = _numbers_in(weights)
@@ -267,7 +264,7 @@ def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool
             position_range.rope_type, position_range.rope_factor,
         )  # fmt: skip
     try:
-        return PeftModel.from_pretrained(backbone.model, str(folder)).eval()
+        return load_adapter(backbone.model, folder).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise DataError(
@@ -287,37 +284,8 @@ def _numbers_in(weights: Path) -> int:
     return count
 
 
-@contextmanager
-def _session(directory: Path) -> Iterator[tuple[Stop, LogError]]:
-    """One process in the directory, signals heard, a log, and the same numbers each time."""
-    stop = Stop()
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(directory))
-        stack.enter_context(stop.listening())
-        log = stack.enter_context(log_to(directory / "run.log"))
-        stack.enter_context(deterministic())
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", FutureWarning)
-        yield stop, log
-
-
-def _device(config: RunConfig) -> torch.device:
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    return choose_device(config.device)
-
-
-def _meter(config: RunConfig, device: torch.device, stop: Stop, reporter: Reporter) -> Meter:
-    bf16 = choose_bf16(config.train.precision, device)
-    return Meter(device, bf16, config.train.loss_chunk, stop, reporter)
-
-
 def _exam(config: RunConfig, backbone: Backbone, stop: Stop) -> Exam:
-    corpus = load_token_corpus(
-        config.dataset, config.eval.perplexity.split, backbone.tokenizer, config.model.path,
-        progress=lambda tokens: stop.check(),
-    )  # fmt: skip
-    return prepare(config.eval, config.length.max_length, corpus, backbone.tokenizer)
+    return prepare(config, backbone.tokenizer, progress=lambda tokens: stop.check())
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:

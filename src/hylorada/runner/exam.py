@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hylorada.config import EvalConfig, LostInMiddleConfig
-from hylorada.data.packing import TokenCorpus
+from hylorada.config import EvalConfig, LostInMiddleConfig, RunConfig
+from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.evaluation.benchmark_questions import Question
 from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
 from hylorada.evaluation.retrieval_prompts import (
@@ -61,6 +61,7 @@ class Exam:
         corpus: the split, in tokens.
         tokenizer: of the base.
         prompts: None if retrieval is not asked for.
+        paragraphs: of the split, in tokens; None if the convention `paper` is not asked for.
         questions: of LongBench and RULER; none if they are not asked for.
     """
 
@@ -69,22 +70,41 @@ class Exam:
     corpus: TokenCorpus
     tokenizer: Any
     prompts: Prompts | None
+    paragraphs: TokenCorpus | None
     questions: Sequence[Question] = ()
 
 
-def prepare(settings: EvalConfig, window: int, corpus: TokenCorpus, tokenizer: Any) -> Exam:
+def prepare(
+    config: RunConfig, tokenizer: Any, *, progress: Callable[[int], None] | None = None
+) -> Exam:
     """An exam for models with this tokenizer.
 
+    Args:
+        config: the run's settings; its data set, window and ``eval`` make the exam.
+        tokenizer: of the base.
+        progress: see `load_token_corpus`.
+
     Raises:
-        DataError: a file of prompts that is not one, or a window too small for a prompt.
+        DataError: the split cannot be had, a file of prompts that is not one, or a window too small
+            for a prompt.
     """
+    settings, window = config.eval, config.length.max_length
+
+    def load(unit: str) -> TokenCorpus:
+        return load_token_corpus(
+            config.dataset, settings.perplexity.split, tokenizer, config.model.path,
+            unit=unit, progress=progress,
+        )  # fmt: skip
+
+    corpus = load("documents")
+    paragraphs = load("paragraphs") if "paper" in settings.perplexity.conventions else None
     prompts = None
     if settings.lost_in_middle.enabled:
         prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
     questions: Sequence[Question] = ()
     if settings.harness.enabled:
         questions = load_questions(settings.harness, tokenizer, window)
-    return Exam(settings, window, corpus, tokenizer, prompts, questions)
+    return Exam(settings, window, corpus, tokenizer, prompts, paragraphs, questions)
 
 
 def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> Prompts:

@@ -18,6 +18,7 @@ from torch import nn
 
 from hylorada.config import PerplexityConfig
 from hylorada.data.packing import TokenCorpus
+from hylorada.disk import replace_file
 from hylorada.errors import Interrupted
 from hylorada.evaluation.benchmark_questions import questions_sha256
 from hylorada.evaluation.context_gain import ContextScore, evaluate_context_gain
@@ -25,14 +26,18 @@ from hylorada.evaluation.harness import Reply, ask
 from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate_retrieval
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
 from hylorada.runner.benchmarks import benchmark_metrics
-from hylorada.runner.disk import replace_file
 from hylorada.runner.exam import Exam
 from hylorada.runner.progress import Reporter
 from hylorada.runner.signals import Stop
 
 Metrics = dict[str, dict[str, Any]]
 
-NAMES = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
+NAMES = {
+    "blocks": "eval/ppl",
+    "sliding": "eval/ppl_sliding",
+    "word": "eval/ppl_word",
+    "paper": "eval/ppl_paper",
+}
 """Convention -> name of its metric in records and trackers."""
 
 SUFFIXES = {"ranked": "", "generated": "_generated"}
@@ -66,6 +71,7 @@ class Meter:
         title: str,
         *,
         cover: int = 0,
+        paragraphs: TokenCorpus | None = None,
         partial: Path | None = None,
     ) -> Metrics:
         """Perplexity under each convention of the settings, as it stands in a record.
@@ -77,6 +83,7 @@ class Meter:
             window: tokens of context.
             title: what is measured, for the progress bar.
             cover: see `evaluate_perplexity`.
+            paragraphs: of the split, for the convention `paper`.
             partial: where an interrupted measurement is kept, to be continued by the next call.
 
         Raises:
@@ -102,6 +109,7 @@ class Meter:
                 settings,
                 window,
                 cover=cover,
+                paragraphs=None if paragraphs is None else paragraphs.documents,
                 chunk=self.chunk,
                 autocast_dtype=self._autocast(),
                 progress=progress,
@@ -187,9 +195,7 @@ class Meter:
                 model,
                 exam.corpus.documents,
                 exam.window,
-                contexts=settings.contexts,
-                targets=settings.targets,
-                places=settings.places,
+                settings,
                 autocast_dtype=self._autocast(),
                 progress=progress,
                 done=kept,
@@ -256,8 +262,9 @@ class Meter:
         parts: dict[str, Callable[[Path | None], Metrics]] = {}
         if settings.perplexity.conventions:
             parts["perplexity"] = lambda path: self.measure(
-                model, exam.corpus, settings.perplexity, exam.window, title, partial=path
-            )
+                model, exam.corpus, settings.perplexity, exam.window, title,
+                paragraphs=exam.paragraphs, partial=path,
+            )  # fmt: skip
         if settings.lost_in_middle.enabled:
             parts["lost_in_middle"] = lambda path: self.retrieval(model, exam, title, partial=path)
         if settings.context_gain.enabled:

@@ -1,4 +1,4 @@
-"""Where a number came from: code, versions, hardware, weights; and how much memory it took."""
+"""Where a number came from: code, versions, hardware, weights, text; how much memory it took."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +30,22 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+class Text(Protocol):
+    """What is read of a split."""
+
+    label: str  # in words
+    sha256: str
+
+
+def texts(splits: Mapping[str, Text | None]) -> dict[str, dict[str, str]]:
+    """What was read of each split, in words ("pg19 test, 62 of 100 books"), and its hash."""
+    read = {split: text for split, text in splits.items() if text is not None}
+    return {
+        "dataset": {split: text.label for split, text in read.items()},
+        "dataset_sha256": {split: text.sha256 for split, text in read.items()},
     }
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.config import RunConfig, fingerprint, run_name, to_dict
+from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import DataError
-from hylorada.runner.disk import disk_errors, replace_file
 
 SCHEMA = 1
 RESULT = "result.json"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from hylorada import config as configs
 from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.packing import TokenCorpus, load_token_corpus
+from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import ConfigError, DataError
-from hylorada.methods import adapt
+from hylorada.methods import adapt, load_adapter
 from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
@@ -33,19 +33,19 @@ from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.checkpoint import load_newest
 from hylorada.runner.curve import mirror
-from hylorada.runner.device import choose_bf16, choose_device
-from hylorada.runner.disk import disk_errors, exclusive, replace_file
-from hylorada.runner.ending import exit_code, log_to, recorded
+from hylorada.runner.device import choose_device
+from hylorada.runner.ending import exit_code, recorded
 from hylorada.runner.exam import prepare
 from hylorada.runner.faults import fault_point
 from hylorada.runner.frozen import use_frozen_kernels
-from hylorada.runner.loop import Counters, Training, gradient_checkpointing
+from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
-from hylorada.runner.measure import Meter
 from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import provenance
+from hylorada.runner.provenance import provenance, texts
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
-from hylorada.runner.seeding import deterministic, seed_everything
+from hylorada.runner.retrieval_task import RetrievalBlocks
+from hylorada.runner.seeding import seed_everything
+from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
 from hylorada.runner.summary import print_summary
 from hylorada.runner.tracking import Tracker
@@ -79,15 +79,7 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     if config.resume != "never" and done is not None and done.get("status") == "ok":
         Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
         return done
-    stop = Stop()
-    with ExitStack() as stack:
-        stack.enter_context(exclusive(directory))
-        stack.enter_context(stop.listening())
-        log = stack.enter_context(log_to(directory / "run.log"))
-        stack.enter_context(deterministic())
-        # Between transformers, peft and torch themselves; nothing that a user could act on.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", FutureWarning)
+    with session(directory) as (stop, log):
         if config.resume == "never":
             _set_earlier_attempt_aside(directory)
         record = blank_result(config)
@@ -106,30 +98,18 @@ class _Run:
     def execute(self) -> None:
         """All of it."""
         config, record = self.config, self.record
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        self.device = choose_device(config.device)
-        self.bf16 = choose_bf16(config.train.precision, self.device)
-        record["provenance"] = provenance(self.device)
         seed_everything(config.seed)
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Reporter())
-            self.meter = Meter(
-                self.device, self.bf16, config.train.loss_chunk, self.stop, self.reporter
-            )
+            self.meter = make_meter(config, self.stop, self.reporter)
+            self.device, self.bf16 = self.meter.device, self.meter.bf16
+            record["provenance"] = provenance(self.device)
             backbone = load_backbone(config.model, self.device)
             record["provenance"]["base_model_sha256"] = backbone.sha256
-            test = self._corpus(backbone, config.eval.perplexity.split)
-            train = self._corpus(backbone, "train") if config.method.lora.enabled else None
-            blocks = None
-            if train is not None:
-                blocks = Blocks(train, config.length.max_length, config.dataset.packing)
-            record["provenance"]["dataset_sha256"] = {
-                split: corpus.sha256
-                for split, corpus in ((config.eval.perplexity.split, test), ("train", train))
-                if corpus is not None
-            }
-            exam = prepare(config.eval, config.length.max_length, test, backbone.tokenizer)
+            exam = prepare(config, backbone.tokenizer, progress=lambda _: self.stop.check())
+            blocks = self._blocks(backbone) if config.method.lora.enabled else None
+            read = {config.eval.perplexity.split: exam.corpus, "train": blocks}
+            record["provenance"] |= texts(read)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
 
             model = self._attach(backbone)
@@ -155,6 +135,17 @@ class _Run:
             config.dataset, split, backbone.tokenizer, config.model.path,
             progress=lambda tokens: self.stop.check(),
         )  # fmt: skip
+
+    def _blocks(self, backbone: Backbone) -> Blocks | RetrievalBlocks:
+        """What is trained on."""
+        config = self.config
+        length = config.length.max_length
+        if config.train.task == "retrieval":
+            depths = config.eval.lost_in_middle.depths
+            return RetrievalBlocks(
+                backbone.tokenizer, length, config.train.retrieval, depths, config.seed
+            )
+        return Blocks(self._corpus(backbone, "train"), length, config.dataset.packing)
 
     def _attach(self, backbone: Backbone) -> Any:
         """Extend the range and attach the adapter; the parameters, counted by group."""
@@ -199,7 +190,7 @@ class _Run:
         ran = [name for name, check in report.checks.items() if not check.skipped]
         logger.info("integrity: passed %s", ", ".join(ran))
 
-    def _train(self, model: Any, backbone: Backbone, blocks: Blocks, tracker: Tracker) -> None:
+    def _train(self, model: Any, backbone: Backbone, blocks: BlockSource, tracker: Tracker) -> None:
         config = self.config
         training = Training(
             model=model,
@@ -374,4 +365,4 @@ def load_finished(directory: Path, record: Record, device: torch.device) -> tupl
             f"{directory}: no adapter/adapter_model.safetensors (status {record['status']}); "
             "run it to its end first"
         )
-    return PeftModel.from_pretrained(backbone.model, str(adapter)).eval(), backbone
+    return load_adapter(backbone.model, adapter).eval(), backbone

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,16 @@ def print_summary(record: dict[str, Any], run_dir: Path, console: Console | None
         run_dir: its directory.
         console: default: standard output.
     """
-    console = console or Console(highlight=False)
+    console = console or summary_console()
     for table in summary_tables(record, record["metrics"]):
         console.print(table)
     console.print(f"record: {run_dir / 'result.json'}", soft_wrap=True)
+
+
+def summary_console() -> Console:
+    """Standard output; wide enough for whole lines where no terminal sets the width."""
+    piped = not sys.stdout.isatty()
+    return Console(highlight=False, width=140 if piped and "COLUMNS" not in os.environ else None)
 
 
 def summary_tables(record: dict[str, Any], metrics: Metrics) -> list[Table]:
@@ -92,7 +100,7 @@ def _retrieval(metrics: Metrics, arms: list[tuple[str, Metrics]], suffix: str) -
     table = _table(
         f"right answers by depth, {whole['scoring']} ({whole['form']}): {whole['prompts']} prompts "
         f"of {low} to {high} tokens, chance {whole['chance']:.1%}",
-        [*(f"{score['depth']:g}" for score in whole["by_depth"]), "all", "edges - middle"],
+        [*(f"{score['depth']:g}" for score in whole["by_depth"]), "all", "edges -\nmiddle"],
     )
     for label, arm in arms:
         found = arm.get(f"lim/accuracy{suffix}")
@@ -147,8 +155,10 @@ def _benchmarks(metrics: Metrics, arms: list[tuple[str, Metrics]], names: list[s
 
 def _table(title: str, headers: list[str]) -> Table:
     table = Table(title=title, title_justify="left")
-    for header in ("model", *headers):
-        table.add_column(header, justify="left" if header == "model" else "right", no_wrap=True)
+    # On a narrow terminal the names of models are broken, never the numbers.
+    table.add_column("model", overflow="fold")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
     return table
 
 

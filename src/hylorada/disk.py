@@ -18,37 +18,44 @@ from filelock import FileLock, Timeout
 from hylorada.errors import DiskError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_REFUSED = {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
+}  # fmt: skip
+_REMEDY = "choose another output_root"
 
 
-def disk_error(error: BaseException, where: Path, need: int = 0) -> DiskError | None:
+def disk_error(
+    error: BaseException, where: Path, need: int = 0, remedy: str = _REMEDY
+) -> DiskError | None:
     """What a failed write means to the user; None if the error is of another kind.
 
     Args:
         error: an OSError, or a library's error that only quotes one (safetensors does).
         where: what was being written.
         need: bytes that were to be written, if known.
+        remedy: what to do when that place cannot be used.
     """
     number = error.errno if isinstance(error, OSError) else _quoted_errno(str(error))
     if number in _FULL:
         room = f"free {_megabytes(_free(where))}" + (f", needs {_megabytes(need)}" if need else "")
         return DiskError(
             f"{where}: the disk is full or over its quota ({room}); "
-            "free some space or choose another output_root, then run the same command again"
+            f"free some space or {remedy}, then run the same command again"
         )
     if number in _REFUSED:
         reason = os.strerror(number or 0)
-        return DiskError(f"{where}: cannot be written ({reason}); choose another output_root")
+        return DiskError(f"{where}: cannot be written ({reason}); {remedy}")
     return None
 
 
 @contextlib.contextmanager
-def disk_errors(where: Path, need: int = 0) -> Iterator[None]:
+def disk_errors(where: Path, need: int = 0, remedy: str = _REMEDY) -> Iterator[None]:
     """Turn the operating system's refusals into `DiskError`, and leave other errors alone."""
     try:
         yield
     except OSError as error:
-        known = disk_error(error, where, need)
+        known = disk_error(error, where, need, remedy)
         if known is None:
             raise
         raise known from error
@@ -85,8 +92,8 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Wait until the disk has the names in a directory."""
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -105,7 +112,7 @@ def replace_file(path: Path, data: bytes) -> None:
         try:
             write_durably(beside, data)
             beside.replace(path)
-            sync_directory(path.parent)
+            sync(path.parent)
         finally:
             beside.unlink(missing_ok=True)
 

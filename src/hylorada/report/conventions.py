@@ -1,0 +1,85 @@
+"""The conventions behind a perplexity: columns of the two that are compared, and of the rarer two.
+
+`word` and `paper` have other divisors than tokens; they stand beside, with a column only where some
+record has them, and no change is computed from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hylorada.report.arms import Comparison
+from hylorada.report.cells import Cell, Column, number
+from hylorada.report.context import all_metrics
+from hylorada.report.statistics import deviation
+
+METRICS = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
+OTHERS = {"word": "eval/ppl_word", "paper": "eval/ppl_paper"}
+HEADINGS = {"word": "PPL, per word", "paper": "PPL, paper's mean over paragraphs"}
+
+Metric = dict[str, Any]
+
+
+def other_columns(comparisons: Sequence[Comparison]) -> list[Column]:
+    """A column for each of `OTHERS` that some record has a number for."""
+    return [
+        Column(f"ppl_{convention}", HEADINGS[convention])
+        for convention, name in OTHERS.items()
+        if any(True for comparison in comparisons for _ in all_metrics(comparison, name))
+    ]
+
+
+def other_cells(found: Callable[[str], list[Metric]]) -> dict[str, Cell]:
+    """The cells of a row: the mean over seeds, with the deviation between them.
+
+    Args:
+        found: the metrics of that name in the row's runs, one for each seed.
+    """
+    cells = {}
+    for convention, name in OTHERS.items():
+        values = [m["value"] for m in found(name)]
+        if not values:
+            continue
+        if None in values:
+            cells[f"ppl_{convention}"] = Cell("overflow")
+            continue
+        value = float(np.mean(values))
+        spread = deviation(values)
+        text = number(value) + (f" ± {number(spread, like=value)}" if spread is not None else "")
+        cells[f"ppl_{convention}"] = Cell(text, value)
+    return cells
+
+
+def convention_notes(comparison: Comparison) -> list[str]:
+    """One sentence for each convention measured, from the first run that has it."""
+    texts = []
+    for convention, name in (METRICS | OTHERS).items():
+        metric = next(all_metrics(comparison, name), None)
+        if metric is None:
+            continue
+        stride = f", stride {metric['stride']:,}" if metric.get("stride") else ""
+        part = ""
+        if metric.get("scorable_tokens", metric["tokens"]) != metric["tokens"]:
+            part = f" of {metric['scorable_tokens']:,}"
+        units = "paragraphs" if convention == "paper" else "documents"
+        texts.append(
+            f"{convention}: window {metric['window']:,}{stride}; {metric['tokens']:,}{part} tokens "
+            f"of {len(metric['by_document']):,} {units}, split {metric['split']}"
+            + _divisor(convention, metric)
+            + "."
+        )
+    return texts
+
+
+def _divisor(convention: str, metric: Metric) -> str:
+    if convention == "word":
+        return f"; exp(sum of NLL / {metric['words']:,} words)"
+    if convention == "paper":
+        return (
+            "; mean of the paragraphs' perplexities, lines of more than 100 characters each scored "
+            "alone: not to be compared with any other column"
+        )
+    return ""
