@@ -240,7 +240,8 @@ def _largest(
 
 
 def _encode(tokenizer: Any, prompt: RetrievalPrompt) -> tuple[list[int], list[list[int]]]:
-    ids = list(tokenizer(prompt.text)["input_ids"])
+    # verbose: no warning that a prompt is longer than the trained length; the range is extended
+    ids = list(tokenizer(prompt.text, verbose=False)["input_ids"])
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()  # some tokenizers close every text
     candidates = [

@@ -134,7 +134,7 @@ class RetrievalBlocks:
     def _example(self, rng: random.Random, items: int) -> tuple[list[int], list[int]]:
         """Token ids and labels of an example, its answer and the separator."""
         prompt = self._prompt(rng, items)
-        question = list(self._tokenizer(prompt.text)["input_ids"])
+        question = list(self._tokenizer(prompt.text, verbose=False)["input_ids"])
         if question and question[-1] == self._tokenizer.eos_token_id:
             question.pop()  # some tokenizers close every text
         answer, after = (
