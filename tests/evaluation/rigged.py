@@ -15,7 +15,7 @@ class Characters:
 
     eos_token_id = None
 
-    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+    def __call__(self, text: str, **settings: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
 
     def decode(self, ids: list[int]) -> str:
