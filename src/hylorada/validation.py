@@ -23,6 +23,7 @@ from hylorada.config import (
     MethodConfig,
     ModelConfig,
     PerplexityConfig,
+    RetrievalTaskConfig,
     RunConfig,
     S2AttentionConfig,
     TrainConfig,
@@ -223,7 +224,14 @@ def _retrieval_task(config: RunConfig) -> None:
     _at_least("train.retrieval.sequences", task.sequences, 1)
     _at_least("train.retrieval.items", task.items, 0)
     _choice("train.retrieval.key_style", task.key_style, ("uuid", "hex"))
+    for depth in task.held_out:
+        _between("train.retrieval.held_out", depth, 0, 1)
     if train.task == "text":
+        if task != RetrievalTaskConfig():
+            raise ConfigError(
+                "train.retrieval has no effect with train.task=text; use train=retrieval or leave "
+                "it as it is"
+            )
         return
     if train.max_tokens:
         raise ConfigError(
@@ -235,11 +243,19 @@ def _retrieval_task(config: RunConfig) -> None:
             "dataset.packing=reset has no effect with train.task=retrieval, which packs no "
             "documents; set dataset.packing=documents"
         )
-    depths = config.eval.lost_in_middle.depths
-    if task.items and len(depths) >= task.items:
+    lim = config.eval.lost_in_middle
+    if not lim.enabled:
+        return
+    unheld = [depth for depth in lim.depths if depth not in task.held_out]
+    if unheld:
         raise ConfigError(
-            f"train.retrieval.items is {task.items}; the {len(depths)} depths of "
-            "eval.lost_in_middle are held out, so it must be more than that, or 0"
+            f"eval.lost_in_middle.depths has {unheld[0]:g}, which train.retrieval.held_out has "
+            "not: the model may be trained on it; ask at depths that are held out"
+        )
+    if lim.form == "kv" and not lim.path and lim.key_style != task.key_style:
+        raise ConfigError(
+            f"eval.lost_in_middle.key_style is {lim.key_style}, train.retrieval.key_style "
+            f"{task.key_style}; set both alike"
         )
 
 
@@ -268,10 +284,11 @@ def _perplexity(perplexity: PerplexityConfig, window: int, kind: str) -> None:
             "eval.perplexity.conventions: paper is the mean over WikiText's paragraphs, and "
             f"dataset.kind is {kind}; use dataset=wikitext2, or blocks"
         )
-    if "word" in asked and perplexity.max_blocks:
+    whole = next((name for name in ("word", "paper") if name in asked), None)
+    if whole and perplexity.max_blocks:
         raise ConfigError(
-            "eval.perplexity.conventions: word divides by the words of the whole split; set "
-            "eval.perplexity.max_blocks=0 or leave word out"
+            f"eval.perplexity.conventions: {whole} is a number of the whole split; set "
+            f"eval.perplexity.max_blocks=0 or leave {whole} out"
         )
     _choice("eval.perplexity.split", perplexity.split, ("train", "validation", "test"))
     _between("eval.perplexity.stride", perplexity.stride, 0, window)
