@@ -128,8 +128,8 @@ class RetrievalBlocks:
             if items > 1 and _free_places(items, self._held_out):
                 return items
         raise ConfigError(
-            f"train.retrieval: no place among {given or 'up to 99'} pairs is left beside the depths "
-            f"held out ({list(self._held_out)}); use more items or hold out fewer"
+            f"train.retrieval: no place among {given or 'up to 99'} pairs is left beside the "
+            f"depths held out ({list(self._held_out)}); use more items or hold out fewer"
         )
 
     def _draw_items(self, rng: random.Random, room: int) -> int:
