@@ -66,7 +66,7 @@ def test_settings_of_retrieval_part_arms_only_where_it_is_trained_on():
 
     def two(task):
         held = {"lora": [0.5], "hylorada": [0.0, 1.0]}
-        records = [make_record(m, train__task=task, seed=len(held[m])) for m in held]
+        records = [make_record(m, train__task=task) for m in held]
         for record in records:
             record["config"]["train"]["retrieval"]["held_out"] = held[record["method"]]
         return compared(*records)[0]

@@ -134,7 +134,6 @@ def test_fewer_places_in_the_same_text_are_other_targets():
 
 
 def test_a_base_of_which_only_other_prompts_are_known_says_so():
-    """As after an evaluation that an older record's base was not a part of."""
     records = [with_context(make_record(m)) for m in ("lora", "hylorada")]
     for record in records:
         record["base"]["extended"]["lim/accuracy"]["prompts_sha256"] = "cd" * 32

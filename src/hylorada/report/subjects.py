@@ -76,20 +76,18 @@ class Subject:
 def bases(comparison: Comparison, which: str) -> list[Subject]:
     """The untouched bases that differ, each with all runs that hold it, in the order of runs.
 
-    Methods may extend the base in different ways; of several each is named after a method whose
-    record holds it.
+    Methods may extend the base in different ways; of several each is named after the first
+    arm whose records hold it.
     """
-    groups: dict[str, list[Record]] = {}
-    for run in (run for arm in comparison.arms for run in arm.runs):
-        if run.part("base").get(which):
-            groups.setdefault(_identity(run, which), []).append(run)
-    several = len(groups) > 1
-    return [
-        Subject(
-            BASES[which] + (f" (as in {runs[0].data['method']})" if several else ""), runs, which
-        )
-        for runs in groups.values()
-    ]
+    groups: dict[str, Subject] = {}
+    for arm in comparison.arms:
+        for run in arm.runs:
+            if run.part("base").get(which):
+                base = Subject(f"{BASES[which]} (as in {arm.label})", [], which)
+                groups.setdefault(_identity(run, which), base).runs.append(run)
+    if len(groups) == 1:
+        return [Subject(BASES[which], base.runs, which) for base in groups.values()]
+    return list(groups.values())
 
 
 def of_arm(arm: Arm) -> Subject:
@@ -125,7 +123,7 @@ def agreed(comparison: Comparison, name: str) -> str | None:
 
 
 def reference(comparison: Comparison, name: str) -> Metric | None:
-    """A metric that answers what is `agreed`, an arm's if there is one; None if nobody was asked."""
+    """A metric, if possible an arm's, that answers what is `agreed`; None if nobody was asked."""
     wanted = agreed(comparison, name)
     return next((m for m in all_metrics(comparison, name) if asked(m) == wanted), None)
 
