@@ -139,7 +139,7 @@ def setting(record: Record) -> dict[str, Any]:
     """The settings that must be equal in a comparison, flat: `train.lr` -> 0.0002."""
     config = record.data["config"]
     train = config.get("train") or {}
-    left_out = _NOT_COMPARED
+    left_out: tuple[str, ...] = _NOT_COMPARED
     if train.get("task") != "retrieval":
         left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
     flat = {
