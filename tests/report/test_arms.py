@@ -51,6 +51,32 @@ def test_what_cannot_change_a_number_does_not_part_arms():
     assert [c.label for c in comparisons] == ["sequences in a step=1", "sequences in a step=4"]
 
 
+def test_what_was_asked_beside_perplexity_does_not_part_arms():
+    """`hylorada-eval ... eval=longbench` on one arm writes these settings into its record."""
+    asked = make_record(
+        "lora", eval__harness__enabled=True, eval__harness__limit=5,
+        eval__lost_in_middle__enabled=True, eval__context_gain__places=3,
+    )  # fmt: skip
+    ((comparison,), _) = compared(asked, make_record("hylorada"))
+    assert [a.method for a in comparison.arms] == ["lora", "hylorada"]
+
+
+def test_settings_of_retrieval_part_arms_only_where_it_is_trained_on():
+    """The depths held out of the training examples are part of the training data."""
+
+    def two(task):
+        held = {"lora": [0.5], "hylorada": [0.0, 1.0]}
+        records = [make_record(m, train__task=task) for m in held]
+        for record in records:
+            record["config"]["train"]["retrieval"]["held_out"] = held[record["method"]]
+        return compared(*records)[0]
+
+    assert len(two("text")) == 1
+    assert [c.label for c in two("retrieval")] == [
+        "train.retrieval.held_out=[0.0, 1.0]", "train.retrieval.held_out=[0.5]"
+    ]  # fmt: skip
+
+
 def test_variants_of_one_method_are_told_apart_by_what_differs():
     ((comparison,), _) = compared(make_record("lora"), make_record("lora", method__lora__r=32))
     assert [a.label for a in comparison.arms] == ["lora (lora.r=32)", "lora (lora.r=8)"]

@@ -73,10 +73,46 @@ def test_a_single_task_stands_for_its_kind_and_seeds_are_a_mean():
 
 
 def test_a_seed_that_was_asked_other_questions_is_not_averaged_in():
-    _, rows = table_of(
+    table, rows = table_of(
         with_scores(make_record("lora", 0), 2), with_scores(make_record("lora", 1), 6, sha="cd")
     )
     assert rows["lora"]["longbench"].value == 27.0
+    (note,) = [n for n in table.notes if "other questions" in n]
+    assert "lora, seed 1: trec 26.00 [21.00, 31.00] (the first 20 examples" in note
+
+
+def test_what_most_rows_were_asked_stands_in_the_table():
+    few = with_scores(make_record("lora"), 2, sha="few")
+    for metrics in (few["metrics"], few["base"]["extended"]):
+        for name in ("longbench/trec", "longbench/qasper", "longbench/average"):
+            metrics[name]["limit"] = 5
+    both = [with_scores(make_record(m), 10) for m in ("rslora", "hylorada")]
+    table, rows = table_of(few, *both)
+    assert rows[BASE]["longbench"].value == 25.0
+    assert rows["hylorada"]["longbench"].value == 35.0
+    assert rows["lora"]["longbench"].text == "other questions"
+    assert rows["lora"]["longbench"].value is None
+    notes = "\n".join(table.notes)
+    assert "LongBench: the first 20 examples of each task" in notes
+    assert "LongBench, lora:" not in notes
+    assert "not compared: lora, seed 0: trec 22.00 [17.00, 27.00] (the first 5 examples" in notes
+
+
+def test_another_window_is_another_question():
+    other = with_scores(make_record("hylorada"), 6, ["ruler/vt"])
+    other["metrics"]["ruler/vt"]["window"] = 2048
+    _, rows = table_of(with_scores(make_record("lora"), 2, ["ruler/vt"]), other)
+    assert rows["lora"]["ruler"].value == 22.0
+    assert rows["hylorada"]["ruler"].text == "other questions"
+
+
+def test_tasks_with_different_limits_say_so_each():
+    lora = with_scores(make_record("lora"), 2, ["longbench/trec", "longbench/qasper"])
+    for metrics in (lora["metrics"], lora["base"]["extended"]):
+        metrics["longbench/trec"]["limit"] = 0
+    notes = "\n".join(table_of(lora)[0].notes)
+    assert "LongBench (trec): all examples of each task" in notes
+    assert "LongBench (qasper): the first 20 examples" in notes
 
 
 def test_programs_get_the_value_and_its_interval():

@@ -75,6 +75,73 @@ def test_a_baseline_that_was_asked_more_is_still_the_extended_base():
     assert [arm.method for arm in comparison.arms] == ["lora"]
 
 
+def test_answers_to_other_prompts_are_neither_beside_nor_in_the_mean():
+    """One seed of LoRA was asked other prompts, and HyLoRADA's only one too."""
+    lora = [
+        with_context(make_record("lora", 0)),
+        with_context(make_record("lora", 1), 0.3, sha="cd" * 32),
+        with_context(make_record("lora", 2)),
+    ]
+    rslora = with_context(make_record("rslora"))
+    other = with_context(make_record("hylorada"), 0.2, sha="cd" * 32)
+    (comparison,) = compared(*lora, rslora, other)
+    (table,) = build_tables([comparison])
+    found = rows(table)
+    for key, name, scale in (
+        ("retrieval", "lim/accuracy", 100),
+        ("middle_gap", "lim/middle_gap", 100),
+        ("context_gain", "context_gain/gain", 1),
+    ):
+        values = [scale * lora[i]["metrics"][name]["value"] for i in (0, 2)]
+        assert found["lora"][key].value == pytest.approx(sum(values) / 2)
+        base = lora[0]["base"]["extended"][name]["value"]
+        assert found["base, extended, untrained"][key].value == pytest.approx(scale * base)
+        assert found["hylorada"][key].value is None
+        assert found["hylorada"][key].text.startswith("other ")
+    notes = [note for note in table.notes if "not compared" in note]
+    value = 100 * other["metrics"]["lim/accuracy"]["value"]
+    assert len(notes) == 2
+    assert all("lora, seed 1: " in note for note in notes)
+    assert f"hylorada, seed 0: {value:.1f} (kv (generated)" in notes[0]
+    assert "base" not in notes[0]  # which answered those of the table as well
+    lines = list(csv.DictReader(io.StringIO(render.as_csv([table]))))
+    line = next(line for line in lines if line["method"] == "hylorada")
+    assert line["retrieval"] == "other prompts"
+
+
+def test_what_most_rows_were_asked_is_what_is_compared():
+    odd = with_context(make_record("lora"), sha="cd" * 32)
+    most = [with_context(make_record(m), 0.2) for m in ("rslora", "hylorada")]
+    (comparison,) = compared(odd, *most)
+    (table,) = build_tables([comparison])
+    found = rows(table)
+    assert found["lora"]["retrieval"].text == "other prompts"
+    assert (
+        found["hylorada"]["retrieval"].value > found["base, extended, untrained"]["retrieval"].value
+    )
+    lines = context_figures._lines(comparison, "lim/accuracy")
+    assert [label for label, _, _ in lines] == ["base, extended, untrained", "rslora", "hylorada"]
+
+
+def test_fewer_places_in_the_same_text_are_other_targets():
+    fewer = with_context(make_record("hylorada"), 0.2)
+    fewer["metrics"]["context_gain/gain"]["places"] = 8
+    (table,) = build_tables(compared(with_context(make_record("lora")), fewer))
+    found = rows(table)
+    assert found["hylorada"]["context_gain"].text == "other targets"
+    assert found["hylorada"]["retrieval"].value is not None
+    assert any("same 8 x 256 tokens" in note for note in table.notes if "not compared" in note)
+
+
+def test_a_base_of_which_only_other_prompts_are_known_says_so():
+    records = [with_context(make_record(m)) for m in ("lora", "hylorada")]
+    for record in records:
+        record["base"]["extended"]["lim/accuracy"]["prompts_sha256"] = "cd" * 32
+    (table,) = build_tables(compared(*records))
+    assert rows(table)["base, extended, untrained"]["retrieval"].text == "other prompts"
+    assert any("not compared: base, extended, untrained: " in note for note in table.notes)
+
+
 def test_seeds_are_a_mean_with_its_deviation():
     records = [with_context(make_record("lora", seed)) for seed in (0, 1, 2)]
     (table,) = build_tables(compared(*records))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hylorada.report import render
+from hylorada.report import context_figures, render
 from hylorada.report.arms import compare
 from hylorada.report.cells import number
 from hylorada.report.collect import Record
 from hylorada.report.table import Table, build_tables, one_line
-from report.records import make_record, metric, sweep
+from report.records import make_record, metric, sweep, with_context
 
 
 def table_of(*records, **options) -> Table:
@@ -159,6 +159,66 @@ def test_two_ways_to_extend_the_base_are_both_shown():
         "base, extended, untrained (as in lora)",
         "base, extended, untrained (as in rslora)",
     ]
+
+
+def test_each_extended_base_is_shown_with_its_own_numbers():
+    lora, other = with_context(make_record("lora")), with_context(make_record("rslora"))
+    for record, shift in ((lora, 0.0), (other, 0.25)):
+        extended = record["base"]["extended"]
+        extended["eval/ppl"] = metric(5.0 + shift, "blocks", 4096)
+        extended["eval/ppl_word"] = metric(6.0 + shift, "word", 4096)
+        for name in ("lim/accuracy", "lim/middle_gap", "context_gain/gain"):
+            extended[name]["value"] += shift
+        extended["longbench/trec"] = {
+            "value": 20 + 100 * shift, "low": 0.0, "high": 100.0, "limit": 0, "lm_eval": "0.4.13",
+            "window": 4096, "questions_sha256": "ab", "examples": 9, "cut": 0,
+        }  # fmt: skip
+    table = table_of(lora, other)
+    for record in (lora, other):
+        row = rows(table)[f"base, extended, untrained (as in {record['method']})"].cells
+        held = record["base"]["extended"]
+        for key, name, scale in (
+            ("ppl_blocks", "eval/ppl", 1),
+            ("ppl_word", "eval/ppl_word", 1),
+            ("retrieval", "lim/accuracy", 100),
+            ("middle_gap", "lim/middle_gap", 100),
+            ("context_gain", "context_gain/gain", 1),
+            ("longbench", "longbench/trec", 1),
+        ):
+            assert row[key].value == pytest.approx(scale * held[name]["value"]), key
+        score = f"trec {held['longbench/trec']['value']:.2f}"
+        label = f"untrained (as in {record['method']})"
+        assert any(f"{label}: {score}" in note for note in table.notes)
+    ((comparison,), _) = compare([Record(Path(r["name"]), r) for r in (lora, other)])
+    labels = [label for label, _, _ in context_figures._lines(comparison, "lim/accuracy")]
+    assert labels[:2] == [
+        "base, extended, untrained (as in lora)", "base, extended, untrained (as in rslora)"
+    ]  # fmt: skip
+
+
+def test_bases_without_perplexity_are_told_apart_by_how_they_were_extended():
+    records = [with_context(make_record(m)) for m in ("lora", "rslora", "hylorada")]
+    for record in records:
+        for metrics in (record["metrics"], record["base"]["extended"]):
+            for name in ("eval/ppl", "eval/ppl_sliding"):
+                del metrics[name]
+        record["base"]["own_window"] = {}
+    records[1]["config"]["method"]["position_range"]["rope_factor"] = 3.0
+    records[1]["base"]["extended"]["lim/accuracy"]["value"] = 0.75
+    found = rows(table_of(*records))
+    assert found["base, extended, untrained (as in rslora)"].cells["retrieval"].value == 75
+    assert found["base, extended, untrained (as in lora)"].cells["retrieval"].value < 75
+    assert sum(row.kind == "base" for row in found.values()) == 3  # and the own window, unmeasured
+
+
+def test_the_own_window_has_its_perplexity_per_word():
+    record = make_record("lora")
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        metrics["eval/ppl_word"] = metric(6.0, "word", 4096)
+    record["base"]["own_window"]["eval/ppl_word"] = own = metric(5.5, "word", 1024)
+    found = rows(table_of(record))
+    assert found["base, own window"].cells["ppl_word"].value == pytest.approx(own["value"])
+    assert found["lora"].cells["ppl_word"].value > own["value"]
 
 
 def test_a_part_of_the_split_is_named():

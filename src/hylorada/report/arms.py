@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hylorada.report.collect import Problem, Record
+from hylorada.report.names import METRICS
 
-METRICS = ("eval/ppl", "eval/ppl_sliding")
 METHOD_ORDER = ("baseline", "lora", "dora", "rslora", "longlora", "hylorada")
 _NOT_COMPARED = (
     "method", "seed", "output_root", "experiment", "resume", "track", "threads", "integrity",
@@ -23,8 +23,9 @@ _NOT_COMPARED = (
     "train.save_every", "train.keep_checkpoints", "train.log_every", "train.eval_every",
     "train.loss_chunk", "train.gradient_checkpointing", "train.max_nonfinite_steps",
     "eval.name", "eval.perplexity.batch_size", "eval.perplexity.position_buckets",
-    # Each of these metrics says by itself what was asked; perplexity does not depend on them.
-    "eval.lost_in_middle", "eval.context_gain",
+    # Each of these metrics says by itself what was asked, and `subjects` compares only answers to
+    # the same; perplexity does not depend on them.
+    "eval.lost_in_middle", "eval.context_gain", "eval.harness",
     "dataset.cache_dir", "integrity.enabled",
 )  # fmt: skip
 
@@ -137,12 +138,15 @@ def _method_key(record: Record) -> str:
 def setting(record: Record) -> dict[str, Any]:
     """The settings that must be equal in a comparison, flat: `train.lr` -> 0.0002."""
     config = record.data["config"]
+    train = config.get("train") or {}
+    left_out: tuple[str, ...] = _NOT_COMPARED
+    if train.get("task") != "retrieval":
+        left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
     flat = {
         key: value
         for key, value in _flat(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in _NOT_COMPARED)
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }
-    train = config.get("train") or {}
     micro, steps = train.get("micro_batch_size"), train.get("gradient_accumulation_steps")
     if isinstance(micro, int) and isinstance(steps, int):
         flat["sequences in a step"] = micro * steps
@@ -217,7 +221,9 @@ def _without_lonely_baselines(comparisons: list[Comparison]) -> list[Comparison]
 
 def _perplexities(run: Record) -> dict[str, Any]:
     return {
-        which: {name: metric for name, metric in (metrics or {}).items() if name in METRICS}
+        which: {
+            name: metric for name, metric in (metrics or {}).items() if name in METRICS.values()
+        }
         for which, metrics in run.part("base").items()
     }
 
@@ -231,7 +237,7 @@ def _arm_order(arm: Arm) -> tuple[int, str, str]:
 
 
 def _mean_loss(arm: Arm) -> float:
-    first, second = (list(arm.metrics(name).values()) for name in METRICS)
+    first, second = (list(arm.metrics(name).values()) for name in METRICS.values())
     metrics = first or second
     sums = [m["sum_nll"] / m["tokens"] for m in metrics if m.get("sum_nll") is not None]
     return sum(sums) / len(sums) if sums else float("inf")

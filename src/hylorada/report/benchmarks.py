@@ -6,15 +6,14 @@ of an arm are asked the same questions: a cell holds their mean and the deviatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from hylorada.report.arms import Comparison
 from hylorada.report.cells import Cell, Column
-from hylorada.report.context import all_metrics
 from hylorada.report.statistics import deviation
+from hylorada.report.subjects import Metric, Subject, agreed, reference, subjects
 
 KINDS = {"longbench": "LongBench", "longbench_e": "LongBench-E", "ruler": "RULER"}
 """Kind -> its name for people; the kind is also the key of its column."""
@@ -26,7 +25,6 @@ _CUT = {
     "longbench": ", longer prompts cut in the middle",
     "longbench_e": ", longer prompts cut in the middle", "ruler": "",
 }  # fmt: skip
-Metric = dict[str, Any]
 
 
 def benchmark_columns(comparisons: Sequence[Comparison]) -> list[Column]:
@@ -35,20 +33,15 @@ def benchmark_columns(comparisons: Sequence[Comparison]) -> list[Column]:
     return [Column(kind, f"{name}, of 100") for kind, name in KINDS.items() if kind in present]
 
 
-def benchmark_cells(
-    comparison: Comparison, found: Callable[[str], list[Metric]]
-) -> dict[str, Cell]:
-    """The cells of a row.
-
-    Args:
-        comparison: what the row belongs to; it says which number stands for a kind.
-        found: the metrics of a name in the row's runs, one for each seed.
-    """
+def benchmark_cells(comparison: Comparison, subject: Subject) -> dict[str, Cell]:
+    """The cells of a row; one that was asked something else than most rows says so."""
     cells = {}
     for kind, name in _shown(comparison).items():
-        metrics = _same_questions(found(name))
-        if metrics:
-            cells[kind] = _cell(metrics)
+        alike = subject.alike(name, agreed(comparison, name))
+        if alike:
+            cells[kind] = _cell([metrics[name] for metrics in alike])
+        elif any(subject.values(other) for k, other in _names(comparison) if k == kind):
+            cells[kind] = Cell("other questions")
     return cells
 
 
@@ -57,47 +50,50 @@ def benchmark_notes(comparison: Comparison) -> list[str]:
     notes = []
     for kind, title in KINDS.items():
         names = [name for k, name in _names(comparison) if k == kind and "/average" not in name]
-        if not names:
-            continue
-        first = next(m for name in names for m in all_metrics(comparison, name))
-        limit = f"the first {first['limit']} examples" if first["limit"] else "all examples"
-        notes.append(
-            f"{title}: {limit} of each task, by lm-eval {first['lm_eval']} in a window of "
-            f"{first['window']:,} tokens{_CUT[kind]}; official scores."
-        )
-        for label, found in _rows(comparison):
-            scores = [
-                f"{name.partition('/')[2]} {_cell(metrics).text}"
-                for name in names
-                if (metrics := _same_questions(found(name)))
-            ]
+        wanted = {name: agreed(comparison, name) for name in names}
+        by_question: dict[str, list[str]] = {}
+        for name in names:
+            metric = reference(comparison, name)
+            assert metric is not None  # the name is that of a metric
+            by_question.setdefault(_questions(metric), []).append(name.partition("/")[2])
+        for question, tasks in by_question.items():
+            which = f" ({', '.join(tasks)})" if len(by_question) > 1 else ""
+            notes.append(f"{title}{which}: {question}{_CUT[kind]}; official scores.")
+        others = []
+        for subject in subjects(comparison):
+            scores = []
+            for name in names:
+                task = name.partition("/")[2]
+                alike = [metrics[name] for metrics in subject.alike(name, wanted[name])]
+                if alike:
+                    scores.append(f"{task} {_cell(alike).text}")
+                for label, metric in subject.others(name, wanted[name]):
+                    others.append(f"{label}: {task} {_cell([metric]).text} ({_questions(metric)})")
             if scores:
-                notes.append(f"{title}, {label}: {'; '.join(scores)}.")
+                notes.append(f"{title}, {subject.label}: {'; '.join(scores)}.")
+        if others:
+            notes.append(
+                f"{title}, asked other questions and so not compared: {'; '.join(others)}."
+            )
     return notes
 
 
-def _rows(comparison: Comparison) -> list[tuple[str, Callable[[str], list[Metric]]]]:
-    """The extended base, which is the same in every record, and the arms that trained."""
-
-    def of_base(name: str) -> list[Metric]:
-        return [m for a in comparison.arms for m in a.base_metrics("extended", name).values()][:1]
-
-    rows: list[tuple[str, Callable[[str], list[Metric]]]] = [("base, extended, untrained", of_base)]
-    for arm in comparison.arms:
-        if arm.method != "baseline":
-            rows.append((arm.label, lambda name, arm=arm: list(arm.metrics(name).values())))  # type: ignore[misc]
-    return rows
+def _questions(metric: Metric) -> str:
+    limit = f"the first {metric['limit']} examples" if metric["limit"] else "all examples"
+    return (
+        f"{limit} of each task, by lm-eval {metric['lm_eval']} in a window of "
+        f"{metric['window']:,} tokens"
+    )
 
 
 def _names(comparison: Comparison) -> list[tuple[str, str]]:
     """Kind and name of every such metric, in the order of the records."""
     names: dict[str, str] = {}
-    for arm in comparison.arms:
-        for run in arm.ok:
-            for name in [*(run.data["base"].get("extended") or {}), *run.data["metrics"]]:
-                kind, _, task = name.partition("/")
-                if kind in ("longbench", "ruler"):
-                    names[name] = "longbench_e" if kind != "ruler" and task.endswith("_e") else kind
+    for metrics in (m for subject in subjects(comparison) for m in subject.held()):
+        for name in metrics:
+            kind, _, task = name.partition("/")
+            if kind in ("longbench", "ruler"):
+                names[name] = "longbench_e" if kind != "ruler" and task.endswith("_e") else kind
     return [(kind, name) for name, kind in names.items()]
 
 
@@ -108,11 +104,6 @@ def _shown(comparison: Comparison) -> dict[str, str]:
     for kind, name in names:
         shown.setdefault(kind, name)
     return shown | {k: name for k, name in _AVERAGES.items() if (k, name) in names}
-
-
-def _same_questions(metrics: list[Metric]) -> list[Metric]:
-    """Those asked what the first was asked."""
-    return [m for m in metrics if m["questions_sha256"] == metrics[0]["questions_sha256"]]
 
 
 def _cell(metrics: Sequence[Metric]) -> Cell:

@@ -2,29 +2,25 @@
 
 Columns exist only if some record has such a number. Seeds of one arm are asked the same prompts, so
 prompts are not counted once more for each seed: with several seeds a cell holds their mean and the
-deviation between them.
+deviation between them. What answers other prompts than those of most rows is told in a note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from hylorada.report.arms import Comparison
 from hylorada.report.cells import Cell, Column
+from hylorada.report.names import GAIN, SCORINGS
 from hylorada.report.statistics import deviation
+from hylorada.report.subjects import Metric, Subject, agreed, all_metrics, reference, subjects
 
-SCORINGS = {"": "ranked", "_generated": "generated"}
-"""What follows the names of retrieval metrics, and the scoring."""
-
-GAIN = "context_gain/gain"
 CONTEXT_KEYS = tuple(
     [f"{key}{suffix}" for suffix in SCORINGS for key in ("retrieval", "middle_gap")]
     + ["context_gain"]
 )
-Metric = dict[str, Any]
 
 
 def context_columns(comparisons: Sequence[Comparison]) -> list[Column]:
@@ -42,75 +38,89 @@ def context_columns(comparisons: Sequence[Comparison]) -> list[Column]:
     return columns
 
 
-def context_cells(found: Callable[[str], list[Metric]]) -> dict[str, Cell]:
-    """The cells of a row.
-
-    Args:
-        found: the metrics of that name in the row's runs, one for each seed.
-    """
+def context_cells(comparison: Comparison, subject: Subject) -> dict[str, Cell]:
+    """The cells of a row; one that was asked something else than most rows says so."""
     cells = {}
     for suffix in SCORINGS:
-        whole = found(f"lim/accuracy{suffix}")
-        if whole:
-            cells[f"retrieval{suffix}"] = _cell([{"value": m["value"]} for m in whole], 100, "")
-        gaps = found(f"lim/middle_gap{suffix}")
+        name, gap = f"lim/accuracy{suffix}", f"lim/middle_gap{suffix}"
+        alike = subject.alike(name, agreed(comparison, name))
+        gaps = [metrics[gap] for metrics in alike if gap in metrics]
+        if alike:
+            whole = [{"value": metrics[name]["value"]} for metrics in alike]
+            cells[f"retrieval{suffix}"] = _cell(whole, 100, "")
+        elif subject.values(name):
+            cells[f"retrieval{suffix}"] = cells[f"middle_gap{suffix}"] = Cell("other prompts")
         if gaps:
             cells[f"middle_gap{suffix}"] = _cell(gaps, 100, "+")
-    gains = found(GAIN)
+    gains = [metrics[GAIN] for metrics in subject.alike(GAIN, agreed(comparison, GAIN))]
     if gains:
         cells["context_gain"] = _cell(gains, 1, "+")
+    elif subject.values(GAIN):
+        cells["context_gain"] = Cell("other targets")
     return cells
 
 
 def context_notes(comparison: Comparison) -> list[str]:
-    """What was asked, in a sentence for each kind of measurement."""
+    """What was asked, in a sentence for each kind of measurement, and who was asked otherwise."""
     notes = []
     for suffix, scoring in SCORINGS.items():
-        for m in _distinct(comparison, f"lim/accuracy{suffix}", "prompts_sha256"):
-            low, high = m["prompt_tokens"]
-            notes.append(
-                f"retrieval, {scoring}: {m['form']} ({m['source']}), {m['prompts']} prompts of "
-                f"{low:,} to {high:,} tokens with {m['items']} items, at {len(m['by_depth'])} "
-                f"depths; chance {m['chance']:.1%}. Edges less middle is positive when the middle "
-                "is lost." + (f" Note: {m['note']}." if m.get("note") else "")
-            )
-    for m in _distinct(comparison, GAIN, "text_sha256"):
+        name = f"lim/accuracy{suffix}"
+        m = reference(comparison, name)
+        if m is None:
+            continue
         notes.append(
-            f"gain of context: loss with {m['shortest_context']:,} tokens before the target less "
-            f"that with {m['context']:,}, on the same {m['places']} x {m['targets']} tokens, split "
-            f"{m['split']}."
+            f"retrieval, {scoring}: {_prompts(m)}, at {len(m['by_depth'])} depths; chance "
+            f"{m['chance']:.1%}. Edges less middle is positive when the middle is lost."
+            + (f" Note: {m['note']}." if m.get("note") else "")
         )
+        others = [
+            f"{label}: {100 * other['value']:.1f} ({_prompts(other)})"
+            for label, other in _others(comparison, name)
+        ]
+        if others:
+            notes.append(
+                f"retrieval, {scoring}, asked other prompts and so not compared: "
+                f"{'; '.join(others)}."
+            )
+    m = reference(comparison, GAIN)
+    if m is not None:
+        notes.append(f"gain of context: {_targets(m)}.")
+        others = [
+            f"{label}: {other['value']:+.3f} ({_targets(other)})"
+            for label, other in _others(comparison, GAIN)
+        ]
+        if others:
+            notes.append(
+                "gain of context, on other targets or text and so not compared: "
+                f"{'; '.join(others)}."
+            )
     return notes
 
 
-def same_questions(metrics: Sequence[Metric], first: Metric) -> list[Metric]:
-    """Those that were asked what the first was asked: same prompts, or same text and places."""
-    keys = ("prompts_sha256", "text_sha256", "window", "targets", "places")
-    wanted = [first.get(key) for key in keys] + [_contexts(first)]
-    return [m for m in metrics if [m.get(key) for key in keys] + [_contexts(m)] == wanted]
+def _prompts(metric: Metric) -> str:
+    low, high = metric["prompt_tokens"]
+    style = f", {metric['key_style']} keys" if metric.get("key_style") else ""
+    return (
+        f"{metric['form']} ({metric['source']}{style}), {metric['prompts']} prompts of {low:,} to "
+        f"{high:,} tokens with {metric['items']} items"
+    )
 
 
-def _contexts(metric: Metric) -> list[int]:
-    return [score["context"] for score in metric.get("by_context", [])]
+def _targets(metric: Metric) -> str:
+    return (
+        f"loss with {metric['shortest_context']:,} tokens before the target less that with "
+        f"{metric['context']:,}, on the same {metric['places']} x {metric['targets']} tokens, "
+        f"split {metric['split']}"
+    )
 
 
-def all_metrics(comparison: Comparison, name: str) -> Iterator[Metric]:
-    """Those of every arm's runs, then those of the extended base."""
-    for arm in comparison.arms:
-        yield from arm.metrics(name).values()
-    for arm in comparison.arms:
-        yield from arm.base_metrics("extended", name).values()
+def _others(comparison: Comparison, name: str) -> list[tuple[str, Metric]]:
+    wanted = agreed(comparison, name)
+    return [each for subject in subjects(comparison) for each in subject.others(name, wanted)]
 
 
 def _has(comparisons: Sequence[Comparison], name: str) -> bool:
     return any(True for comparison in comparisons for _ in all_metrics(comparison, name))
-
-
-def _distinct(comparison: Comparison, name: str, key: str) -> list[Metric]:
-    found: dict[str, Metric] = {}
-    for metric in all_metrics(comparison, name):
-        found.setdefault(metric[key], metric)
-    return list(found.values())
 
 
 def _cell(metrics: Sequence[Metric], scale: float, sign: str) -> Cell:

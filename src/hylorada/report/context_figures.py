@@ -9,11 +9,9 @@ from matplotlib.ticker import PercentFormatter
 
 from hylorada.intervals import wilson_interval
 from hylorada.report.arms import Comparison
-from hylorada.report.context import GAIN, SCORINGS, Metric, all_metrics, same_questions
 from hylorada.report.drawing import (
-    EXTENDED_BASE,
-    EXTENDED_BASE_STYLE,
     Picture,
+    base_style,
     figure_and_axes,
     finish,
     mean_and_range,
@@ -21,6 +19,8 @@ from hylorada.report.drawing import (
     picture,
     where,
 )
+from hylorada.report.names import GAIN, SCORINGS
+from hylorada.report.subjects import Metric, agreed, bases, of_arm
 
 
 def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture | None:
@@ -112,18 +112,13 @@ def context_gain(comparison: Comparison, name: str) -> Picture | None:
 
 
 def _lines(comparison: Comparison, name: str) -> list[tuple[str, dict[str, Any], list[Metric]]]:
-    """Label, style and the metrics of the seeds, the base first; only what was asked the same."""
-    first = next(all_metrics(comparison, name), None)
-    if first is None:
-        return []
-    lines: list[tuple[str, dict[str, Any], list[Metric]]] = []
-    base = same_questions(
-        [m for arm in comparison.arms for m in arm.base_metrics("extended", name).values()], first
-    )
-    if base:
-        lines.append((EXTENDED_BASE, EXTENDED_BASE_STYLE, base[:1]))
-    for arm in comparison.arms:
-        metrics = same_questions(list(arm.metrics(name).values()), first)
-        if metrics and arm.method != "baseline":
-            lines.append((arm.label, method_style(arm, comparison), metrics))
-    return lines
+    """Label, style and the metrics of the seeds, bases first; only what most rows were asked."""
+    rows = [(s, base_style(i)) for i, s in enumerate(bases(comparison, "extended"))]
+    rows += [
+        (of_arm(arm), method_style(arm, comparison))
+        for arm in comparison.arms
+        if arm.method != "baseline"
+    ]
+    wanted = agreed(comparison, name)
+    lines = [(s.label, style, [m[name] for m in s.alike(name, wanted)]) for s, style in rows]
+    return [line for line in lines if line[2]]

@@ -6,21 +6,17 @@ record has them, and no change is computed from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from hylorada.report.arms import Comparison
 from hylorada.report.cells import Cell, Column, number
-from hylorada.report.context import all_metrics
+from hylorada.report.names import METRICS, OTHERS
 from hylorada.report.statistics import deviation
+from hylorada.report.subjects import Metric, Subject, all_metrics
 
-METRICS = {"blocks": "eval/ppl", "sliding": "eval/ppl_sliding"}
-OTHERS = {"word": "eval/ppl_word", "paper": "eval/ppl_paper"}
 HEADINGS = {"word": "PPL, per word", "paper": "PPL, paper's mean over paragraphs"}
-
-Metric = dict[str, Any]
 
 
 def other_columns(comparisons: Sequence[Comparison]) -> list[Column]:
@@ -32,15 +28,11 @@ def other_columns(comparisons: Sequence[Comparison]) -> list[Column]:
     ]
 
 
-def other_cells(found: Callable[[str], list[Metric]]) -> dict[str, Cell]:
-    """The cells of a row: the mean over seeds, with the deviation between them.
-
-    Args:
-        found: the metrics of that name in the row's runs, one for each seed.
-    """
+def other_cells(subject: Subject) -> dict[str, Cell]:
+    """The cells of a row: the mean over seeds, with the deviation between them."""
     cells = {}
     for convention, name in OTHERS.items():
-        values = [m["value"] for m in found(name)]
+        values = [m["value"] for m in subject.values(name)]
         if not values:
             continue
         if None in values:

@@ -25,8 +25,6 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 _FIXED = {"lora": 0, "hylorada": 1, "longlora": 2, "rslora": 3, "dora": 4}
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 BASE = "#666666"
-EXTENDED_BASE = "base, extended, untrained"
-EXTENDED_BASE_STYLE: dict[str, Any] = {"color": BASE, "linestyle": (0, (4, 2)), "linewidth": 1.4}
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -81,6 +79,11 @@ def method_style(arm: Arm, comparison: Comparison) -> dict[str, Any]:
         return {"color": BASE, "linestyle": "-", "linewidth": 1.4}
     dashes = _DASHES[variant % len(_DASHES)]
     return {"color": _COLOURS[colour], "linestyle": dashes, "linewidth": 1.6}
+
+
+def base_style(place: int) -> dict[str, Any]:
+    """Of the extended base; of several, by their place, each with longer dashes."""
+    return {"color": BASE, "linestyle": (0, (4 + 4 * place, 2)), "linewidth": 1.4}
 
 
 @contextmanager

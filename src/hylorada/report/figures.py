@@ -10,13 +10,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from hylorada.report.arms import Comparison
 from hylorada.report.collect import Record
-from hylorada.report.context import SCORINGS
 from hylorada.report.context_figures import accuracy_by_depth, context_gain
 from hylorada.report.drawing import (
     BASE,
-    EXTENDED_BASE,
-    EXTENDED_BASE_STYLE,
     Picture,
+    base_style,
     figure_and_axes,
     finish,
     mean_and_range,
@@ -24,12 +22,14 @@ from hylorada.report.drawing import (
     picture,
     where,
 )
+from hylorada.report.names import METRICS, SCORINGS
+from hylorada.report.subjects import bases
 
 
 def draw_all(comparison: Comparison, name: str) -> list[Picture]:
     """Every picture that the records of a comparison hold the numbers for."""
     drawn: list[Picture | None] = []
-    for convention, metric in (("blocks", "eval/ppl"), ("sliding", "eval/ppl_sliding")):
+    for convention, metric in METRICS.items():
         drawn.append(loss_by_position(comparison, metric, f"{name}-loss-by-position-{convention}"))
         if drawn[-1] is not None:
             break  # one convention is enough: sliding holds the ends of windows only
@@ -46,16 +46,15 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
     The band is the range between seeds. The base in its own window, whose context is always short,
     is a level line.
     """
-    lines: list[_Line] = []
-    base: dict[int, dict[str, Any]] = {}
+    lines = [
+        _Line(base.label, base_style(i), values)
+        for i, base in enumerate(bases(comparison, "extended"))
+        if (values := base.values(metric))
+    ]
     for arm in comparison.arms:
-        base = base or arm.base_metrics("extended", metric)
         measured = arm.metrics(metric)
         if measured and arm.method != "baseline":
             lines.append(_Line(arm.label, method_style(arm, comparison), list(measured.values())))
-    if base:
-        extended = list(base.values())[:1]
-        lines.insert(0, _Line(EXTENDED_BASE, EXTENDED_BASE_STYLE, extended))
     lines = [line for line in lines if line.rows_SK.size]
     if not lines:
         return None

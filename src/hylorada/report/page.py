@@ -13,8 +13,8 @@ from typing import Any
 
 from hylorada.report.cells import number
 from hylorada.report.collect import Problem, Record
-from hylorada.report.conventions import METRICS
 from hylorada.report.drawing import Picture
+from hylorada.report.names import METRICS
 from hylorada.report.render import cell
 from hylorada.report.table import NOT_MEASURED, Row, Table, one_line
 

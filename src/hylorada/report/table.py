@@ -16,7 +16,8 @@ from hylorada.report.benchmarks import benchmark_cells, benchmark_columns, bench
 from hylorada.report.cells import Cell, Column, number
 from hylorada.report.collect import Record
 from hylorada.report.context import context_cells, context_columns, context_notes
-from hylorada.report.conventions import METRICS, convention_notes, other_cells, other_columns
+from hylorada.report.conventions import convention_notes, other_cells, other_columns
+from hylorada.report.names import METRICS
 from hylorada.report.statistics import (
     LEVEL,
     Change,
@@ -25,6 +26,7 @@ from hylorada.report.statistics import (
     params_per_percent,
     pooled_ppl,
 )
+from hylorada.report.subjects import BASES, Subject, bases, of_arm, shown_arms
 
 NOT_MEASURED = "not measured"
 GROUP_NAMES = {
@@ -139,9 +141,7 @@ def _section(
     elif sum(arm.method == reference for arm in comparison.arms) > 1:
         notes.add(f"{heading}: compared with the best of several: {against.label}.")
     section.rows += _base_rows(comparison, notes)
-    for arm in comparison.arms:
-        if arm.method == "baseline" and not arm.failed:
-            continue  # it is the extended base, which stands above
+    for arm in shown_arms(comparison):
         section.rows.append(_arm_row(comparison, arm, against, notes, heading, conventions))
     return section
 
@@ -157,32 +157,12 @@ def _texts(comparison: Comparison) -> list[str]:
 
 def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
     """The untouched base in its own window, and with its range extended and untrained."""
-    runs = [run for arm in comparison.arms for run in arm.runs if run.part("base")]
     rows = []
-    for which in ("own_window", "extended"):
-        distinct: dict[tuple[Any, ...], Record] = {}
-        for run in runs:
-            measured = run.data["base"].get(which) or {}
-            metrics = {name: measured[name] for name in METRICS.values() if name in measured}
-            # Values to nine digits: what another thread count changes is no other base.
-            key = tuple(
-                (
-                    name,
-                    f"{m['sum_nll'] / m['tokens']:.6g}" if m.get("sum_nll") else None,
-                    m["tokens"],
-                )
-                for name, m in sorted(metrics.items())
-            )
-            if key:
-                distinct.setdefault(key, run)
-        for run in distinct.values():
-            rows.append(_base_row(comparison, run, which, several=len(distinct) > 1))
+    for which, label in BASES.items():
+        distinct = bases(comparison, which)
+        rows += [_base_row(comparison, base) for base in distinct]
         if not distinct:
-            label = "own window" if which == "own_window" else "extended, untrained"
-            cells = {"method": Cell(f"base, {label}", f"base_{which}")}
-            if which == "extended":
-                cells |= _base_extra(comparison)
-            rows.append(Row("base", cells))
+            rows.append(Row("base", {"method": Cell(label, f"base_{which}")}))
         if len(distinct) > 1:
             notes.add(
                 "The methods extend the base in different ways; each extended base is shown with "
@@ -191,15 +171,11 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
     return rows
 
 
-def _base_row(comparison: Comparison, run: Record, which: str, several: bool) -> Row:
-    measured = run.data["base"][which]
-    metrics = {name: measured[name] for name in METRICS.values() if name in measured}
-    window = next(iter(metrics.values()))["window"]
-    label = "base, own window" if which == "own_window" else "base, extended, untrained"
-    if several:
-        label += f" (as in {run.data['method']})"
+def _base_row(comparison: Comparison, base: Subject) -> Row:
+    metrics = {name: found[0] for name in METRICS.values() if (found := base.values(name))}
+    window = next((m["window"] for m in metrics.values()), comparison.length)
     cells = {
-        "method": Cell(label, f"base_{which}"),
+        "method": Cell(base.label, f"base_{base.which}"),
         "length": Cell(f"{window:,}", window),
         "seeds": Cell("-"),
         "trainable": Cell("0", 0),
@@ -212,25 +188,22 @@ def _base_row(comparison: Comparison, run: Record, which: str, several: bool) ->
     for convention, name in METRICS.items():
         if name in metrics:
             cells[f"ppl_{convention}"] = ppl_cell([metrics[name]])
-    if which == "extended":
-        cells["change_base"] = Cell("0", 0.0)
-        cells |= _base_extra(comparison)
+    cells |= other_cells(base)
+    if base.which == "extended":
+        if metrics:
+            cells["change_base"] = Cell("0", 0.0)
+        cells |= _asked_cells(comparison, base)
     else:
-        extended = run.base("extended", "eval/ppl_sliding")
-        own = run.base("own_window", "eval/ppl_sliding")
+        extended = base.runs[0].base("extended", "eval/ppl_sliding")
+        own = base.runs[0].base("own_window", "eval/ppl_sliding")
         if extended and own:
             change = paired_change({0: own}, {0: extended})
             cells["change_base"] = change_cell(change)
     return Row("base", cells)
 
 
-def _base_extra(comparison: Comparison) -> dict[str, Cell]:
-    """What else was asked of the extended base, which is the same in every record."""
-
-    def found(name: str) -> list[dict[str, Any]]:
-        return [m for a in comparison.arms for m in a.base_metrics("extended", name).values()][:1]
-
-    return other_cells(found) | context_cells(found) | benchmark_cells(comparison, found)
+def _asked_cells(comparison: Comparison, subject: Subject) -> dict[str, Cell]:
+    return context_cells(comparison, subject) | benchmark_cells(comparison, subject)
 
 
 def _arm_row(
@@ -282,11 +255,8 @@ def _arm_row(
             cells["change_reference"] = change_cell(
                 paired_change(arm.metrics(name), against.metrics(name))
             )
-
-    def found(name: str) -> list[dict[str, Any]]:
-        return list(arm.metrics(name).values())
-
-    cells |= other_cells(found) | context_cells(found) | benchmark_cells(comparison, found)
+    subject = of_arm(arm)
+    cells |= other_cells(subject) | _asked_cells(comparison, subject)
     cells |= _cost_cells(arm.ok)
     return Row("arm", cells)
 

@@ -14,6 +14,7 @@ from hylorada.runner.measure import NAMES, SUFFIXES
 
 BENCHMARKS = ("longbench/", "ruler/")
 CONVENTIONS = {name: convention for convention, name in NAMES.items()}
+COMPARED = (NAMES["blocks"], NAMES["sliding"])  # no change is computed from the other conventions
 Metrics = dict[str, dict[str, Any]]
 
 
@@ -68,30 +69,36 @@ def _label(record: dict[str, Any]) -> str:
 
 
 def _perplexity(record: dict[str, Any], metrics: Metrics, extended: Metrics) -> Table:
-    own = (record["base"].get("own_window") or {}).get("eval/ppl_sliding")
+    own: Metrics = record["base"].get("own_window") or {}
     shown = [name for name in metrics if name in CONVENTIONS]
-    if own and "eval/ppl_sliding" not in shown:  # the only convention of the base's own window
-        shown.append("eval/ppl_sliding")
     first = metrics[shown[0]]
+    if NAMES["sliding"] in own and NAMES["sliding"] not in shown:
+        shown.append(NAMES["sliding"])  # what the base's own window is measured in, always
+    compared = _compared(metrics, extended)
     table = _table(
         f"perplexity on {record['dataset']}, {first['split']}: {first['tokens']} tokens",
-        ["window", *(CONVENTIONS[name] for name in shown), "change"],
+        ["window", *(CONVENTIONS[name] for name in shown), *(["change"] if compared else [])],
     )
 
     def add(label: str, window: int, row: Metrics, change: str = "") -> None:
         cells = [_number(row[name]["value"]) if name in row else "-" for name in shown]
-        table.add_row(label, str(window), *cells, change)
+        table.add_row(label, str(window), *cells, *([change] if compared else []))
 
     if own:
-        add("base, as it is", own["window"], {"eval/ppl_sliding": own})
+        add("base, as it is", next(iter(own.values()))["window"], own)
     add("base, extended, untrained", record["length"], extended)
     if record["parameters"]["trainable"]:
-        base = extended.get(shown[0])
         change = ""
-        if base and base["value"] and first["value"]:
-            change = f"{(first['value'] / base['value'] - 1) * 100:+.2f} %"
+        if compared:
+            value, base = metrics[compared]["value"], extended[compared]["value"]
+            change = f"{(value / base - 1) * 100:+.2f} %" if value and base else ""
         add(_label(record), record["length"], metrics, change)
     return table
+
+
+def _compared(metrics: Metrics, extended: Metrics) -> str | None:
+    """The perplexity that a run is compared with the extended base in."""
+    return next((name for name in COMPARED if name in metrics and name in extended), None)
 
 
 def _retrieval(metrics: Metrics, arms: list[tuple[str, Metrics]], suffix: str) -> Table:
@@ -187,7 +194,7 @@ def tracked_summary(record: dict[str, Any]) -> dict[str, float]:
 def params_per_percent(record: dict[str, Any]) -> float | None:
     """Trainable parameters per 1 % of perplexity gained on the extended base; None without gain."""
     metrics, extended = record["metrics"], record["base"]["extended"]
-    name = next((name for name in CONVENTIONS if name in metrics and name in extended), None)
+    name = _compared(metrics, extended)
     if name is None:
         return None
     base, value = extended[name]["value"], metrics[name]["value"]
