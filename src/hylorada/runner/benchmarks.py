@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hylorada.benchmarks import expand, is_ruler, longbench_file
@@ -22,8 +22,19 @@ from hylorada.evaluation.benchmark_scores import score_replies
 from hylorada.evaluation.harness import Reply
 
 
-def load_questions(settings: HarnessConfig, tokenizer: Any, window: int) -> list[Question]:
+def load_questions(
+    settings: HarnessConfig,
+    tokenizer: Any,
+    window: int,
+    progress: Callable[[], None] | None = None,
+) -> list[Question]:
     """The questions that the settings ask for.
+
+    Args:
+        settings: the tasks, and where LongBench lies.
+        tokenizer: of the base.
+        window: tokens of a prompt and its answer.
+        progress: see `make_questions`.
 
     Raises:
         DataError: LongBench's rows or what a task of RULER is made from cannot be had, or a task
@@ -44,7 +55,7 @@ def load_questions(settings: HarnessConfig, tokenizer: Any, window: int) -> list
                 rows[f"longbench_{row.task}"].append(dataclasses.asdict(row))
         except DataError as error:
             raise DataError(f"eval.harness: {error}") from error
-    return make_questions(tasks, rows, tokenizer, window, settings.limit)
+    return make_questions(tasks, rows, tokenizer, window, settings.limit, progress)
 
 
 def benchmark_metrics(
