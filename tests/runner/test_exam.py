@@ -172,12 +172,12 @@ def test_every_part_continues_after_the_second_batch(done, root, monkeypatch, by
             raise Killed
 
     monkeypatch.setattr(partial.Partial, "boundary", end_at_the_second)
-    ends = 0
+    ends, expected = 0, Interrupted if by == "signal" else Killed
     while True:
         try:
             again = run(config, directory)
             break
-        except Interrupted if by == "signal" else Killed:
+        except expected:
             ends += 1
     calls.pop("", None)  # of the base
     assert ends == len(calls) == 3

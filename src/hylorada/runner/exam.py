@@ -103,9 +103,7 @@ def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Exam:
         prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
     questions: Sequence[Question] = ()
     if settings.harness.enabled:
-        with stop.deferred():  # lm-eval's samplers swallow what is raised inside them
-            questions = load_questions(settings.harness, tokenizer, window, stop.check)
-        stop.check()
+        questions = load_questions(settings.harness, tokenizer, window, stop)
     return Exam(settings, window, corpus, tokenizer, prompts, paragraphs, questions)
 
 

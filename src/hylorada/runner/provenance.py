@@ -131,8 +131,14 @@ def config_sha256(config: Any) -> str:
     Args:
         config: a transformers configuration.
     """
-    settings = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+    def lasting(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {str(k): lasting(v) for k, v in value.items() if k not in _VOLATILE}
+
+    text = json.dumps(lasting(config.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class PeakMemory:
