@@ -131,12 +131,14 @@ class DatasetConfig:
 class RetrievalTaskConfig:
     """Key-value retrieval as training data (`train.task=retrieval`).
 
-    Its keys are never those of the evaluation, and the depths of eval.lost_in_middle are held out.
+    Its keys are never those that are generated for the evaluation, and no answer lies near a depth
+    that is held out; eval.lost_in_middle may ask at these depths alone.
     """
 
     sequences: int = 4096  # of length.max_length tokens, in one epoch
     items: int = 0  # pairs in an example; 0: from few to as many as fit, evenly in the logarithm
     key_style: str = "uuid"  # uuid or hex, 8 digits, for small models
+    held_out: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])  # depths
 
 
 @dataclass

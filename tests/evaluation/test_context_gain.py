@@ -114,5 +114,5 @@ def test_the_longest_context_fills_the_window(window, targets, fitting):
 def test_a_split_of_short_documents_is_measured_as_far_as_they_reach():
     settings = ContextGainConfig(contexts=[4, 16, 99], targets=4, places=3)
     scores = evaluate_context_gain(make_model("gpt2"), make_documents([41, 33]), 64, settings)
-    assert [s.context for s in scores] == [4, 16, 37]
-    assert scores[0].tokens == 4  # one document alone is that long
+    assert [s.context for s in scores] == [4, 16]
+    assert scores[0].tokens == 3 * 4  # two places in the first, one in the second

@@ -233,7 +233,7 @@ def test_the_word_convention_divides_the_sliding_sum_by_the_words(conventions, s
 def test_a_part_of_a_split_has_no_word_perplexity(by):
     limits = {"max_blocks": 1} if by == "blocks" else {"max_tokens": 39}
     settings = PerplexityConfig(conventions=["word"], **limits)
-    with pytest.raises(ConfigError, match="word divides by the words of the whole split"):
+    with pytest.raises(ConfigError, match="word is a number of the whole split"):
         evaluate_perplexity(make_model("gpt2"), make_documents([41]), settings, window=16)
 
 

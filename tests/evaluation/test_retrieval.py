@@ -201,6 +201,41 @@ def test_a_file_of_another_form_is_one_line(tmp_path, content, words):
         prompts_of.read_key_values(path)
 
 
+@pytest.mark.parametrize(
+    ("reader", "row", "words"),
+    [
+        ("read_key_values", 3, "line 2 is no object"),
+        ("read_key_values", {"ordered_kv_records": [["a", "b", "c"]]}, "ordered_kv_records is"),
+        ("read_key_values", {"ordered_kv_records": None}, "ordered_kv_records is empty or of"),
+        ("read_key_values", {"key": 5}, "line 2: key is empty or of the wrong type"),
+        ("read_questions", {"ctxs": []}, "ctxs is empty or of the wrong type"),
+        ("read_questions", {"ctxs": [{"title": "t"}]}, "ctxs is empty"),
+        ("read_questions", {"answers": None}, "answers is empty or of the wrong type"),
+        ("read_questions", {"answers": ["no such thing"]}, "the answer is not in the passage"),
+    ],
+)
+def test_rows_of_wrong_types_are_one_line_with_their_number(tmp_path, reader, row, words):
+    right = {
+        "ordered_kv_records": [["a", "b"], ["c", "d"]], "key": "a", "value": "b",
+        "question": "who?", "answers": ["it"], "ctxs": [{"title": "t", "text": "It is."}],
+    }  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    wrong = right | row if isinstance(row, dict) else row
+    path.write_text(json.dumps(right) + "\n" + json.dumps(wrong) + "\n")
+    with pytest.raises(DataError, match=words):
+        getattr(prompts_of, reader)(path)
+
+
+def test_damaged_compressed_files_are_one_line(tmp_path):
+    path = tmp_path / "keys.jsonl.gz"
+    content = bytearray(gzip.compress(json.dumps({"key": "a" * 999}).encode() * 50))
+    for i in range(20, len(content), 7):
+        content[i] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read as JSON lines"):
+        prompts_of.read_key_values(path)
+
+
 @needs_data
 def test_best_subspan_em_reproduces_the_scored_predictions_row_by_row():
     (path,) = (DATA / "lost-in-the-middle" / "predictions").glob("*.jsonl.gz")

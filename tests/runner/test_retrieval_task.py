@@ -11,7 +11,7 @@ from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import AutoTokenizer
 
 from hylorada.config import RetrievalTaskConfig
-from hylorada.errors import DataError
+from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.retrieval_prompts import generate_key_values, place
 from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.run import run
@@ -51,7 +51,7 @@ def solved(block, tokenizer):
 
 
 def test_answers_are_right_labelled_alone_and_never_at_a_held_out_depth(tokenizer):
-    blocks = RetrievalBlocks(tokenizer, LENGTH, HEX, DEPTHS, seed=3)
+    blocks = RetrievalBlocks(tokenizer, LENGTH, HEX, seed=3)
     sizes, places = [], []
     for i in range(len(blocks)):
         block = blocks[i]
@@ -62,6 +62,7 @@ def test_answers_are_right_labelled_alone_and_never_at_a_held_out_depth(tokenize
             index = [name for name, _ in pairs].index(key)
             assert answer == f' "{pairs[index][1]}"'
             assert index not in {place(depth, len(pairs)) for depth in DEPTHS}
+            assert min(abs(index / (len(pairs) - 1) - depth) for depth in DEPTHS) > 0.05
             assert len({name for name, _ in pairs}) == len(pairs)
             sizes.append(len(pairs))
             places.append(index / (len(pairs) - 1))
@@ -72,7 +73,7 @@ def test_answers_are_right_labelled_alone_and_never_at_a_held_out_depth(tokenize
 
 
 def test_no_key_is_one_of_the_evaluation(tokenizer):
-    blocks = RetrievalBlocks(tokenizer, LENGTH, HEX, DEPTHS, seed=0)
+    blocks = RetrievalBlocks(tokenizer, LENGTH, HEX, seed=0)
     keys = {k for i in range(20) for pairs, *_ in solved(blocks[i], tokenizer) for k, _ in pairs}
     asked = {k for e in generate_key_values(30, 100, form="hex") for k, _ in e.records}
     assert {key[0] for key in keys} == set("01234567")
@@ -80,22 +81,22 @@ def test_no_key_is_one_of_the_evaluation(tokenizer):
 
 
 def test_a_block_follows_from_the_settings_the_seed_and_its_number(tokenizer):
-    def make(length=LENGTH, settings=HEX, depths=DEPTHS, seed=0):
-        return RetrievalBlocks(tokenizer, length, settings, depths, seed)
+    def make(length=LENGTH, seed=0, **changes):
+        settings = dataclasses.replace(HEX, **changes)
+        return RetrievalBlocks(tokenizer, length, settings, seed)
 
     blocks = make()
     later = make()[7]  # asked for alone
     assert torch.equal([blocks[i] for i in range(9)][7]["input_ids"], later["input_ids"])
     assert not torch.equal(blocks[6]["input_ids"], later["input_ids"])
     others = [
-        make(seed=1), make(depths=(0.5,)), make(length=LENGTH + 1),
-        make(settings=dataclasses.replace(HEX, items=9)),
-        make(settings=dataclasses.replace(HEX, key_style="uuid")),
+        make(seed=1), make(held_out=[0.5]), make(length=LENGTH + 1),
+        make(items=9), make(key_style="uuid"),
     ]  # fmt: skip
     assert len({each.sha256 for each in [blocks, *others]}) == 6
     assert not torch.equal(others[0][7]["input_ids"], later["input_ids"])
     assert blocks.sha256 == make().sha256
-    assert "none at depth 0, 0.25, 0.5, 0.75, 1" in blocks.label
+    assert "none near depth 0, 0.25, 0.5, 0.75, 1" in blocks.label
     for i in (-1, 40):
         with pytest.raises(IndexError):
             blocks[i]
@@ -103,7 +104,7 @@ def test_a_block_follows_from_the_settings_the_seed_and_its_number(tokenizer):
 
 def test_a_fixed_number_of_pairs(tokenizer):
     settings = RetrievalTaskConfig(sequences=4, key_style="hex", items=9)
-    blocks = RetrievalBlocks(tokenizer, LENGTH, settings, DEPTHS, seed=0)
+    blocks = RetrievalBlocks(tokenizer, LENGTH, settings, seed=0)
     for i in range(4):
         examples = solved(blocks[i], tokenizer)
         assert {len(pairs) for pairs, *_ in examples} == {9}
@@ -112,7 +113,14 @@ def test_a_fixed_number_of_pairs(tokenizer):
 
 def test_a_sequence_too_short_for_an_example_is_refused(tokenizer):
     with pytest.raises(DataError, match=r"6 pairs has up to \d+ tokens and length.max_length is 9"):
-        RetrievalBlocks(tokenizer, 96, RetrievalTaskConfig(), DEPTHS, seed=0)
+        RetrievalBlocks(tokenizer, 96, RetrievalTaskConfig(), seed=0)
+
+
+@pytest.mark.parametrize("changes", [{"items": 5}, {"held_out": [i / 20 for i in range(21)]}])
+def test_no_place_beside_the_depths_held_out_is_refused(tokenizer, changes):
+    settings = dataclasses.replace(HEX, **changes)
+    with pytest.raises(ConfigError, match="no place among"):
+        RetrievalBlocks(tokenizer, LENGTH, settings, seed=0)
 
 
 def test_a_run_learns_the_task_and_measures_the_text(root):

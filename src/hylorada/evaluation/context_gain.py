@@ -57,8 +57,7 @@ def evaluate_context_gain(
     Args:
         model: a causal language model, or a PeftModel around one.
         documents: the split; only those that hold the longest context and the targets are used.
-        window: the most input tokens. A split without a document of that length is measured as if
-            the window were that of its longest one.
+        window: the most input tokens. Contexts beyond the longest document are left out.
         settings: contexts, targets at each place, and places, which are spread evenly over the
             documents' non-overlapping stretches; fewer if there are no more.
         autocast_dtype: run under autocast with this type.
@@ -78,7 +77,7 @@ def evaluate_context_gain(
             f"window of {window} tokens at least twice; use fewer targets or shorter contexts"
         )
     longest = max((len(document.tokens) for document in documents), default=0)
-    fitting = settings.fitting(min(window, longest - 1))
+    fitting = [c for c in settings.fitting(window) if c + targets <= longest]
     if len(fitting) < 2:
         raise DataError(
             f"context gain: the longest document has {longest} tokens, too few for two of the "

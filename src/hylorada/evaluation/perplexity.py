@@ -157,24 +157,14 @@ def evaluate_perplexity(
     Raises:
         DataError: no document has two tokens.
         DivergedError: a negative log-likelihood is not finite.
-        ConfigError: an unknown convention, an impossible stride, a part of a split for `word`, or
-            `paper` without paragraphs.
+        ConfigError: an unknown convention, an impossible stride, a part of a split for `word` or
+            `paper`, or `paper` without paragraphs.
     """
     stride = 0 if cover else settings.stride
-    if "word" in settings.conventions:
-        lengths = [len(document.tokens) for document in documents]
-        if block_limit(lengths, cover or window, settings.max_tokens, settings.max_blocks):
-            raise ConfigError(
-                "eval.perplexity.conventions: word divides by the words of the whole split, of "
-                f"{scorable(lengths):,} tokens; set eval.perplexity.max_tokens=0 and "
-                "eval.perplexity.max_blocks=0, or leave word out"
-            )
     sums: dict[str, _Sums] = {}
     plans: dict[str, list[list[Window]]] = {}
     texts: dict[str, Sequence[TokenDocument]] = {}
     for convention in settings.conventions:
-        if convention == "word" and "sliding" in settings.conventions:
-            continue  # the same windows
         if convention == "paper":
             if paragraphs is None:
                 raise ConfigError("eval.perplexity.conventions: paper needs paragraphs")
@@ -189,6 +179,14 @@ def evaluate_perplexity(
                 f"({len(lengths)} {what}s); choose another split or data set"
             )
         limit = block_limit(lengths, cover or window, settings.max_tokens, settings.max_blocks)
+        if limit and convention in ("word", "paper"):
+            raise ConfigError(
+                f"eval.perplexity.conventions: {convention} is a number of the whole split, of "
+                f"{scorable(lengths):,} tokens; set eval.perplexity.max_tokens=0 and "
+                f"eval.perplexity.max_blocks=0, or leave {convention} out"
+            )
+        if convention == "word" and "sliding" in settings.conventions:
+            continue  # the same windows
         windows = plan_windows(
             lengths, convention, window, stride=stride, max_blocks=limit, cover=cover
         )

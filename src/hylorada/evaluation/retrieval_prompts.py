@@ -14,12 +14,14 @@ import gzip
 import json
 import random
 import uuid
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hylorada.errors import ConfigError, DataError
+from hylorada.evaluation.longbench_metrics import normalize_answer
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FORMS = ("uuid", "hex")
@@ -114,7 +116,7 @@ def read_key_values(path: Path) -> list[KeyValues]:
     Raises:
         DataError: not such a file; says what was found, and on which line.
     """
-    rows = _json_lines(path, ("ordered_kv_records", "key", "value"))
+    rows = _json_lines(path, {"ordered_kv_records": _is_pairs, "key": _is_text, "value": _is_text})
     return [
         KeyValues(tuple((k, v) for k, v in row["ordered_kv_records"]), row["key"], row["value"])
         for row in rows
@@ -166,7 +168,15 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: not such a file.
     """
-    return _json_lines(path, ("question", "answers", "ctxs"))
+    rows = _json_lines(path, {"question": _is_text, "answers": _is_texts, "ctxs": _is_passages})
+    for number, row in enumerate(rows, 1):
+        gold = normalize_answer(f"{row['ctxs'][0]['title']} {row['ctxs'][0]['text']}")
+        if not any(normalize_answer(answer) in gold for answer in row["answers"]):
+            raise DataError(
+                f"{path}: line {number}: the answer is not in the passage that should hold it, the "
+                "first of ctxs"
+            )
+    return rows
 
 
 def generate_key_values(
@@ -241,21 +251,52 @@ def passkey_prompts(
     return prompts
 
 
-def _json_lines(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_texts(pair) and len(pair) == 2 for pair in value)
+
+
+def _is_passages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(p, dict) and _is_text(p.get("title")) and _is_text(p.get("text"))
+            for p in value
+        )
+    )
+
+
+def _json_lines(path: Path, fields: Mapping[str, Callable[[Any], bool]]) -> list[dict[str, Any]]:
+    """The rows of a file; each field is checked."""
     rows = []
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}: line {number} is no object with {', '.join(fields)}")
                 missing = [name for name in fields if name not in row]
                 if missing:
                     raise DataError(
                         f"{path}: line {number} has no {', '.join(missing)}; it has "
                         f"{', '.join(sorted(row))}"
                     )
+                wrong = [name for name, fits in fields.items() if not fits(row[name])]
+                if wrong:
+                    raise DataError(
+                        f"{path}: line {number}: {', '.join(wrong)} is empty or of the wrong type"
+                    )
                 rows.append(row)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as JSON lines ({error})") from error
     if not rows:
         raise DataError(f"{path}: no rows")

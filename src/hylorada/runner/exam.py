@@ -14,6 +14,7 @@ from typing import Any
 
 from hylorada.config import EvalConfig, LostInMiddleConfig, RunConfig
 from hylorada.data.packing import TokenCorpus, load_token_corpus
+from hylorada.errors import DataError
 from hylorada.evaluation.benchmark_questions import Question
 from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
 from hylorada.evaluation.retrieval_prompts import (
@@ -21,6 +22,7 @@ from hylorada.evaluation.retrieval_prompts import (
     RetrievalPrompt,
     generate_key_values,
     passkey_prompts,
+    place,
     question_prompts,
     read_key_values,
     read_questions,
@@ -147,6 +149,18 @@ def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> P
             for number, example in enumerate(examples)
             for depth in settings.depths
         ]
+    _refuse_shared_places(settings, items)
     text = json.dumps([[p.text, p.candidates, p.gold, p.answer, p.depth] for p in prompts])
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Prompts(prompts, items, source, digest, max_new_tokens, note)
+
+
+def _refuse_shared_places(settings: LostInMiddleConfig, items: int) -> None:
+    """With few items two depths are one place, and one prompt would count twice."""
+    places = items + 1 if settings.form == "passkey" else items
+    if len({place(depth, places) for depth in settings.depths}) < len(settings.depths):
+        raise DataError(
+            f"retrieval: {len(settings.depths)} depths and {items} items: two depths are the same "
+            "place; use a longer length, eval.lost_in_middle.key_style=hex, fewer depths, or "
+            "eval.lost_in_middle.enabled=false"
+        )

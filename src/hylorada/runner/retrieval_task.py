@@ -2,8 +2,10 @@
 
 Zero-shot, a base of a few million parameters retrieves hardly anything, and a comparison of methods
 ends at the floor. Tuned on the same task it can tell them apart. What is learnt by heart cannot
-help in the evaluation: training keys begin with other hexadecimal digits than evaluation keys, and
-the depths that are asked for in the evaluation never hold the answer here.
+help in the evaluation: training keys begin with other hexadecimal digits than the keys that are
+generated for evaluation, and no answer lies where the evaluation asks, nor within a twentieth of
+the context around it. The ends are held out no more than the middle, so that a curve by depth does
+not show the hold-out.
 
 Dimension: T tokens in a sequence.
 """
@@ -23,9 +25,10 @@ from torch import Tensor
 from hylorada.config import RetrievalTaskConfig
 from hylorada.data.blocks import IGNORE
 from hylorada.data.packing import tokenizer_sha256
-from hylorada.errors import DataError
+from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.retrieval_prompts import RetrievalPrompt, generate_key_values, place
 
+BAND = 0.05  # of the context, to each side of a held-out depth
 _SEPARATOR = "\n\n"  # between two examples of a sequence
 
 
@@ -48,7 +51,6 @@ class RetrievalBlocks:
         tokenizer: Any,
         length: int,
         settings: RetrievalTaskConfig,
-        held_out: Sequence[float],
         seed: int,
     ) -> None:
         """Find out how long an example is.
@@ -56,24 +58,25 @@ class RetrievalBlocks:
         Args:
             tokenizer: of the base.
             length: tokens in a block.
-            settings: style and number of pairs, blocks in an epoch.
-            held_out: depths, 0 to 1, at which no answer lies.
+            settings: style and number of pairs, blocks in an epoch, depths near which no answer
+                lies.
             seed: of the examples.
 
         Raises:
+            ConfigError: so many depths are held out that no place is left.
             DataError: not even the smallest example fits a block.
         """
         self.length = length
-        self._tokenizer, self._settings, self._held_out = tokenizer, settings, tuple(held_out)
-        self._seed = seed
-        self._fewest = settings.items or self._fewest_items()
+        self._tokenizer, self._settings, self._seed = tokenizer, settings, seed
+        self._held_out = tuple(settings.held_out)
+        self._fewest = self._fewest_items()
         identity = [
             "key-value training", 1, length, settings.key_style, settings.items,
             settings.sequences, self._held_out, seed, tokenizer_sha256(tokenizer),
         ]  # fmt: skip
         self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         depths = ", ".join(f"{depth:g}" for depth in self._held_out)
-        self.label = f"generated key-value pairs ({settings.key_style}), none at depth {depths}"
+        self.label = f"generated key-value pairs ({settings.key_style}), none near depth {depths}"
         rng = random.Random(0)
         smaller, larger = (len(self._example(rng, self._fewest + n)[0]) for n in (0, 8))
         self._per_item = (larger - smaller) / 8
@@ -120,10 +123,14 @@ class RetrievalBlocks:
         }
 
     def _fewest_items(self) -> int:
-        items = 2
-        while not _free_places(items, self._held_out):
-            items += 1
-        return items
+        given = self._settings.items
+        for items in (given,) if given else range(2, 100):
+            if items > 1 and _free_places(items, self._held_out):
+                return items
+        raise ConfigError(
+            f"train.retrieval: no place among {given or 'up to 99'} pairs is left beside the "
+            f"depths held out ({list(self._held_out)}); use more items or hold out fewer"
+        )
 
     def _draw_items(self, rng: random.Random, room: int) -> int:
         most = int((room - self._rest) / self._per_item)
@@ -152,6 +159,11 @@ class RetrievalBlocks:
 
 
 def _free_places(items: int, held_out: Sequence[float]) -> list[int]:
-    """Indices among `items` that no held-out depth stands for."""
+    """Indices among `items` that no held-out depth stands for or is near to."""
     taken = {place(depth, items) for depth in held_out}
-    return [index for index in range(items) if index not in taken]
+    return [
+        index
+        for index in range(items)
+        if index not in taken
+        and all(abs(index / (items - 1) - depth) > BAND + 1e-9 for depth in held_out)
+    ]

@@ -142,10 +142,7 @@ class _Run:
         config = self.config
         length = config.length.max_length
         if config.train.task == "retrieval":
-            depths = config.eval.lost_in_middle.depths
-            return RetrievalBlocks(
-                backbone.tokenizer, length, config.train.retrieval, depths, config.seed
-            )
+            return RetrievalBlocks(backbone.tokenizer, length, config.train.retrieval, config.seed)
         return Blocks(self._corpus(backbone, "train"), length, config.dataset.packing)
 
     def _attach(self, backbone: Backbone) -> Any:
