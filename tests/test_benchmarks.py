@@ -51,6 +51,9 @@ def test_groups_stand_for_their_tasks_and_metrics_have_short_names():
     names = ("longbench_trec_e", "ruler_vt", "niah_single_1")
     short = ["longbench/trec_e", "ruler/vt", "ruler/niah_single_1"]
     assert [benchmarks.metric_name(name) for name in names] == short
+    metrics = [*short, "longbench/trec", "longbench/average", "longbench/average_e", "eval/ppl_e"]
+    groups = ["longbench_e", "ruler", "ruler", "longbench", "longbench", "longbench_e", ""]
+    assert [benchmarks.benchmark(name) for name in metrics] == groups
 
 
 def test_what_can_be_asked_passes(installed):

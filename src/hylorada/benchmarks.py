@@ -65,6 +65,14 @@ def metric_name(task: str) -> str:
     return f"longbench/{longbench_file(task)}"
 
 
+def benchmark(metric: str) -> str:
+    """The group that a metric belongs to, averages too; empty if it is no benchmark's."""
+    kind, _, task = metric.partition("/")
+    if kind not in GROUPS:
+        return ""
+    return f"{kind}_e" if kind == "longbench" and task.endswith("_e") else kind
+
+
 def longbench_answer_tokens(task: str) -> int:
     """Tokens that LongBench's authors give an answer."""
     return _LONGBENCH_TOKENS[longbench_file(task).removesuffix("_e")]

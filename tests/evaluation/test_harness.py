@@ -14,7 +14,7 @@ import torch
 
 from evaluation.rigged_generation import END, Rigged, byte_tokenizer
 from hylorada import benchmarks
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, Interrupted
 from hylorada.evaluation.benchmark_questions import (
     Question,
     make_questions,
@@ -406,6 +406,15 @@ def test_what_cannot_be_downloaded_is_one_line(tokenizer, monkeypatch):
     monkeypatch.setattr("requests.get", refuse)
     wanted = r"ruler_qa_hotpot: .*no route to host\); it wants hotpot_dev_distractor"
     with pytest.raises(DataError, match=wanted):
+        make_questions(["ruler_qa_hotpot"], {}, tokenizer, 2048)
+
+
+def test_a_signal_is_no_failure_of_lm_eval(tokenizer, monkeypatch):
+    def stop(*_, **__):
+        raise Interrupted(15, "stopped by SIGTERM")
+
+    monkeypatch.setattr("requests.get", stop)
+    with pytest.raises(Interrupted):
         make_questions(["ruler_qa_hotpot"], {}, tokenizer, 2048)
 
 

@@ -16,7 +16,6 @@ from hylorada.evaluation.longbench_metrics import (
     classification,
     code_similarity,
     rouge_l,
-    score_by_length,
     score_row,
     score_task,
     token_f1,
@@ -112,16 +111,6 @@ def test_the_best_reference_counts_and_some_tasks_take_the_first_line():
     assert score_row("hotpotqa", "paris\nrome", ["paris"]) == pytest.approx(2 / 3)
     assert score_row("passage_retrieval_en", "Paragraph 3, not 4", ["Paragraph 3"]) == 0.5
     assert score_row("passage_count_e", "12", ["12"]) == 1.0
-
-
-def test_longbench_e_has_a_score_for_each_length():
-    row = {"answers": ["a b"], "all_classes": None}
-    rows = [
-        row | {"pred": "a b", "length": 3999},
-        row | {"pred": "c", "length": 4000},
-        row | {"pred": "b a", "length": 7999},
-    ]
-    assert score_by_length("qasper_e", rows) == {"0-4k": 100.0, "4-8k": 50.0, "8k+": None}
 
 
 def test_mistakes_are_one_line(monkeypatch):

@@ -14,7 +14,7 @@ from evaluation.documents import Tokens, make_documents
 from hylorada.config import PerplexityConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import evaluate_perplexity
-from hylorada.evaluation.perplexity_result import perplexity
+from hylorada.evaluation.perplexity_result import DocumentScore, PerplexityResult, perplexity
 
 TOLERANCE = 1e-5  # relative; float32 log-probabilities, float64 sums
 
@@ -254,3 +254,9 @@ def test_the_paper_convention_is_the_mean_over_paragraphs_cut_at_the_window():
     assert results["blocks"].tokens == 29  # of the documents
     with pytest.raises(ConfigError, match="paper needs paragraphs"):
         evaluate_perplexity(model, documents, settings, window=16)
+
+
+def test_a_mean_over_paragraphs_beyond_the_range_of_floats_is_infinite():
+    each = [DocumentScore(name, 708.9, 1) for name in "abc"]  # exp: 0.9e308, 3 of them too much
+    result = PerplexityResult("paper", 16, None, "test", 3 * 708.9, 3, 3, 3, 3, [], each)
+    assert result.ppl == math.inf

@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,17 @@ def test_the_hash_names_the_weights_and_not_the_folder(folder, tmp_path):
         model.transformer.wte.weight[0, 0] += 1
     model.save_pretrained(tmp_path)
     assert load(tmp_path).sha256 != load(folder).sha256
+
+
+def test_the_hash_of_the_settings_sees_what_acts_and_not_where_they_came_from(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    settings = json.loads((copy / "config.json").read_text())
+    settings |= {"transformers_version": "4.0.0", "_name_or_path": "x", "architectures": None}
+    (copy / "config.json").write_text(json.dumps(settings))
+    assert load(copy).config_sha256 == load(folder).config_sha256
+    (copy / "config.json").write_text(json.dumps(settings | {"layer_norm_epsilon": 0.1}))
+    assert load(copy).sha256 == load(folder).sha256
+    assert load(copy).config_sha256 != load(folder).config_sha256
 
 
 def test_the_embedded_model_loads_without_a_network(monkeypatch):

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_runs import make_config, make_model_folder, make_texts, result
 
 from hylorada import config as configs
@@ -80,6 +81,7 @@ def test_new_numbers_are_added_and_older_ones_stay(finished, capsys):
     assert record["base"]["extended"]["eval/ppl"] == before["base"]["extended"]["eval/ppl"]
     (entry,) = record["evaluations"]
     assert set(entry["eval"]) == {"lost_in_middle"}
+    assert (entry["precision"], entry["device"]) == ("fp32", "cpu")
     assert entry["replaced"] == {}
     assert record["config"]["eval"]["perplexity"] == before["config"]["eval"]["perplexity"]
     assert record["config"]["eval"]["lost_in_middle"]["examples"] == 3
@@ -189,6 +191,31 @@ def test_our_own_adapter_brings_its_range_with_it(trained, root):
     assert record["metrics"]["eval/ppl"]["value"] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ConfigError, match="made for 320 tokens"):
         evaluate_adapter(directory / "adapter", small(root, length__max_length=400))
+
+
+def test_a_damaged_adapter_or_one_of_another_shape_is_one_line(finished, root, tmp_path):
+    config, _, directory = finished
+    weights = directory / "adapter" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:-7], whole[:5], b""):
+        weights.write_bytes(damaged)
+        for call in (
+            lambda: load_run(directory, device="cpu"),
+            lambda: evaluate_run(directory, config),
+            lambda: evaluate_adapter(directory / "adapter", small(root)),
+        ):
+            with pytest.raises(DataError, match=r"adapter_model\.safetensors: damaged") as caught:
+                call()
+            assert "\n" not in str(caught.value)
+    weights.write_bytes(whole)
+    tensors = {
+        name: tensor.flatten() if "lora_A" in name else tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(tensors, weights)
+    with pytest.raises(DataError, match="does not fit model") as caught:
+        load_run(directory, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_adapter_or_cannot_be_measured_is_one_line(root, tmp_path):

@@ -8,16 +8,21 @@ import math
 import signal
 
 import pytest
+import torch
 from PIL import Image
-from tiny_runs import make_config, make_model_folder, make_texts, result
+from tiny_runs import make_config, make_model_folder, make_texts
 from wandb_files import history, summary, wait_for_exit_record
 
 from hylorada import config as configs
 from hylorada.errors import DataError, Interrupted
 from hylorada.evaluation.retrieval_prompts import generate_key_values
-from hylorada.runner import curve, measure, tracking
-from hylorada.runner.exam import make_prompts
+from hylorada.methods.position_range import extend_range
+from hylorada.runner import curve, measure, partial, tracking
+from hylorada.runner.backbone import load_backbone
+from hylorada.runner.exam import make_prompts, prepare
+from hylorada.runner.progress import Reporter
 from hylorada.runner.run import run
+from hylorada.runner.signals import Stop
 
 WINDOW = 320  # bytes: some six short pairs
 DEPTHS = [0.0, 0.5, 1.0]
@@ -143,32 +148,74 @@ def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
     assert "loss of the same 32 tokens" in out
 
 
-def test_every_part_continues_after_a_signal(done, root, monkeypatch):
+class Killed(BaseException):
+    """As a process that is killed: nothing of ours takes it for a reason to save."""
+
+
+@pytest.mark.parametrize("by", ["signal", "kill"])
+def test_every_part_continues_after_the_second_batch(done, root, monkeypatch, by):
     config, (_, record, _) = asked(root), done
-    directory = root / "interrupted"
+    directory = root / by
     calls: dict[str, int] = {}
-    real = measure.Meter._stop_here
+    real = partial.Partial.boundary
+    if by == "kill":
+        monkeypatch.setattr(partial, "KEEP_SECONDS", 0.0)
 
-    def stop_at_the_second(self, partial, state):
-        if partial is not None and partial.parent == directory:
-            calls[partial.name] = calls.get(partial.name, 0) + 1
-            if calls[partial.name] == 2:
-                self.stop.requested = signal.SIGTERM
-        real(self, partial, state)
+    def end_at_the_second(self, found):
+        name = self._path.name if self._path and self._path.parent == directory else ""
+        calls[name] = calls.get(name, 0) + 1
+        second = bool(name) and calls[name] == 2
+        if second and by == "signal":
+            self._stop.requested = signal.SIGTERM
+        real(self, found)
+        if second:
+            raise Killed
 
-    monkeypatch.setattr(measure.Meter, "_stop_here", stop_at_the_second)
-    interruptions = 0
+    monkeypatch.setattr(partial.Partial, "boundary", end_at_the_second)
+    ends, expected = 0, Interrupted if by == "signal" else Killed
     while True:
         try:
             again = run(config, directory)
             break
-        except Interrupted:
-            interruptions += 1
-            assert result(directory)["status"] == "interrupted"
-    assert interruptions == len(calls) == 3
+        except expected:
+            ends += 1
+    calls.pop("", None)  # of the base
+    assert ends == len(calls) == 3
     assert sorted(calls.values()) == [2, 4, 12]  # places, blocks, prompts: none measured twice
     assert again["metrics"] == record["metrics"]
     assert not list(directory.glob(".evaluation*"))
+
+
+class StopAt(Stop):
+    """A signal comes before some look at it."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.looks = looks
+
+    def check(self):
+        self.looks -= 1
+        if not self.looks:
+            self.requested = signal.SIGTERM
+        super().check()
+
+
+@pytest.mark.parametrize("boundary", [2, 10, 17])  # of 4 blocks, 12 prompts and 2 places
+def test_what_was_measured_in_another_precision_is_not_continued(root, tmp_path, boundary):
+    config = asked(root)
+    backbone = load_backbone(config.model, torch.device("cpu"))
+    extend_range(backbone.model, WINDOW)
+    exam = prepare(config, backbone.tokenizer, Stop())
+    path = tmp_path / "partial"
+
+    def examined(bf16, stop, path):
+        meter = measure.Meter(torch.device("cpu"), bf16, 512, stop, Reporter())
+        return meter.examine(backbone.model, exam, "model", partial=path)
+
+    with pytest.raises(Interrupted):
+        examined(False, StopAt(boundary), path)
+    assert list(tmp_path.iterdir())
+    assert examined(True, Stop(), path) == examined(True, Stop(), None)
 
 
 def test_prompts_that_do_not_fit_are_refused_before_training(root, tmp_path):
@@ -223,22 +270,24 @@ def test_passkeys_fill_the_window_and_questions_take_a_longer_answer(tmp_path):
     assert "easier than the published task" in found.note
 
 
+class Tracker(tracking.Tracker):
+    active = True
+
+    def __init__(self):
+        self.got = {}
+
+    def summary(self, values):
+        self.got["summary"] = values
+
+    def table(self, name, columns, rows):
+        self.got[name] = (columns, rows)
+
+    def picture(self, name, png):
+        self.got[name] = png
+
+
 def test_trackers_get_the_numbers_the_table_and_the_picture(done):
     _, record, _ = done
-
-    class Tracker(tracking.Tracker):
-        def __init__(self):
-            self.got = {}
-
-        def summary(self, values):
-            self.got["summary"] = values
-
-        def table(self, name, columns, rows):
-            self.got[name] = (columns, rows)
-
-        def picture(self, name, png):
-            self.got[name] = png
-
     tracker = Tracker()
     curve.mirror(record, tracker)
     metric = record["metrics"]["lim/accuracy@0.5"]
@@ -250,6 +299,25 @@ def test_trackers_get_the_numbers_the_table_and_the_picture(done):
     assert (row["model"], row["depth"], row["accuracy"]) == ("hylorada", 0.5, metric["value"])
     for name in ("lim/curve", "lim/curve_generated"):
         assert tracker.got[name].startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn_is_one_warning(done, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no font\nfamily")
+
+    monkeypatch.setattr(curve, "draw_curve", fail)
+    tracker = Tracker()
+    curve.mirror(done[1], tracker)
+    assert set(tracker.got) == {"summary", "lim/by_depth"}
+    (warning,) = caplog.messages
+    assert warning.startswith("accuracy by depth cannot be drawn (RuntimeError: no font family)")
+
+
+def test_nothing_is_drawn_for_nobody(root, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curve, "draw_curve", lambda *_: drawn.append(1))
+    assert run(asked(root), tmp_path / "run")["status"] == "ok"  # track=off
+    assert not drawn
 
 
 def test_wandb_holds_the_picture_the_table_and_the_summary(done):

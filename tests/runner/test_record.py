@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from hylorada.errors import (
 )
 from hylorada.runner.device import choose_bf16, choose_device
 from hylorada.runner.ending import log_to, recorded
-from hylorada.runner.provenance import PeakMemory, git_commit, weights_sha256
+from hylorada.runner.provenance import PeakMemory, add_texts, git_commit, weights_sha256
 from hylorada.runner.record import JsonLines, blank_result, read_result, redacted, write_result
 from hylorada.runner.signals import Stop
 
@@ -287,6 +288,19 @@ def test_the_hash_of_weights_sees_values_and_not_their_order():
         b.weight[1, 1] += 1e-6 + b.weight[1, 1].abs()
     assert weights_sha256(a) != weights_sha256(b)
     assert weights_sha256(a.bfloat16()) != weights_sha256(a.float())
+
+
+def test_the_texts_of_training_and_evaluation_are_both_named_when_the_split_is_one():
+    whole, pairs = (SimpleNamespace(label=name, sha256=f"hash of {name}") for name in "ab")
+    found = {}
+    add_texts(found, "train", whole, pairs)
+    assert found["dataset"] == {"train": "b", "train, evaluated": "a"}
+    assert found["dataset_sha256"]["train, evaluated"] == "hash of a"
+    add_texts(found, "test", pairs)  # measured again
+    assert list(found["dataset"]) == ["train", "train, evaluated", "test"]
+    found = {}
+    add_texts(found, "train", whole, whole)
+    assert found["dataset"] == {"train": "a"}
 
 
 def test_a_folder_outside_the_checkout_has_no_commit(tmp_path):

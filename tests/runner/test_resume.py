@@ -84,6 +84,17 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(root, config, uninter
     assert checkpoints(directory) == ["step-00000008", f"step-{STEPS:08d}"]
 
 
+def test_kill_9_in_the_evaluation_loses_no_batch_that_was_kept(root, config, uninterrupted):
+    directory = root / "evaluation"
+    dying = {"HYLORADA_FAULT": "inside_evaluation:3", "TEST_KEEP_SECONDS": "0"}
+    assert killed(run_to_end(config, directory, **dying))
+    kept = json.loads((directory / ".evaluation.partial-perplexity").read_text())
+    assert kept["done"]["blocks"]["batches_done"] == 3
+    assert run_to_end(config, directory) == 0
+    assert outcome(directory) == uninterrupted
+    assert not list(directory.glob(".evaluation*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_kill_9_at_random_times(root, config, uninterrupted, seed):

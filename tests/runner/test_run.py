@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import warnings
 
@@ -17,6 +18,7 @@ from hylorada import config as configs
 from hylorada.data.packing import load_token_corpus
 from hylorada.disk import exclusive
 from hylorada.errors import ConfigError, DataError, DiskError, DivergedError, IntegrityError
+from hylorada.evaluation import perplexity
 from hylorada.evaluation.perplexity import evaluate_perplexity
 from hylorada.runner import measure
 from hylorada.runner import run as run_module
@@ -240,6 +242,32 @@ def test_gradient_checkpointing_changes_no_number(root, tmp_path):
     assert a == b
 
 
+def test_other_settings_of_a_base_with_the_same_weights_are_another_base(root, tmp_path, caplog):
+    folder = shutil.copytree(root / "model", tmp_path / "model")
+    changes = {"model__path": str(folder), "output_root": str(tmp_path), "train__max_steps": 1}
+    first = run(make_config(root, **changes), tmp_path / "run")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["layer_norm_epsilon"] = 0.5
+    (folder / "config.json").write_text(json.dumps(settings))
+    again = run(make_config(root, **changes, seed=1), tmp_path / "again")
+    for which, name in (("extended", "eval/ppl"), ("own_window", "eval/ppl_sliding")):
+        assert again["base"][which][name]["value"] != first["base"][which][name]["value"]
+    one, other = (record["provenance"] for record in (first, again))
+    assert one["base_model_sha256"] == other["base_model_sha256"]
+    with pytest.raises(DataError, match=r"trained on other settings \(config\.json\)"):
+        load_run(tmp_path / "run", device="cpu")
+    # Another transformers may read the same file otherwise; an older record does not say.
+    first["provenance"]["versions"]["transformers"] = "5.0.0"
+    (tmp_path / "run" / "result.json").write_text(json.dumps(first))
+    load_run(tmp_path / "run", device="cpu")
+    assert "trained under transformers 5.0.0" in caplog.text
+    del first["provenance"]["base_model_config_sha256"]
+    (tmp_path / "run" / "result.json").write_text(json.dumps(first))
+    caplog.clear()
+    load_run(tmp_path / "run", device="cpu")
+    assert "transformers" not in caplog.text
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
@@ -279,6 +307,23 @@ def test_a_control_arm_may_leak_when_asked_to(root, tmp_path):
         train__max_steps=1,
     )
     assert run(config, tmp_path / "run")["status"] == "ok"
+
+
+def test_a_perplexity_beyond_the_range_of_floats_is_null(root, tmp_path, monkeypatch, capsys):
+    real = perplexity.token_nll
+    monkeypatch.setattr(perplexity, "token_nll", lambda *a, **options: 1e4 * real(*a, **options))
+    changes = {"output_root": str(tmp_path), "train__max_steps": 2, "train__eval_every": 1}
+    record = run(make_config(root, **changes), tmp_path / "run")
+    assert result(tmp_path / "run") == record
+    assert record["status"] == "ok"
+    for metrics in (record["metrics"], record["base"]["extended"]):
+        assert metrics["eval/ppl"]["value"] is None
+        assert metrics["eval/ppl"]["sum_nll"] / metrics["eval/ppl"]["tokens"] > 1e4
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["validation/ppl"] for line in lines if "validation/ppl" in line] == [None]
+    assert lines[-1] == {"step": 2, "eval/ppl": None, "eval/ppl_sliding": None}
+    assert "overflow" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line_and_a_record(root, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import signal
 
@@ -10,6 +12,7 @@ from tiny_runs import make_config, make_model_folder, make_texts
 
 from hylorada import config as configs
 from hylorada.errors import DataError, Interrupted
+from hylorada.evaluation import benchmark_questions
 from hylorada.runner import measure
 from hylorada.runner.evaluate import evaluate_run
 from hylorada.runner.run import run
@@ -144,6 +147,33 @@ def test_a_finished_run_gets_the_scores_added(done, root, capsys):
     assert set(entry["eval"]) == {"harness"}
     assert after["config"]["eval"]["harness"]["limit"] == 3
     assert "longbench/hotpotqa" in capsys.readouterr().out
+
+    # Fewer tasks: an average of others must not stay beside them.
+    before = json.loads(json.dumps(after))
+    harness = dataclasses.replace(plain.eval.harness, tasks=["longbench_hotpotqa"])
+    plain.eval = dataclasses.replace(plain.eval, harness=harness)
+    after = evaluate_run(directory, plain)
+    for metrics in (after["metrics"], after["base"]["extended"]):
+        assert set(metrics) == {"eval/ppl", "longbench/hotpotqa", "longbench/trec_e"}
+    replaced = after["evaluations"][1]["replaced"]
+    assert replaced == {
+        name: before["metrics"][name] for name in ("longbench/trec", "longbench/average")
+    }
+
+
+def test_a_signal_that_lm_eval_swallows_stops_it_at_the_next_task(root, monkeypatch):
+    made = []
+
+    def swallow(task, *_):
+        made.append(task)
+        with contextlib.suppress(Exception):  # as its samplers do
+            signal.raise_signal(signal.SIGTERM)
+        return []
+
+    monkeypatch.setattr(benchmark_questions, "_longbench", swallow)
+    with pytest.raises(Interrupted) as caught:
+        run(asked(root), root / "stopped")
+    assert (made, caught.value.exit_code) == (["longbench_trec"], 143)
 
 
 def test_a_task_that_the_data_does_not_hold_is_one_line(root):

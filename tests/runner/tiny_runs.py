@@ -130,6 +130,10 @@ def _child(config: configs.RunConfig, directory: Path, environment: dict[str, st
     import torch
 
     torch.set_num_threads(1)
+    if seconds := environment.get("TEST_KEEP_SECONDS"):
+        from hylorada.runner import partial
+
+        partial.KEEP_SECONDS = float(seconds)
     from hylorada.runner.run import run
 
     (directory.parent / f"{directory.name}.err").touch()

@@ -29,7 +29,7 @@ import random
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from hylorada.benchmarks import is_ruler, longbench_file
-from hylorada.errors import DataError
+from hylorada.errors import DataError, HyloradaError
 
 _SUFFIXES = {
     "passage_count": " ", "passage_retrieval_en": " ", "lcc": "\n", "repobench-p": "\n",
@@ -101,6 +101,7 @@ def make_questions(
     tokenizer: Any,
     window: int,
     limit: int = 0,
+    progress: Callable[[], None] | None = None,
 ) -> list[Question]:
     """The questions of each task, the same for the same arguments.
 
@@ -111,6 +112,7 @@ def make_questions(
         tokenizer: of the model; RULER sizes its texts by it.
         window: tokens of a prompt and its answer.
         limit: examples of a task, the first ones; 0: all.
+        progress: called after each task; may raise to stop.
 
     Raises:
         DataError: a task of RULER that does not fit the window, or wants a download that fails.
@@ -121,6 +123,8 @@ def make_questions(
             questions += _ruler(task, tokenizer, window, limit)
         else:
             questions += _longbench(task, rows[task], tokenizer, limit)
+        if progress is not None:
+            progress()
     return questions
 
 
@@ -203,7 +207,7 @@ def _ruler(task: str, tokenizer: Any, window: int, limit: int) -> list[Question]
         for _ in range(4):
             try:
                 questions = _built(task, tokenizer, folder, length)
-            except DataError:
+            except HyloradaError:  # ours, or a signal
                 raise
             except Exception as error:  # whatever its downloads and samplers meet
                 source = _SOURCES.get("essay" if task in _ESSAYS else task)

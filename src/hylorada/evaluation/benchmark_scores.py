@@ -17,12 +17,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hylorada.benchmarks import is_ruler, longbench_file, metric_name
+from hylorada.benchmarks import benchmark, is_ruler, longbench_file, metric_name
 from hylorada.evaluation.benchmark_questions import Question, questions_sha256
 from hylorada.evaluation.harness import Reply
-from hylorada.evaluation.longbench_metrics import LENGTH_BUCKETS, score_row, score_task
+from hylorada.evaluation.longbench_metrics import score_row, score_task
 from hylorada.intervals import wilson_interval
 
+LENGTH_BUCKETS = ((0, 4000, "0-4k"), (4000, 8000, "4-8k"), (8000, None, "8k+"))  # words
 Scores = dict[str, dict[str, Any]]
 _BEST_REFERENCE = ("ruler_qa_squad", "ruler_qa_hotpot")
 
@@ -117,8 +118,8 @@ def _averages(scores: Scores) -> Scores:
     kinds: dict[str, dict[str, dict[str, Any]]] = {}
     for name, score in scores.items():
         kind, _, task = name.partition("/")
-        even = kind == "longbench" and task.endswith("_e")
-        kinds.setdefault(f"{kind}/average{'_e' if even else ''}", {})[task] = score
+        even = "_e" if benchmark(name) == "longbench_e" else ""
+        kinds.setdefault(f"{kind}/average{even}", {})[task] = score
     return {
         name: {
             **_mean(list(parts.values())),

@@ -27,7 +27,6 @@ _CHINESE_PUNCTUATION = (
 )
 # The answer of these tasks is the first line; a model that goes on with the next example is cut.
 FIRST_LINE_TASKS = ("trec", "triviaqa", "samsum", "lsht")
-LENGTH_BUCKETS = ((0, 4000, "0-4k"), (4000, 8000, "4-8k"), (8000, None, "8k+"))  # words
 
 
 def normalize_answer(text: str) -> str:
@@ -189,15 +188,6 @@ def score_task(task: str, rows: Sequence[dict[str, Any]]) -> float:
     classes = rows[-1]["all_classes"]
     total = sum(score_row(task, row["pred"], row["answers"], classes) for row in rows)
     return round(100 * total / len(rows), 2)
-
-
-def score_by_length(task: str, rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """LongBench-E: the score in each bucket of `length` (words); None for an empty bucket."""
-    scores: dict[str, float | None] = {}
-    for low, high, name in LENGTH_BUCKETS:
-        inside = [r for r in rows if low <= r["length"] and (high is None or r["length"] < high)]
-        scores[name] = score_task(task, inside) if inside else None
-    return scores
 
 
 @functools.cache

@@ -86,13 +86,17 @@ class PerplexityResult:
         """exp(sum_nll / tokens), but for two conventions.
 
         `word` (PG-19, Rae et al., arXiv 1911.05507): exp(sum_nll / words of the split). `paper`:
-        the mean over paragraphs of exp(NLL of the paragraph / its scored tokens).
+        the mean over paragraphs of exp(NLL of the paragraph / its scored tokens). Infinity beyond
+        the range of a float.
         """
         if self.convention == "word":
             value = self.word_ppl
         elif self.convention == "paper":
             each = [perplexity(part.sum_nll, part.tokens) for part in self.by_document]
-            value = math.fsum(ppl for ppl in each if ppl is not None) / len(each)
+            try:
+                value = math.fsum(ppl for ppl in each if ppl is not None) / len(each)
+            except OverflowError:
+                value = math.inf
         else:
             value = perplexity(self.sum_nll, self.tokens)
         assert value is not None

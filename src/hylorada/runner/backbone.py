@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from hylorada.config import ModelConfig
 from hylorada.data.hub import check_model
 from hylorada.errors import ConfigError, DataError, HyloradaError
-from hylorada.runner.provenance import weights_sha256
+from hylorada.runner.provenance import config_sha256, weights_sha256
 
 EMBEDDED = "embedded"
 
@@ -32,11 +32,21 @@ class Backbone:
         model: float32, in evaluation mode, dropout 0, no parameter trains.
         tokenizer: its tokenizer.
         sha256: of its weights as loaded (see `provenance.weights_sha256`).
+        config_sha256: of its settings as loaded (see `provenance.config_sha256`).
     """
 
     model: Any
     tokenizer: Any
     sha256: str
+    config_sha256: str
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the provenance of a record says of it."""
+        return {
+            "base_model_sha256": self.sha256,
+            "base_model_config_sha256": self.config_sha256,
+        }
 
 
 def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
@@ -80,7 +90,7 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
     model.name_or_path = settings.path
     model.requires_grad_(False)
     model.eval().to(device)
-    return Backbone(model, tokenizer, weights_sha256(model))
+    return Backbone(model, tokenizer, weights_sha256(model), config_sha256(model.config))
 
 
 def _locate(settings: ModelConfig) -> tuple[str, str]:

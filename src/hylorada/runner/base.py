@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from filelock import FileLock
 
 from hylorada import anatomy
@@ -30,7 +28,7 @@ from hylorada.runner.exam import Exam
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
 
 
 def base_metrics(
@@ -55,13 +53,11 @@ def base_metrics(
     position_range = config.method.position_range
     common = {
         "format": _CACHE_FORMAT,
-        "model": backbone.sha256,
+        "model": [backbone.sha256, backbone.config_sha256],
         "tokenizer": tokenizer_sha256(backbone.tokenizer),
         "length": length,
         "attention": config.model.attn_implementation,
-        "bf16": meter.bf16,
-        "device": meter.device.type,
-        "versions": [torch.__version__, transformers.__version__],
+        **meter.conditions,
     }
     text = {**common, "text": exam.corpus.sha256}
     extension = {"position_range": dataclasses.asdict(position_range)}

@@ -20,12 +20,22 @@ from hylorada.evaluation.benchmark_questions import (
 )
 from hylorada.evaluation.benchmark_scores import score_replies
 from hylorada.evaluation.harness import Reply
+from hylorada.runner.signals import Stop
 
 
-def load_questions(settings: HarnessConfig, tokenizer: Any, window: int) -> list[Question]:
+def load_questions(
+    settings: HarnessConfig, tokenizer: Any, window: int, stop: Stop
+) -> list[Question]:
     """The questions that the settings ask for.
 
+    Args:
+        settings: the tasks, and where LongBench lies.
+        tokenizer: of the base.
+        window: tokens of a prompt and its answer.
+        stop: a signal ends it after a task.
+
     Raises:
+        Interrupted: a signal came.
         DataError: LongBench's rows or what a task of RULER is made from cannot be had, or a task
             does not fit the window.
     """
@@ -44,7 +54,8 @@ def load_questions(settings: HarnessConfig, tokenizer: Any, window: int) -> list
                 rows[f"longbench_{row.task}"].append(dataclasses.asdict(row))
         except DataError as error:
             raise DataError(f"eval.harness: {error}") from error
-    return make_questions(tasks, rows, tokenizer, window, settings.limit)
+    with stop.deferred():  # lm-eval and its samplers swallow what is raised inside them
+        return make_questions(tasks, rows, tokenizer, window, settings.limit, stop.check)
 
 
 def benchmark_metrics(

@@ -8,26 +8,43 @@ Matplotlib is imported when there is something to draw.
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
+from hylorada.errors import HyloradaError
 from hylorada.runner.measure import SUFFIXES, Metrics
 from hylorada.runner.summary import tracked_summary
 from hylorada.runner.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 SCORES = ("depth", "prompts", "accuracy", "low", "high")
 COLUMNS = ["model", "scoring", *SCORES, "chance"]
 
 
 def mirror(record: dict[str, Any], tracker: Tracker) -> None:
-    """Give a tracker the final numbers of a record, its table by depth and its U-curves."""
+    """Give a tracker the final numbers of a record, its table by depth and its U-curves.
+
+    What cannot be drawn is one warning: no picture ends a run.
+    """
+    if not tracker.active:
+        return
     tracker.summary(tracked_summary(record))
     rows = rows_by_depth(record)
     if rows:
         tracker.table("lim/by_depth", COLUMNS, rows)
-    for suffix in SUFFIXES.values():
-        png = draw_curve(record, suffix)
-        if png is not None:
-            tracker.picture(f"lim/curve{suffix}", png)
+    try:
+        for suffix in SUFFIXES.values():
+            png = draw_curve(record, suffix)
+            if png is not None:
+                tracker.picture(f"lim/curve{suffix}", png)
+    except HyloradaError:  # a signal
+        raise
+    except Exception as error:  # whatever its drawing library meets
+        logger.warning(
+            "accuracy by depth cannot be drawn (%s: %s); the numbers are in result.json",
+            type(error).__name__, " ".join(str(error).split())[:200],
+        )  # fmt: skip
 
 
 def arms(record: dict[str, Any]) -> list[tuple[str, Metrics]]:

@@ -14,24 +14,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftConfig
-from safetensors import safe_open
 
 from hylorada import config as configs
+from hylorada.benchmarks import benchmark
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
-from hylorada.methods import load_adapter
 from hylorada.methods.position_range import extend_range
+from hylorada.runner.adapter import WEIGHTS, attach_adapter, count_numbers
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.frozen import use_frozen_kernels
-from hylorada.runner.measure import Metrics
+from hylorada.runner.measure import Meter, Metrics
 from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import provenance, texts
+from hylorada.runner.provenance import add_texts, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
 from hylorada.runner.run import Record, load_finished
 from hylorada.runner.seeding import seed_everything
@@ -104,7 +103,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
             )
         else:
             metrics = base["extended"]
-    _add(record, config, exam, metrics, base, meter.device)
+    _add(record, config, exam, metrics, base, meter)
     write_result(directory, record)
     step = (record["training"] or {}).get("steps", 0)
     line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
@@ -119,7 +118,7 @@ def _add(
     exam: Exam,
     metrics: Metrics,
     base: dict[str, Metrics],
-    device: torch.device,
+    meter: Meter,
 ) -> None:
     """Put new numbers in the place of those of the same name; what stood there is kept."""
     settings = dataclasses.asdict(config.eval)
@@ -129,7 +128,6 @@ def _add(
         "context_gain": config.eval.context_gain.enabled,
         "harness": config.eval.harness.enabled,
     }
-    here = provenance(device)
     record.setdefault("evaluations", []).append(
         {
             "eval": {part: settings[part] for part in PARTS if measured[part]},
@@ -141,7 +139,9 @@ def _add(
             },
             "text": exam.corpus.label,
             "text_sha256": exam.corpus.sha256,
-            "provenance": here,
+            "precision": meter.precision,
+            "device": meter.device.type,
+            "provenance": provenance(meter.device),
         }
     )
     # The settings in a record are those that its numbers were measured under.
@@ -149,17 +149,21 @@ def _add(
         if measured[part]:
             record["config"]["eval"][part] = settings[part]
     if measured["perplexity"]:
-        for name, by_split in texts({config.eval.perplexity.split: exam.corpus}).items():
-            record["provenance"].setdefault(name, {}).update(by_split)
+        add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
 
 
 def _put(metrics: Metrics, new: Metrics) -> Metrics:
     """Update metrics in place; return those that had to go.
 
-    With one depth or context all of its kind go: they belong to one set of prompts or places.
+    With one depth or context all of its kind go: they belong to one set of prompts or places. So do
+    all tasks of a benchmark with one of them: they belong to one average.
     """
-    kinds = {name.partition("@")[0] for name in new}
-    old = {name: m for name, m in metrics.items() if name.partition("@")[0] in kinds}
+
+    def kind(name: str) -> str:
+        return benchmark(name) or name.partition("@")[0]
+
+    kinds = {kind(name) for name in new}
+    old = {name: metric for name, metric in metrics.items() if kind(name) in kinds}
     for name in old:
         del metrics[name]
     metrics.update(new)
@@ -185,10 +189,10 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     """
     validate(config)
     folder = Path(adapter).expanduser()
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / WEIGHTS
     if not (folder / "adapter_config.json").is_file() or not weights.is_file():
         raise DataError(
-            f"adapter={adapter}: no adapter_config.json with adapter_model.safetensors here; give "
+            f"adapter={adapter}: no adapter_config.json with {WEIGHTS} here; give "
             "the folder that PEFT's save_pretrained wrote"
         )
     try:
@@ -209,6 +213,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             f"adapter={adapter}: made for {reach} tokens, but length.max_length is {window}; "
             "choose a length that it reaches"
         )
+    count = count_numbers(weights)
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     source = folder.resolve()
@@ -238,12 +243,11 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             meter = make_meter(config, stop, reporter)
             record["provenance"] = provenance(meter.device)
             backbone = load_backbone(config.model, meter.device)
-            record["provenance"]["base_model_sha256"] = backbone.sha256
+            record["provenance"] |= backbone.identity
             exam = _exam(config, backbone, stop)
-            record["provenance"] |= texts({config.eval.perplexity.split: exam.corpus})
+            add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
             record["base"] = base_metrics(config, meter, backbone, exam)
             model = _attach(folder, backbone, config, own_range=bool(reach))
-            count = _numbers_in(weights)
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
             }  # fmt: skip
@@ -263,29 +267,11 @@ def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool
             backbone.model, config.length.max_length, position_range.learned_init,
             position_range.rope_type, position_range.rope_factor,
         )  # fmt: skip
-    try:
-        return load_adapter(backbone.model, folder).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"adapter={folder}: does not fit model {config.model.path} ({first}); give the base it "
-            "was made for as model=..."
-        ) from error
-
-
-def _numbers_in(weights: Path) -> int:
-    count = 0
-    with safe_open(str(weights), "pt") as file:
-        for key in file.keys():  # noqa: SIM118  (not a mapping)
-            size = 1
-            for n in file.get_slice(key).get_shape():
-                size *= n
-            count += size
-    return count
+    return attach_adapter(backbone.model, folder, config.model.path)
 
 
 def _exam(config: RunConfig, backbone: Backbone, stop: Stop) -> Exam:
-    return prepare(config, backbone.tokenizer, progress=lambda tokens: stop.check())
+    return prepare(config, backbone.tokenizer, stop)
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hylorada.evaluation.retrieval_prompts import (
     read_questions,
 )
 from hylorada.runner.benchmarks import load_questions
+from hylorada.runner.signals import Stop
 
 QUESTION_TOKENS = 100  # of a generated answer to a question, as published
 
@@ -76,17 +77,16 @@ class Exam:
     questions: Sequence[Question] = ()
 
 
-def prepare(
-    config: RunConfig, tokenizer: Any, *, progress: Callable[[int], None] | None = None
-) -> Exam:
+def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Exam:
     """An exam for models with this tokenizer.
 
     Args:
         config: the run's settings; its data set, window and ``eval`` make the exam.
         tokenizer: of the base.
-        progress: see `load_token_corpus`.
+        stop: a signal ends it between two documents or tasks.
 
     Raises:
+        Interrupted: a signal came.
         DataError: the split cannot be had, a file of prompts that is not one, or a window too small
             for a prompt.
     """
@@ -95,7 +95,7 @@ def prepare(
     def load(unit: str) -> TokenCorpus:
         return load_token_corpus(
             config.dataset, settings.perplexity.split, tokenizer, config.model.path,
-            unit=unit, progress=progress,
+            unit=unit, progress=lambda tokens: stop.check(),
         )  # fmt: skip
 
     corpus = load("documents")
@@ -105,7 +105,7 @@ def prepare(
         prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
     questions: Sequence[Question] = ()
     if settings.harness.enabled:
-        questions = load_questions(settings.harness, tokenizer, window)
+        questions = load_questions(settings.harness, tokenizer, window, stop)
     return Exam(settings, window, corpus, tokenizer, prompts, paragraphs, questions)
 
 

@@ -2,7 +2,8 @@
 
 `HYLORADA_FAULT=after_step:7` sends SIGKILL to the process right after optimizer step 7. Without the
 variable nothing happens. Points: mid_step, after_step, before_checkpoint, inside_checkpoint,
-after_checkpoint (with the step's number), before_evaluation, before_record (with 0).
+after_checkpoint (with the step's number), inside_evaluation (with the number of batches or prompts
+of a part), before_evaluation, before_record (with 0).
 """
 
 from __future__ import annotations

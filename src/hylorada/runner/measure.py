@@ -6,20 +6,19 @@ from there when it is started again.
 
 from __future__ import annotations
 
-import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from hylorada.config import PerplexityConfig
 from hylorada.data.packing import TokenCorpus
-from hylorada.disk import replace_file
-from hylorada.errors import Interrupted
 from hylorada.evaluation.benchmark_questions import questions_sha256
 from hylorada.evaluation.context_gain import ContextScore, evaluate_context_gain
 from hylorada.evaluation.harness import Reply, ask
@@ -27,7 +26,9 @@ from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
 from hylorada.runner.benchmarks import benchmark_metrics
 from hylorada.runner.exam import Exam
+from hylorada.runner.partial import Partial
 from hylorada.runner.progress import Reporter
+from hylorada.runner.record import finite
 from hylorada.runner.signals import Stop
 
 Metrics = dict[str, dict[str, Any]]
@@ -54,6 +55,7 @@ class Meter:
         chunk: tokens whose logits exist at one time.
         stop: a signal ends a measurement at the next batch or prompt.
         reporter: shows progress.
+        clock: seconds; it says when to keep what was measured so far.
     """
 
     device: torch.device
@@ -61,6 +63,21 @@ class Meter:
     chunk: int
     stop: Stop
     reporter: Reporter
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def precision(self) -> str:
+        """As a record says it."""
+        return "bf16" if self.bf16 else "fp32"
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What every number depends on, whatever is measured: numbers of two are never mixed."""
+        return {
+            "precision": self.precision,
+            "device": self.device.type,
+            "versions": [torch.__version__, transformers.__version__],
+        }
 
     def measure(
         self,
@@ -90,9 +107,12 @@ class Meter:
             Interrupted: a signal came; what was measured is in ``partial``.
         """
         started = ""
-        state: Mapping[str, Any] | None = None
-        if partial is not None and partial.exists():
-            state = json.loads(partial.read_text())
+        kept = self._partial(
+            partial,
+            text=[corpus.sha256, None if paragraphs is None else paragraphs.sha256],
+            settings=asdict(settings),
+            window=[window, cover],
+        )
 
         def progress(now: Progress) -> None:
             nonlocal started
@@ -100,7 +120,7 @@ class Meter:
                 started = now.convention
                 self.reporter.begin(f"{title}, {now.convention}", now.total)
             self.reporter.update(now.done, f"ppl {math.exp(min(now.sum_nll / now.done, 700)):.3f}")
-            self._stop_here(partial, now.state)
+            kept.boundary(now.state)
 
         with self.stop.deferred():
             results = evaluate_perplexity(
@@ -113,11 +133,11 @@ class Meter:
                 chunk=self.chunk,
                 autocast_dtype=self._autocast(),
                 progress=progress,
-                state=state,
+                state=kept.done,
             )
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-        return {NAMES[convention]: result.to_dict() for convention, result in results.items()}
+        kept.remove()
+        # A perplexity beyond the range of a float is null here as it is in the record.
+        return {NAMES[name]: finite(result.to_dict()) for name, result in results.items()}
 
     def retrieval(
         self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
@@ -135,17 +155,20 @@ class Meter:
         """
         prompts, settings = exam.prompts, exam.settings.lost_in_middle
         assert prompts is not None
-        identity = [prompts.sha256, exam.window, settings.scorings, prompts.max_new_tokens]
-        kept = [Answer(**answer) for answer in _kept(partial, identity)]
-        self.reporter.begin(f"{title}, retrieval", len(prompts.prompts), len(kept))
+        kept = self._partial(
+            partial,
+            prompts=[prompts.sha256, prompts.max_new_tokens],
+            scorings=settings.scorings,
+            window=exam.window,
+        )
+        done = [Answer(**answer) for answer in kept.done or ()]
+        self.reporter.begin(f"{title}, retrieval", len(prompts.prompts), len(done))
 
         def progress(answers: list[Answer], total: int) -> None:
             values = [a.generated if a.ranked is None else a.ranked for a in answers]
             right = sum(value for value in values if value is not None) / len(values)
             self.reporter.update(len(answers), f"right {right:.1%}")
-            self._stop_here(
-                partial, lambda: {"identity": identity, "done": [asdict(a) for a in answers]}
-            )
+            kept.boundary(lambda: [asdict(answer) for answer in answers])
 
         with self.stop.deferred():
             results = evaluate_retrieval(
@@ -157,10 +180,9 @@ class Meter:
                 max_new_tokens=prompts.max_new_tokens,
                 autocast_dtype=self._autocast(),
                 progress=progress,
-                done=kept,
+                done=done,
             )
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        kept.remove()
         return retrieval_metrics(results, exam)
 
     def context_gain(
@@ -178,17 +200,19 @@ class Meter:
             Interrupted: a signal came; the sums so far are in ``partial``.
         """
         settings = exam.settings.context_gain
-        identity = [exam.corpus.sha256, exam.window, asdict(settings)]
-        kept: list[list[float]] = _kept(partial, identity)
+        kept = self._partial(
+            partial, text=exam.corpus.sha256, settings=asdict(settings), window=exam.window
+        )
+        done: list[list[float]] = kept.done or []
         started = False
 
-        def progress(done: list[list[float]], total: int) -> None:
+        def progress(sums: list[list[float]], total: int) -> None:
             nonlocal started
             if not started:
-                self.reporter.begin(f"{title}, context gain", total, len(kept))
+                self.reporter.begin(f"{title}, context gain", total, len(done))
                 started = True
-            self.reporter.update(len(done), "places")
-            self._stop_here(partial, lambda: {"identity": identity, "done": done})
+            self.reporter.update(len(sums), "places")
+            kept.boundary(lambda: sums)
 
         with self.stop.deferred():
             scores = evaluate_context_gain(
@@ -198,10 +222,9 @@ class Meter:
                 settings,
                 autocast_dtype=self._autocast(),
                 progress=progress,
-                done=kept,
+                done=done,
             )
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        kept.remove()
         return context_metrics(scores, exam)
 
     def harness(
@@ -218,15 +241,15 @@ class Meter:
         Raises:
             Interrupted: a signal came; the replies so far are in ``partial``.
         """
-        identity = [questions_sha256(exam.questions), exam.window]
-        kept = [Reply(**reply) for reply in _kept(partial, identity)]
-        self.reporter.begin(f"{title}, LongBench and RULER", len(exam.questions), len(kept))
+        kept = self._partial(
+            partial, questions=questions_sha256(exam.questions), window=exam.window
+        )
+        done = [Reply(**reply) for reply in kept.done or ()]
+        self.reporter.begin(f"{title}, LongBench and RULER", len(exam.questions), len(done))
 
         def progress(replies: list[Reply], total: int) -> None:
             self.reporter.update(len(replies), replies[-1].task)
-            self._stop_here(
-                partial, lambda: {"identity": identity, "done": [asdict(r) for r in replies]}
-            )
+            kept.boundary(lambda: [asdict(reply) for reply in replies])
 
         with self.stop.deferred():
             replies = ask(
@@ -236,11 +259,10 @@ class Meter:
                 exam.window,
                 autocast_dtype=self._autocast(),
                 progress=progress,
-                done=kept,
+                done=done,
             )
         metrics = benchmark_metrics(exam.settings.harness, exam.questions, replies, exam.window)
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        kept.remove()
         return metrics
 
     def examine(
@@ -258,12 +280,12 @@ class Meter:
         Raises:
             Interrupted: a signal came.
         """
-        settings = exam.settings
+        settings, prompts, paragraphs = exam.settings, exam.prompts, exam.paragraphs
         parts: dict[str, Callable[[Path | None], Metrics]] = {}
         if settings.perplexity.conventions:
             parts["perplexity"] = lambda path: self.measure(
                 model, exam.corpus, settings.perplexity, exam.window, title,
-                paragraphs=exam.paragraphs, partial=path,
+                paragraphs=paragraphs, partial=path,
             )  # fmt: skip
         if settings.lost_in_middle.enabled:
             parts["lost_in_middle"] = lambda path: self.retrieval(model, exam, title, partial=path)
@@ -271,41 +293,31 @@ class Meter:
             parts["context_gain"] = lambda path: self.context_gain(model, exam, title, partial=path)
         if settings.harness.enabled:
             parts["harness"] = lambda path: self.harness(model, exam, title, partial=path)
-        finished_path = partial and partial.with_name(f"{partial.name}.parts")
-        identity = [exam.corpus.sha256, exam.window, asdict(settings)]
-        finished: dict[str, Metrics] = dict(_kept(finished_path, identity))
+        kept = self._partial(
+            partial and partial.with_name(f"{partial.name}.parts"),
+            text=[exam.corpus.sha256, None if paragraphs is None else paragraphs.sha256],
+            prompts=None if prompts is None else prompts.sha256,
+            questions=questions_sha256(exam.questions),
+            settings=asdict(settings),
+            window=exam.window,
+        )
+        finished: dict[str, Metrics] = kept.done or {}
         metrics: Metrics = {}
         for name, part in parts.items():
             if name not in finished:
                 finished[name] = part(partial and partial.with_name(f"{partial.name}-{name}"))
-                if finished_path is not None and len(parts) > 1:
-                    state = {"identity": identity, "done": list(finished.items())}
-                    replace_file(finished_path, json.dumps(state).encode())
+                if len(parts) > 1:
+                    kept.keep(finished)
             metrics |= finished[name]
-        if finished_path is not None:
-            finished_path.unlink(missing_ok=True)
+        kept.remove()
         return metrics
 
     def _autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.bf16 else None
 
-    def _stop_here(self, partial: Path | None, state: Callable[[], Any]) -> None:
-        """Keep what was measured, and stop, if a signal has come."""
-        try:
-            self.stop.check()
-        except Interrupted:
-            if partial is not None:
-                replace_file(partial, json.dumps(state()).encode())
-            raise
-
-
-def _kept(partial: Path | None, identity: list[Any]) -> list[Any]:
-    """What an interrupted measurement of the same thing left; nothing if it was another."""
-    if partial is None or not partial.exists():
-        return []
-    state = json.loads(partial.read_text())
-    # Through JSON, which has no tuples.
-    return state["done"] if state["identity"] == json.loads(json.dumps(identity)) else []
+    def _partial(self, path: Path | None, **identity: Any) -> Partial:
+        """What an interrupted measurement of the same thing left, under the same conditions."""
+        return Partial(path, {**self.conditions, **identity}, self.stop, self.clock)
 
 
 def retrieval_metrics(results: Mapping[str, RetrievalResult], exam: Exam) -> Metrics:

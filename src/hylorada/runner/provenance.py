@@ -6,12 +6,12 @@ import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,13 +40,24 @@ class Text(Protocol):
     sha256: str
 
 
-def texts(splits: Mapping[str, Text | None]) -> dict[str, dict[str, str]]:
-    """What was read of each split, in words ("pg19 test, 62 of 100 books"), and its hash."""
-    read = {split: text for split, text in splits.items() if text is not None}
-    return {
-        "dataset": {split: text.label for split, text in read.items()},
-        "dataset_sha256": {split: text.sha256 for split, text in read.items()},
-    }
+def add_texts(
+    provenance: dict[str, Any], split: str, evaluated: Text, trained: Text | None = None
+) -> None:
+    """Put down what was read, in words ("pg19 test, 62 of 100 books"), and its hash, by split.
+
+    Args:
+        provenance: of a record; changed in place.
+        split: that was measured.
+        evaluated: its text.
+        trained: what was trained on.
+    """
+    words = provenance.setdefault("dataset", {})
+    hashes = provenance.setdefault("dataset_sha256", {})
+    if trained is not None:
+        words["train"], hashes["train"] = trained.label, trained.sha256
+    if split == "train" and hashes.get("train") not in (None, evaluated.sha256):
+        split = "train, evaluated"
+    words[split], hashes[split] = evaluated.label, evaluated.sha256
 
 
 def _versions() -> dict[str, str]:
@@ -102,6 +113,32 @@ def weights_sha256(model: nn.Module) -> str:
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(data.numpy()))
     return digest.hexdigest()
+
+
+# Names, places and versions, and what the hash of the weights tells or the run's settings say.
+_VOLATILE = {
+    "_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype",
+    "torch_dtype", "_attn_implementation", "attn_implementation",
+}  # fmt: skip
+
+
+def config_sha256(config: Any) -> str:
+    """sha256 over a model's settings, which its weights do not tell: RoPE, epsilons and the like.
+
+    It is that of the configuration as this version of transformers completes it. Take it before
+    anything changes the model.
+
+    Args:
+        config: a transformers configuration.
+    """
+
+    def lasting(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {str(k): lasting(v) for k, v in value.items() if k not in _VOLATILE}
+
+    text = json.dumps(lasting(config.to_dict()), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class PeakMemory:

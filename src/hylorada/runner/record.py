@@ -86,7 +86,7 @@ def write_result(run_dir: Path, record: dict[str, Any]) -> None:
 
 def to_json(value: Any) -> bytes:
     """Indented JSON in which a number that is not finite is null."""
-    return json.dumps(_finite(value), indent=1, allow_nan=False).encode()
+    return json.dumps(finite(value), indent=1, allow_nan=False).encode()
 
 
 def blank_result(config: RunConfig) -> dict[str, Any]:
@@ -112,11 +112,12 @@ def blank_result(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None in place of every number that is not finite; JSON has no such numbers."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftModel
 
 from hylorada import anatomy
@@ -24,11 +25,12 @@ from hylorada.data.blocks import Blocks
 from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import ConfigError, DataError
-from hylorada.methods import adapt, load_adapter
+from hylorada.methods import adapt
 from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
+from hylorada.runner.adapter import WEIGHTS, attach_adapter
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.checkpoint import load_newest
@@ -41,7 +43,7 @@ from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
 from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import provenance, texts
+from hylorada.runner.provenance import add_texts, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
 from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.seeding import seed_everything
@@ -105,11 +107,10 @@ class _Run:
             self.device, self.bf16 = self.meter.device, self.meter.bf16
             record["provenance"] = provenance(self.device)
             backbone = load_backbone(config.model, self.device)
-            record["provenance"]["base_model_sha256"] = backbone.sha256
-            exam = prepare(config, backbone.tokenizer, progress=lambda _: self.stop.check())
+            record["provenance"] |= backbone.identity
+            exam = prepare(config, backbone.tokenizer, self.stop)
             blocks = self._blocks(backbone) if config.method.lora.enabled else None
-            read = {config.eval.perplexity.split: exam.corpus, "train": blocks}
-            record["provenance"] |= texts(read)
+            add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
 
             model = self._attach(backbone)
@@ -234,7 +235,7 @@ class _Run:
             "tokens_per_second": speed,
             "final_loss": counters.last_loss,
             "peak_memory_bytes": counters.peak_memory_bytes or None,
-            "precision": "bf16" if self.bf16 else "fp32",
+            "precision": self.meter.precision,
             "device": self.device.type,
         }
 
@@ -346,20 +347,38 @@ def load_finished(directory: Path, record: Record, device: torch.device) -> tupl
         )
     settings = ModelConfig(**record["config"]["model"])
     backbone = load_backbone(settings, device)
-    trained_on = record["provenance"].get("base_model_sha256")
-    if trained_on not in (None, backbone.sha256):
-        raise DataError(
-            f"{directory}: trained on other weights of {settings.path} (sha256 {trained_on[:12]}, "
-            f"here {backbone.sha256[:12]}); set model.revision or restore the folder"
-        )
+    _refuse_other_base(directory, record["provenance"], backbone, settings.path)
     if not record["config"]["method"]["lora"]["enabled"]:
         position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
         _extend(backbone.model, record["length"], position_range)
         return backbone.model.eval(), backbone
     adapter = directory / "adapter"
-    if not (adapter / "adapter_model.safetensors").is_file():
+    if not (adapter / WEIGHTS).is_file():
         raise DataError(
-            f"{directory}: no adapter/adapter_model.safetensors (status {record['status']}); "
+            f"{directory}: no adapter/{WEIGHTS} (status {record['status']}); "
             "run it to its end first"
         )
-    return load_adapter(backbone.model, adapter).eval(), backbone
+    return attach_adapter(backbone.model, adapter, settings.path), backbone
+
+
+def _refuse_other_base(directory: Path, then: Record, backbone: Backbone, path: str) -> None:
+    """A run belongs to the weights and settings of its base; older records do not say which."""
+    same_reader = then.get("versions", {}).get("transformers") == transformers.__version__
+    for key, what in (
+        ("base_model_sha256", "weights"),
+        ("base_model_config_sha256", "settings (config.json)"),
+    ):
+        before, now = then.get(key), backbone.identity[key]
+        if before in (None, now):
+            continue
+        if what != "weights" and not same_reader:
+            # Another transformers may complete the same config.json otherwise.
+            logger.warning(
+                "%s: trained under transformers %s, which read the settings of %s otherwise",
+                directory, then.get("versions", {}).get("transformers"), path,
+            )  # fmt: skip
+            continue
+        raise DataError(
+            f"{directory}: trained on other {what} of {path} (sha256 {before[:12]}, here "
+            f"{now[:12]}); set model.revision or restore the folder"
+        )

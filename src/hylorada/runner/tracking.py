@@ -64,6 +64,11 @@ class Tracker:
             "start", START_SECONDS, lambda: start(settings, run_dir, name, redacted(config))
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether anything that it is given is shown."""
+        return self._backend is not None
+
     def log(self, line: dict[str, Any]) -> None:
         """Mirror one line of metrics.jsonl: its numbers, at its step."""
         if (backend := self._backend) is not None:
