@@ -123,6 +123,22 @@ def test_pg19_books_agree_with_the_files(real_data):
     assert describe(DatasetConfig(**PG19), "validation", 26) == "pg19 validation, 26 of 50 books"
 
 
+@pytest.mark.parametrize(("books", "words"), [(100, 6_966_499), (99, None)])
+def test_the_published_words_belong_to_the_whole_test_split(tmp_path, tokenizer, books, words):
+    columns = {
+        "short_book_title": [f"Book {i}" for i in range(books)],
+        "publication_date": [1900] * books,
+        "url": [f"http://www.gutenberg.org/ebooks/{i}" for i in range(books)],
+        "text": [f"a tale of {i} things" for i in range(books)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "test-00000-of-00001.parquet")
+    dataset = DatasetConfig(path=str(tmp_path), cache_dir=str(tmp_path / "cache"), **PG19)
+    for _ in range(2):  # made, then from the cache
+        corpus = load_token_corpus(dataset, "test", tokenizer)
+        assert corpus.official_words == words
+        assert corpus.total_words == 5 * books
+
+
 def test_pg19_train_is_all_its_shards(tmp_path):
     for i in range(3):
         table = pa.table({"short_book_title": [f"B{i}"], "url": ["u/7"], "text": ["some text"]})

@@ -229,6 +229,15 @@ def test_the_word_convention_divides_the_sliding_sum_by_the_words(conventions, s
     assert list(dict.fromkeys(progress.convention for progress in calls)) == scored
 
 
+def test_a_published_number_of_words_is_the_divisor():
+    settings = PerplexityConfig(conventions=["word"])
+    documents = make_documents([41, 12])
+    model = make_model("gpt2")
+    word = evaluate_perplexity(model, documents, settings, window=16, words=77)["word"]
+    assert word.words == 77
+    assert word.ppl == pytest.approx(math.exp(word.sum_nll / 77))
+
+
 @pytest.mark.parametrize("by", ["blocks", "tokens"])
 def test_a_part_of_a_split_has_no_word_perplexity(by):
     limits = {"max_blocks": 1} if by == "blocks" else {"max_tokens": 39}

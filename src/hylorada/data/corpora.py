@@ -9,7 +9,7 @@ from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.local import read_local
 from hylorada.data.longbench import read_longbench
-from hylorada.data.pg19 import OFFICIAL_BOOKS, read_pg19
+from hylorada.data.pg19 import OFFICIAL_BOOKS, OFFICIAL_TEST_WORDS, read_pg19
 from hylorada.data.stdlib import read_stdlib
 from hylorada.data.wikitext import paragraphs, read_wikitext
 from hylorada.errors import ConfigError
@@ -64,6 +64,13 @@ def describe(dataset: DatasetConfig, split: str, documents: int, unit: str = "do
         return f"{dataset.name} {split}, {part}{official} books"
     part = f"the first {documents}" if documents == dataset.max_documents else str(documents)
     return f"{dataset.name} {split}, {part} documents"
+
+
+def official_words(dataset: DatasetConfig, split: str, documents: int) -> int | None:
+    """The published number of words, if the whole split was read and its authors published one."""
+    if (dataset.kind, split, documents) == ("pg19", "test", OFFICIAL_BOOKS["test"]):
+        return OFFICIAL_TEST_WORDS
+    return None
 
 
 def _stdlib(dataset: DatasetConfig, split: str) -> Iterator[Document]:

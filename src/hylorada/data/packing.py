@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from hylorada.config import DatasetConfig
-from hylorada.data.corpora import describe, read_documents
+from hylorada.data.corpora import describe, official_words, read_documents
 from hylorada.data.documents import Document
 from hylorada.disk import disk_error, sync
 from hylorada.errors import DataError
@@ -66,10 +66,11 @@ class TokenCorpus:
         ends: One past the last token of each document, shape [number of documents].
         sha256: Hash of names, texts and counts; independent of the tokenizer.
         label: What was read, in words: "pg19 test, 62 of 100 books".
+        official_words: See `corpora.official_words`.
         folder: The cache entry.
     """
 
-    def __init__(self, folder: Path, label: str) -> None:
+    def __init__(self, folder: Path, label: str, official_words: int | None = None) -> None:
         """Open a finished cache entry.
 
         Raises:
@@ -78,6 +79,7 @@ class TokenCorpus:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.folder = folder
         self.label = label
+        self.official_words = official_words
         self.sha256: str = meta["sha256"]
         for name, (size, digest) in meta["files"].items():
             if (folder / name).stat().st_size != size or _file_sha256(folder / name) != digest:
@@ -182,6 +184,7 @@ def load_token_corpus(
             "choose another split, path or dataset"
         )
     label = describe(dataset, split, documents, unit)
+    words = official_words(dataset, split, documents)
     content = digest.hexdigest()
     identity = {"format": _FORMAT, "sha256": content, "tokenizer": tokenizer_sha256(tokenizer)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -194,18 +197,18 @@ def load_token_corpus(
     }
     try:
         corpus = _open(
-            folder, label
+            folder, label, words
         )  # without a lock: a finished entry may lie on a read-only disk
         if corpus is not None:
             return corpus
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
-            corpus = _open(folder, label)
+            corpus = _open(folder, label, words)
             if corpus is None:
                 _set_aside(folder)
                 source = read_documents(dataset, split, unit)
                 _build(folder, source, content, tokenizer, described, progress)
-                corpus = TokenCorpus(folder, label)
+                corpus = TokenCorpus(folder, label, words)
             return corpus
     except OSError as error:
         ours = error.filename is None or Path(str(error.filename)).is_relative_to(root)
@@ -287,10 +290,10 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _open(folder: Path, label: str) -> TokenCorpus | None:
+def _open(folder: Path, label: str, words: int | None) -> TokenCorpus | None:
     """The finished entry; None if there is none or it is damaged."""
     try:
-        return TokenCorpus(folder, label)
+        return TokenCorpus(folder, label, words)
     except (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError):
         return None
 

@@ -130,6 +130,7 @@ def evaluate_perplexity(
     *,
     cover: int = 0,
     paragraphs: Sequence[TokenDocument] | None = None,
+    words: int | None = None,
     chunk: int = 512,
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -145,6 +146,7 @@ def evaluate_perplexity(
         cover: for a model measured in a window that is not the run's (the untouched base in its
             own): the run's window, whose blocks decide which tokens are scored. The stride is then
             half of `window`, since `settings.stride` belongs to the run's.
+        words: of the split, where its authors published a number; None: the sum over documents.
         paragraphs: of the split; the documents of the convention `paper`.
         chunk: scored tokens whose logits exist at one time.
         autocast_dtype: run under autocast with this type; None: the model's own precision.
@@ -212,7 +214,7 @@ def evaluate_perplexity(
                     done = int(part.document_tokens.sum())
                     nll = float(part.document_nll.sum())
                     progress(Progress(convention, done, total, nll, snapshot))
-        results[convention] = _result(part, documents, convention, settings, stride)
+        results[convention] = _result(part, documents, convention, settings, stride, words)
     if "word" in settings.conventions and "word" not in results:
         results["word"] = replace(results["sliding"], convention="word")
     return {convention: results[convention] for convention in settings.conventions}
@@ -253,6 +255,7 @@ def _result(
     convention: str,
     settings: PerplexityConfig,
     stride: int,
+    words: int | None,
 ) -> PerplexityResult:
     could_be = scorable([len(document.tokens) for document in documents])
     tokens = int(part.document_tokens.sum())
@@ -267,7 +270,7 @@ def _result(
         sum_nll=float(part.document_nll.sum()),
         tokens=tokens,
         scorable_tokens=could_be,
-        words=sum(document.words for document in documents) if whole else None,
+        words=(words or sum(document.words for document in documents)) if whole else None,
         bytes=sum(document.bytes for document in documents) if whole else None,
         by_position=[
             Bucket(

@@ -130,6 +130,7 @@ class Meter:
                 window,
                 cover=cover,
                 paragraphs=None if paragraphs is None else paragraphs.documents,
+                words=corpus.official_words,
                 chunk=self.chunk,
                 autocast_dtype=self._autocast(),
                 progress=progress,
