@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hylorada.benchmarks import LONGBENCH, LONGBENCH_E, longbench_file
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.rows import Row, RowAccount, damaged, document, json_lines, read_rows
@@ -23,16 +24,12 @@ from hylorada.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-_WITH_EVEN_LENGTHS = (  # those LongBench-E has too, as `<task>_e`
-    "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "gov_report", "multi_news", "trec",
-    "triviaqa", "samsum", "passage_count", "passage_retrieval_en", "lcc", "repobench-p",
-)  # fmt: skip
+_EVEN = tuple(longbench_file(task).removesuffix("_e") for task in LONGBENCH_E)
 TASKS = (
-    *_WITH_EVEN_LENGTHS,
-    "narrativeqa", "multifieldqa_zh", "musique", "dureader", "qmsum", "vcsum", "lsht",
-    "passage_retrieval_zh",
-    *(f"{task}_e" for task in _WITH_EVEN_LENGTHS),
-)  # fmt: skip
+    *_EVEN,
+    *(file for file in map(longbench_file, LONGBENCH) if file not in _EVEN),
+    *map(longbench_file, LONGBENCH_E),
+)
 
 # The official archive is 114 MB, its largest member some 40 MB, and text shrinks 2 to 6 times.
 _MAX_MEMBER = 1 << 29  # bytes, unpacked
