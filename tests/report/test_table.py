@@ -262,7 +262,26 @@ def test_csv_holds_plain_numbers():
     row = next(r for r in read if r["method"] == "hylorada" and r["length"] == "4096")
     assert float(row["change_reference_low"]) < float(row["change_reference"])
     assert float(row["trainable"]) == 1_878_850
-    assert next(r for r in read if r["method"] == "dora")["ppl_blocks"] == "diverged"
+    failed = next(r for r in read if r["method"] == "dora")
+    assert (failed["kind"], failed["ppl_blocks"]) == ("failed", "")
+
+
+def test_csv_has_no_words_in_numeric_columns():
+    broken = make_record("rslora")
+    broken["metrics"]["eval/ppl"]["value"] = None  # beyond the range of a float
+    other = with_context(make_record("hylorada"), sha="cd" * 32)
+    records = [*sweep(), broken, other, with_context(make_record("lora", seed=5))]
+    tables = build_tables(compare([Record(Path(r["name"]), r) for r in records])[0])
+    words = {"table", "section", *(c.key for t in tables for c in t.columns if not c.numeric)}
+    read = list(csv.DictReader(io.StringIO(render.as_csv(tables))))
+    shown = {
+        cell.text for t in tables for s in t.sections for r in s.rows for cell in r.cells.values()
+    }
+    assert {"-", "diverged", "reference"} <= shown
+    for row in read:
+        for key, text in row.items():
+            if key not in words | {"kind"} and text:
+                assert math.isfinite(float(text)), (row["method"], key)
 
 
 def test_json_is_strict_and_keeps_intervals():

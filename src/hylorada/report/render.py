@@ -86,7 +86,11 @@ def markdown(table: Table) -> str:
 
 
 def as_csv(tables: list[Table]) -> str:
-    """All tables as one CSV: plain numbers, the ends of intervals in columns of their own."""
+    """All tables as one CSV: plain numbers, the ends of intervals in columns of their own.
+
+    A numeric column holds numbers or nothing: a program reads it without knowing our words for what
+    is missing, which stand in the other forms (`kind` says "failed" here).
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     header: list[str] | None = None
@@ -104,7 +108,8 @@ def as_csv(tables: list[Table]) -> str:
                 values: list[Any] = [table.title, section.heading, row.kind]
                 for column in table.columns:
                     item = cell(row, column.key)
-                    values.append(item.text if item.value is None else item.value)
+                    missing = "" if column.numeric else item.text
+                    values.append(missing if item.value is None else item.value)
                     if column.key in _INTERVALS:
                         values += ["" if v is None else v for v in (item.low, item.high)]
                 writer.writerow(values)
