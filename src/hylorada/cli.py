@@ -58,8 +58,9 @@ Groups (group=option)
 
 Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all.
 
-A run lies in <output_root>/<experiment>/<method>-<length>-seed<N>-<fingerprint>. The same command
-continues it, or does nothing when it is done.
+A run lies in <output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>; group=NAME names the
+folder (default: the experiment's name). The same command continues a run, or does nothing when it
+is done.
 """
 _EVAL_HELP = """\
 hylorada-eval: measure a finished run again, and add the numbers to its record; or any PEFT adapter.
@@ -71,7 +72,7 @@ hylorada-eval: measure a finished run again, and add the numbers to its record; 
 With run=, eval= names what is measured (default: what the run measured), and eval.*, device,
 threads, track, train.precision, dataset.path, dataset.cache_dir may be set; all else is the run's.
 With adapter=, model= names its base, and length, dataset and method.position_range say on what it
-is measured; the record lies under <output_root>/<experiment>/adapter-...
+is measured; the record lies under <output_root>/<group>/adapter-...
 
   eval        {evaluations}
   -h, --help, --version
@@ -241,7 +242,13 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
         if _is_done(cell.config):
             done.append(directory)
         else:
-            pending[directory] = [*cell.overrides, f"hydra.sweep.subdir={compose.quoted(name)}"]
+            folder = directory.removesuffix(f"/{name}")
+            pending[directory] = [
+                *cell.overrides,
+                f"hydra.sweep.dir={compose.quoted(folder)}",
+                f"hydra.sweep.subdir={compose.quoted(name)}",
+            ]
+            OmegaConf.update(master, "hydra.sweep.dir", folder)
     results: list[JobReturn] = []
     if pending:
         launcher = Plugins.instance().instantiate_launcher(

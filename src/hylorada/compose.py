@@ -285,6 +285,11 @@ def _missing_option(error: MissingConfigException) -> str:
     if not options:
         return _first_line(error)
     name = "launcher" if group == "hydra/launcher" else group
+    if group == "experiment":
+        return (
+            f"experiment={option}: there is no such overlay{did_you_mean(option, options) or '.'} "
+            f"There are: {', '.join(options)}; to name the folder of the runs: group={option}"
+        )
     near = did_you_mean(option, options) or "."
     line = f"{name}={option}: there is no such option{near} There are: {', '.join(options)}"
     if group == "model":

@@ -2,6 +2,9 @@
 
 Nothing here imports more than the standard library, so that a mistake in a setting is found before
 torch loads. Units stand behind each field. Ranges and choices are checked by `validation.validate`.
+
+A field made by `aside` changes no number: it is outside of the fingerprint, and a run may be
+continued under another value of it. A new key needs a line in `identity.IMPLIED`.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from hylorada import identity
 
 # A component is on, off, or follows the length by the paper's adaptive rule (section 2.3).
 SWITCHES = ("true", "false", "auto")
@@ -23,14 +29,28 @@ SWITCH_KEYS = (
 )
 
 
+_ASIDE = {"fingerprint": False}
+
+
+def aside(default: Any, **more: str) -> Any:
+    """A field that changes no number and no table."""
+    return field(default=default, metadata=_ASIDE | more)
+
+
+def place(default: str = "", *, hub: bool = False) -> Any:
+    """A field that names a file or a folder, or a repository of the hub too."""
+    return field(default=default, metadata={"path": "hub" if hub else "local"})
+
+
 @dataclass
 class LengthConfig:
     """A context length and the batch that suits it."""
 
-    name: str = "4k"  # the label used in directory names and tables
+    name: str = aside("4k")  # the label used in directory names and tables
     max_length: int = 4096  # tokens in a training sequence and in the evaluation window
-    micro_batch_size: int = 1  # sequences in one forward pass
-    gradient_accumulation_steps: int = 1  # forward passes in one optimizer step
+    # What train.micro_batch_size and so on refer to; they alone count.
+    micro_batch_size: int = aside(1)  # sequences in one forward pass
+    gradient_accumulation_steps: int = aside(1)  # forward passes in one optimizer step
 
 
 @dataclass
@@ -89,7 +109,7 @@ class PositionRangeConfig:
 class MethodConfig:
     """Which components are attached to the frozen model."""
 
-    name: str = "hylorada"
+    name: str = aside("hylorada")  # stands in directory names by itself
     lora: LoraConfig = field(default_factory=LoraConfig)
     position_bias: PositionBiasConfig = field(default_factory=PositionBiasConfig)
     landmark: LandmarkConfig = field(default_factory=LandmarkConfig)
@@ -103,8 +123,10 @@ class MethodConfig:
 class ModelConfig:
     """The frozen base model."""
 
-    name: str = "tiny"
-    path: str = "embedded"  # "embedded", a hub id, or a local folder
+    name: str = place(
+        "tiny", hub=True
+    )  # the label used in tables; that of model=custom is its path
+    path: str = place("embedded", hub=True)  # "embedded", a hub id, or a local folder
     revision: str = ""  # hub revision; empty: main
     attn_implementation: str = "sdpa"  # for the layers that S2 does not take: sdpa, eager, ...
 
@@ -118,13 +140,13 @@ class DatasetConfig:
     hub_id: str = ""  # hub repository; empty: not from the hub
     hub_config: str = ""  # configuration name in that repository
     revision: str = ""  # commit of that repository
-    path: str = ""  # local file or folder in the same layout; wins over the hub
+    path: str = place()  # local file or folder in the same layout; wins over the hub
     text_column: str = "text"
     tasks: list[str] = field(default_factory=list)  # longbench: task names; empty: all present
     packing: str = "documents"  # documents: a block never crosses one; reset: it may, with
     #                             attention and positions reset at each document start
     max_documents: int = 0  # per split; 0: all
-    cache_dir: str = ""  # tokenised blocks; empty: <user cache>/hylorada
+    cache_dir: str = aside("", path="local")  # tokenised blocks; empty: <user cache>/hylorada
 
 
 @dataclass
@@ -145,7 +167,7 @@ class RetrievalTaskConfig:
 class TrainConfig:
     """The optimiser and its budget. Exactly one of epochs, max_steps, max_tokens is above 0."""
 
-    name: str = "demo"
+    name: str = aside("demo")
     task: str = "text"  # text: the data set's; retrieval: key-value examples, answers scored alone
     retrieval: RetrievalTaskConfig = field(default_factory=RetrievalTaskConfig)
     epochs: float = 0.0
@@ -166,9 +188,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     max_nonfinite_steps: int = 3  # skipped steps in a row before the run stops
     eval_every: int = 0  # steps; 0: only before and after training
-    save_every: int = 20  # steps between checkpoints; 0: only at the end
-    keep_checkpoints: int = 2
-    log_every: int = 1  # steps between lines of metrics.jsonl
+    save_every: int = aside(20)  # steps between checkpoints; 0: only at the end
+    keep_checkpoints: int = aside(2)
+    log_every: int = aside(1)  # steps between lines of metrics.jsonl; the numbers in them stay
     loss_chunk: int = 512  # tokens whose logits exist at one time
 
 
@@ -197,7 +219,7 @@ class LostInMiddleConfig:
 
     enabled: bool = True
     form: str = "kv"  # kv (key-value pairs), passkey, nq (questions over documents)
-    path: str = ""  # file in the published form (kv, nq); empty: generated (kv, passkey)
+    path: str = place()  # file in the published form (kv, nq); empty: generated (kv, passkey)
     examples: int = 40  # of a file: at most as many as it has
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     # Pairs, lines of filler or documents in a prompt; 0: as many as fit the window (kv and
@@ -241,7 +263,7 @@ class HarnessConfig:
     # all tasks of a kind.
     tasks: list[str] = field(default_factory=lambda: ["longbench"])
     limit: int = 0  # examples of a task, the first ones; 0: all
-    longbench_path: str = ""  # LongBench's data.zip, or a folder with it; wins over the hub
+    longbench_path: str = place()  # LongBench's data.zip, or a folder with it; wins over the hub
     longbench_hub_id: str = "zai-org/LongBench"
     longbench_revision: str = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
 
@@ -250,7 +272,7 @@ class HarnessConfig:
 class EvalConfig:
     """What is measured. The window is the run's max_length for every arm."""
 
-    name: str = "default"
+    name: str = aside("default")
     perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
     lost_in_middle: LostInMiddleConfig = field(default_factory=LostInMiddleConfig)
     context_gain: ContextGainConfig = field(default_factory=ContextGainConfig)
@@ -280,24 +302,22 @@ class IntegrityConfig:
 class RunConfig:
     """One run. Its fingerprint names its directory."""
 
-    experiment: str = "main"  # first folder under output_root
-    output_root: str = "outputs"
+    experiment: str = aside("main")  # the overlay's name
+    group: str = aside("")  # first folder under output_root, and W&B's group; empty: experiment
+    output_root: str = aside("outputs", path="local")
     seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda
+    device: str = "auto"  # auto, cpu, cuda; changes rounding, as threads does
     threads: int = 0  # CPU threads; 0: torch's choice
-    resume: str = "auto"  # auto: continue or skip if done; must: fail if nothing to continue; never
+    # auto: continue or skip if done; must: fail if nothing to continue; never
+    resume: str = aside("auto")
     length: LengthConfig = field(default_factory=LengthConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    track: TrackConfig = field(default_factory=TrackConfig)
-    integrity: IntegrityConfig = field(default_factory=IntegrityConfig)
-
-
-# Settings that change where or how loudly a run works, never what it computes.
-NOT_IN_FINGERPRINT = ("output_root", "resume", "track", "experiment")
+    track: TrackConfig = field(default_factory=TrackConfig, metadata=_ASIDE)
+    integrity: IntegrityConfig = field(default_factory=IntegrityConfig)  # what a record proves
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -305,10 +325,33 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def keys_with(mark: str, value: Any) -> frozenset[str]:
+    """The dotted keys of all values and parts whose metadata say so ("path" or "fingerprint")."""
+
+    def walk(part: Any, prefix: str) -> Iterator[str]:
+        for item in dataclasses.fields(part):
+            key, inner = f"{prefix}{item.name}", getattr(part, item.name)
+            if item.metadata.get(mark) == value:
+                yield key
+            if dataclasses.is_dataclass(inner):
+                yield from walk(inner, f"{key}.")
+
+    return frozenset(walk(RunConfig(), ""))
+
+
+ASIDE_KEYS = keys_with("fingerprint", False)
+LOCAL_KEYS = keys_with("path", "local")
+HUB_KEYS = keys_with("path", "hub")
+
+
+def counted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, as `to_dict` or a record has them, that can tell one run from another."""
+    return identity.counted(settings, ASIDE_KEYS, LOCAL_KEYS, HUB_KEYS)
+
+
 def fingerprint(config: RunConfig) -> str:
-    """Ten hexadecimal digits of the sha256 of every setting that changes the numbers."""
-    tree = {k: v for k, v in to_dict(config).items() if k not in NOT_IN_FINGERPRINT}
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    """Ten hexadecimal digits of the sha256 of the settings that tell it from a run of defaults."""
+    text = json.dumps(counted(to_dict(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -317,6 +360,11 @@ def run_name(config: RunConfig) -> str:
     return f"{config.method.name}-{config.length.name}-seed{config.seed}-{fingerprint(config)}"
 
 
+def group_name(config: RunConfig) -> str:
+    """The folder that a run's directory lies in, under output_root."""
+    return config.group or config.experiment
+
+
 def run_dir(config: RunConfig) -> str:
-    """``<output_root>/<experiment>/<run_name>``."""
-    return f"{config.output_root}/{config.experiment}/{run_name(config)}"
+    """``<output_root>/<group>/<run_name>``."""
+    return f"{config.output_root}/{group_name(config)}/{run_name(config)}"

@@ -171,7 +171,11 @@ def test_other_settings_are_refused_by_name_and_harmless_ones_pass(root, config,
     error = result(directory)["error"]
     assert "seed was 0, is 1" in error
     assert "train.lr was 0.01, is 0.5" in error
-    assert run_to_end(make_config(root, **CHANGES, train__save_every=1), directory) == 0
+    harmless = {
+        "train__save_every": 1, "train__keep_checkpoints": 3, "group": "other",
+        "dataset__path": f"{root}/./texts/", "eval__harness__limit": 3,
+    }  # fmt: skip
+    assert run_to_end(make_config(root, **CHANGES, **harmless), directory) == 0
     assert outcome(directory) == uninterrupted
 
 

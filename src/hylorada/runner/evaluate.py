@@ -87,7 +87,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
 def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Metrics:
     seed_everything(config.seed)
     # The base's cache lies beside the experiment's folder, wherever that is now.
-    if directory.absolute().parent.name == config.experiment:
+    if directory.absolute().parent.name == configs.group_name(config):
         config.output_root = str(directory.absolute().parents[1])
     with Reporter() as reporter:
         meter = make_meter(config, stop, reporter)
@@ -181,7 +181,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         config: model, text, length, evaluation; nothing else of it has an effect.
 
     Returns:
-        The record, which lies in ``<output_root>/<experiment>/<label>-<length>-<fingerprint>``.
+        The record, which lies in ``<output_root>/<group>/<label>-<length>-<fingerprint>``.
 
     Raises:
         DataError: no adapter there, or not one of this base.
@@ -231,7 +231,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         "position_range": dataclasses.asdict(config.method.position_range),
     }
     record["config"]["train"] = None  # unknown
-    directory = Path(config.output_root) / config.experiment / record["name"]
+    directory = Path(config.output_root) / configs.group_name(config) / record["name"]
     done = read_result(directory)
     if done is not None and done.get("status") == "ok":
         Reporter().say(f"measured already: {directory / 'result.json'}")

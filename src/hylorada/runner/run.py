@@ -25,6 +25,7 @@ from hylorada.data.blocks import Blocks
 from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import ConfigError, DataError
+from hylorada.identity import IMPLIED
 from hylorada.methods import adapt
 from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import extend_range
@@ -56,9 +57,6 @@ from hylorada.validation import validate
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-
-# A run may be continued under other values of these: they change no number.
-_HARMLESS = {"train.save_every", "train.keep_checkpoints", *configs.NOT_IN_FINGERPRINT}
 
 
 def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
@@ -295,12 +293,11 @@ def _set_earlier_attempt_aside(directory: Path) -> None:
 
 def _refuse_other_settings(saved: Record, asked: Record) -> None:
     """A checkpoint is continued under its own settings; the first differences are named."""
-    before, now = _flat(saved), _flat(asked)
+    before, now = configs.counted(saved), configs.counted(asked)
     differing = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+        f"{key} was {before.get(key, IMPLIED.get(key))!r}, is {now.get(key, IMPLIED.get(key))!r}"
         for key in sorted(before | now)
         if before.get(key) != now.get(key)
-        and not any(key == name or key.startswith(f"{name}.") for name in _HARMLESS)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -308,14 +305,6 @@ def _refuse_other_settings(saved: Record, asked: Record) -> None:
             f"the checkpoint was made under other settings ({'; '.join(differing[:3])}{more}); "
             "use another directory, put them back, or start again with resume=never"
         )
-
-
-def _flat(tree: Record, prefix: str = "") -> Record:
-    flat: Record = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 def load_run(path: Path | str, device: str = "auto") -> Any:

@@ -201,6 +201,7 @@ def _start_wandb(
         project=settings.project,
         entity=settings.entity or None,
         name=name,
+        group=config.get("group") or config.get("experiment"),
         id=_run_id(run_dir),
         resume=None if offline else "allow",
         tags=settings.tags or None,

@@ -34,6 +34,8 @@ def validate(config: RunConfig) -> None:
         DataError: a local path that does not exist.
     """
     label("experiment", config.experiment)
+    if config.group:
+        label("group", config.group)
     label("length.name", config.length.name)
     label("method.name", config.method.name)
     if not config.output_root:
