@@ -65,6 +65,22 @@ def test_newest_is_chosen_and_older_ones_are_pruned(tmp_path):
     assert load_newest(tmp_path).state["step"] == 15
 
 
+def test_one_written_while_steps_are_skipped_pushes_no_other_out(tmp_path):
+    def write(number, skipped, keep):
+        state = {"step": number, "skipped_in_row": skipped}
+        save_checkpoint(tmp_path, state, *make_training(number), keep)
+        return [int(p.name[-2:]) for p in sorted(tmp_path.iterdir())]
+
+    assert write(1, 0, keep=2) == [1]
+    assert write(2, 0, keep=2) == [1, 2]
+    assert write(3, 1, keep=2) == [1, 2, 3]
+    assert write(4, 2, keep=2) == [1, 2, 4]
+    assert write(5, 0, keep=2) == [2, 5]  # the weights move again
+    assert write(6, 1, keep=1) == [5, 6]
+    assert write(7, 2, keep=1) == [5, 7]
+    assert load_newest(tmp_path).state["step"] == 7
+
+
 def test_nothing_written_is_none(tmp_path):
     assert load_newest(tmp_path) is None
     assert load_newest(tmp_path / "absent") is None

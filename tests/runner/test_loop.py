@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import signal
 
 import pytest
@@ -182,6 +183,39 @@ def test_too_many_in_a_row_diverge_and_the_last_good_checkpoint_stands(tmp_path)
     assert checkpoint.state["step"] == 6
     assert checkpoint.state["skipped_in_row"] == 2
     assert all(bool(torch.isfinite(t).all()) for t in checkpoint.trainables.values())
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_divergence_leaves_the_checkpoint_from_before_it_and_both_continue_exactly(tmp_path, keep):
+    def train(folder, bad, checkpoint=None):
+        training = make_training(
+            folder, max_steps=9, save_every=1, max_nonfinite_steps=4, keep_checkpoints=keep,
+            model=make_model("gpt2"),
+        )  # fmt: skip
+        poison(training, bad, "loss")
+        training.run(checkpoint)
+
+    def saved(folder):
+        return sorted(int(p.name[-2:]) for p in (folder / "checkpoints").iterdir())
+
+    with pytest.raises(DivergedError):
+        train(tmp_path / "bad", {4, 5, 6, 7})
+    assert saved(tmp_path / "bad") == [*range(4 - keep, 4), 6]
+    newest = load_newest(tmp_path / "bad" / "checkpoints")
+    good = read_checkpoint(tmp_path / "bad" / "checkpoints" / "step-00000003")
+    assert (newest.state["skipped_in_row"], good.state["skipped_in_row"]) == (3, 0)
+
+    # From the newest one, as a run that was never stopped and whose step 7 is sound.
+    shutil.copytree(tmp_path / "bad", tmp_path / "on")
+    train(tmp_path / "on", set(), newest)
+    train(tmp_path / "whole", {4, 5, 6})
+    assert lines(tmp_path / "on") == lines(tmp_path / "whole")
+    # From the one before the skipping, as a run that never skipped.
+    shutil.copytree(tmp_path / "bad", tmp_path / "back")
+    train(tmp_path / "back", set(), good)
+    train(tmp_path / "clean", set())
+    assert lines(tmp_path / "back") == lines(tmp_path / "clean")
+    assert saved(tmp_path / "back") == list(range(10 - keep, 10))
 
 
 def test_an_absurd_learning_rate_diverges_and_only_finite_weights_are_saved(tmp_path):

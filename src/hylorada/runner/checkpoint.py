@@ -66,7 +66,10 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of ``state["step"]``, then delete all but the newest ``keep``.
 
-    A checkpoint of that step which is already there holds the same state and is left alone.
+    One that was written while steps were being skipped (``state["skipped_in_row"]`` above 0) takes
+    no place among these: it stands beside them until another is written, so that a run which
+    diverges leaves the checkpoints from before it did. A checkpoint of that step which is already
+    there holds the same state and is left alone.
 
     Raises:
         DiskError: full or read-only; earlier checkpoints are untouched, the partial one is gone.
@@ -221,8 +224,21 @@ def _remove_partial(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_skipping(path: Path) -> bool:
+    """Whether the step before it moved no weights; of one that cannot be read nobody knows."""
+    try:
+        return json.loads((path / "state.json").read_bytes()).get("skipped_in_row", 0) > 0
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
 def _prune(directory: Path, keep: int) -> None:
-    for path in _steps(directory)[: -max(keep, 1)]:
+    *older, newest = _steps(directory)
+    good = [path for path in (*older, newest) if not _is_skipping(path)]
+    kept = {newest, *good[-max(keep, 1) :]}
+    for path in older:
+        if path in kept:
+            continue
         # Renamed first: an interrupted deletion must not leave half a checkpoint under its name.
         doomed = path.with_name(f"{_PARTIAL}{path.name}-old")
         path.rename(doomed)
