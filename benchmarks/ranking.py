@@ -59,6 +59,7 @@ def measure(model: Any, length: int, candidates: int, tokens: int, rounds: int) 
     from hylorada import anatomy
     from hylorada.evaluation.candidates import Prefix
     from hylorada.evaluation.scoring import evaluation_mode
+    from hylorada.logits import output_head
 
     rng = random.Random(0)
     prompt = [rng.randrange(1000) for _ in range(length - tokens)]
@@ -76,7 +77,7 @@ def measure(model: Any, length: int, candidates: int, tokens: int, rounds: int) 
 
         def forward() -> Any:
             hidden = anatomy.backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
-            return anatomy.output_head(model)(hidden[:, -1])
+            return output_head(model)(hidden[:, -1])
 
         def rank() -> Any:
             return Prefix(model, prompt).log_likelihoods(choices)

@@ -71,6 +71,10 @@ class Copier(nn.Module):
         nn.init.eye_(self.head.weight)
         self.config = SimpleNamespace()
 
+    def forward(self, input_ids, use_cache=False):
+        hidden = self.model(input_ids, use_cache=use_cache).last_hidden_state
+        return SimpleNamespace(logits=self.head(hidden))
+
     def get_input_embeddings(self):
         return self.model.embed
 

@@ -11,6 +11,7 @@ from evaluation.rigged import Characters, Copier
 from hylorada.evaluation import candidates as module
 from hylorada.evaluation.candidates import Prefix
 from hylorada.evaluation.scoring import evaluation_mode
+from hylorada.logits import output_head
 
 TOLERANCE = 2e-5  # float32 logits of size ~2, up to seven of them added
 LENGTHS = (3, 1, 7, 2, 7, 4)
@@ -86,6 +87,8 @@ def test_the_prompt_is_read_once():
     model, tokenizer = Copier(), Characters()
     prompt = tokenizer("x" * 500)["input_ids"]
     candidates = [tokenizer(f"{i:04d}")["input_ids"] for i in range(75)]
+    output_head(model)  # is found out once for a model, by running it
+    model.model.tokens_read = 0
     with evaluation_mode(model):
         Prefix(model, prompt).log_likelihoods(candidates)
     # The first token of a candidate is predicted by the prompt, the last one predicts nothing.

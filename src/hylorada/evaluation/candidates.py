@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hylorada import anatomy
 from hylorada.evaluation.scoring import head_nll
+from hylorada.logits import output_head
 
 # Copies of one layer's keys and values that exist at one time, bytes. On a CPU a copy that stays in
 # the cache is worth more than a large batch.
@@ -100,7 +101,7 @@ class Prefix:
         answer: list[int] = []
         h_1D = self.last_1D
         while True:
-            token = int(anatomy.output_head(self.model)(h_1D).argmax())
+            token = int(output_head(self.model)(h_1D).argmax())
             if token in stop:
                 return answer
             answer.append(token)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hylorada import anatomy
+from hylorada.logits import output_head
 
 IGNORE = -100  # a target with this value is not scored
 
@@ -95,5 +96,5 @@ def token_nll(
 
 def head_nll(model: nn.Module, h_ND: Tensor, target_N: Tensor) -> Tensor:
     """-log p(target) of each final hidden state, float32 [N]; the caller keeps N small."""
-    logits_NV = anatomy.output_head(model)(h_ND)
+    logits_NV = output_head(model)(h_ND)
     return nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="none")

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from hylorada.config import ModelConfig
 from hylorada.data.hub import check_model
 from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.logits import output_head
 from hylorada.runner.provenance import config_sha256, weights_sha256
 
 EMBEDDED = "embedded"
@@ -56,7 +57,8 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
 
     Raises:
         DataError: not there, not reachable, gated, damaged, or only as pickle or with own code.
-        ConfigError: not a causal language model of transformers.
+        ConfigError: not a causal language model of transformers, or one whose logits are no known
+            function of its output head.
     """
     source, where = _locate(settings)
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -90,6 +92,7 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
     model.name_or_path = settings.path
     model.requires_grad_(False)
     model.eval().to(device)
+    output_head(model)  # whether its loss can be computed at all, before anything is measured
     return Backbone(model, tokenizer, weights_sha256(model), config_sha256(model.config))
 
 

@@ -3,8 +3,9 @@
 At 8K tokens and 50,257 words the logits alone are 1.6 GB, and the usual loss holds three such
 tensors. Here the output head and the softmax run over a few hundred tokens at a time, and each
 chunk's gradient with respect to the hidden states is computed at once, while its probabilities are
-at hand: ``d loss / d h = (softmax(W h + b) - onehot(label)) W``. What is kept for the backward pass
-is one tensor of the hidden states' size.
+at hand: ``d loss / d h = (softmax(W h + b) - onehot(label)) W``, times the slope of what the model
+makes of ``W h + b`` (`logits.LogitFunction`). What is kept for the backward pass is one tensor of
+the hidden states' size.
 
 The loss is a sum and comes with the number of tokens it sums over, so that micro-batches of
 different size weigh as they should (mean of means is another loss).
@@ -24,7 +25,9 @@ from torch.autograd.function import once_differentiable
 from hylorada import anatomy
 from hylorada.errors import ConfigError
 from hylorada.linear import fast_linear, product_dtype, without_autocast
+from hylorada.logits import LogitFunction, output_head
 
+PLAIN = LogitFunction()
 IGNORE_INDEX = -100  # torch's and transformers' label of a position that is not scored
 
 
@@ -41,6 +44,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         ignore_index: int,
         dtype: torch.dtype,
+        function: LogitFunction,
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         exact = torch.promote_types(dtype, torch.float32)  # of the softmax and of every sum
@@ -60,12 +64,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             buffer_CV = hidden_ND.new_empty(min(chunk, len(labels_N)), len(w_VD), dtype=exact)
             for chunk_slice in _chunks_with_targets(scored_N, chunk):
                 h_CD = hidden_ND[chunk_slice].to(dtype)
+                if function.input_scale != 1.0:
+                    h_CD = h_CD * function.input_scale
                 scored_C1 = scored_N[chunk_slice].unsqueeze(1)
                 labels_C1 = labels_N[chunk_slice].unsqueeze(1).where(scored_C1, 0)
-                logits_CV = fast_linear(h_CD, w_VD, b_V).to(exact)
+                logits_CV = function.after_head(fast_linear(h_CD, w_VD, b_V).to(exact))
                 largest_C1 = logits_CV.amax(1, keepdim=True)
                 target_C1 = logits_CV.gather(1, labels_C1)
                 p_CV = torch.softmax(logits_CV, dim=1, out=buffer_CV[: len(h_CD)])
+                slope_CV = function.slope(logits_CV) if function.bends else None
                 del logits_CV
                 # logsumexp = largest - log(its probability), which is at least 1 / V: no underflow
                 nll_C1 = largest_C1 - p_CV.amax(1, keepdim=True).log() - target_C1
@@ -75,11 +82,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 dlogits_CV = p_CV.scatter_add_(1, labels_C1, torch.full_like(nll_C1, -1.0))
                 if not bool(scored_C1.all()):
                     dlogits_CV *= scored_C1
+                if slope_CV is not None:
+                    dlogits_CV *= slope_CV
                 if grad_bias_V is not None:
                     grad_bias_V += dlogits_CV.sum(0)
                 dlogits_CV = dlogits_CV.to(dtype)
                 if grad_hidden_ND is not None:
-                    grad_hidden_ND[chunk_slice] = fast_linear(dlogits_CV, w_VD.t())
+                    dh_CD = fast_linear(dlogits_CV, w_VD.t())
+                    if function.input_scale != 1.0:
+                        dh_CD = dh_CD * function.input_scale
+                    grad_hidden_ND[chunk_slice] = dh_CD
                 if grad_weight_VD is not None:
                     grad_weight_VD += dlogits_CV.t() @ h_CD
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
@@ -95,6 +107,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad_hidden_ND is None else (grad_hidden_ND * g).to(grad_hidden_ND.dtype),
             None if grad_weight_VD is None else (grad_weight_VD * g).to(ctx.weight_dtype),
             None if grad_bias_V is None else (grad_bias_V * g).to(ctx.bias_dtype),
+            None,
             None,
             None,
             None,
@@ -124,6 +137,7 @@ def chunked_cross_entropy(
     chunk: int = 512,
     num_tokens: Tensor | float | None = None,
     ignore_index: int = IGNORE_INDEX,
+    function: LogitFunction = PLAIN,
 ) -> Tensor:
     """``cross_entropy(hidden @ weight.T + bias, labels)`` without the logits of all tokens.
 
@@ -140,6 +154,8 @@ def chunked_cross_entropy(
         num_tokens: what the sum is divided by, as ``num_items_in_batch`` in transformers; 1 gives
             the sum, None the mean over the scored tokens.
         ignore_index: label of positions that are not scored.
+        function: what the model does to its hidden states and logits around the head; its ``size``
+            is that of ``weight``.
 
     Returns:
         a scalar in fp32 (fp64 for fp64 hidden states); 0 if nothing is scored.
@@ -160,6 +176,7 @@ def chunked_cross_entropy(
         _rows_at_a_time(chunk, weight.shape[0], hidden.device),
         ignore_index,
         product_dtype(hidden),
+        function,
     )
     if num_tokens is None:
         num_tokens = (labels_N != ignore_index).sum().clamp(min=1)
@@ -185,13 +202,12 @@ class LossModel(nn.Module):
         chunk: tokens whose logits exist at one time, at most.
 
     Raises:
-        ConfigError: the head carries an adapter, or the model changes its logits after it.
+        ConfigError: the head carries an adapter, or the model's logits are no known function of it.
     """
 
     def __init__(self, model: nn.Module, chunk: int = 512) -> None:
         super().__init__()
-        head = anatomy.output_head(model)
-        if hasattr(head, "base_layer"):
+        if hasattr(output_head(model).module, "base_layer"):
             raise ConfigError(
                 "lora.target_modules: an adapter on the output head cannot be trained with the "
                 "chunked loss; leave the head out of target_modules"
@@ -225,14 +241,16 @@ class LossModel(nn.Module):
             position_ids=position_ids,
             use_cache=False,
         ).last_hidden_state
-        head: Any = anatomy.output_head(self.model)
+        head = output_head(self.model)
+        weight, bias = head.matrix
         targets_BT = next_token_labels(labels)
         sum_nll = chunked_cross_entropy(
             hidden_BTD,
-            head.weight,
-            getattr(head, "bias", None),
+            weight,
+            bias,
             targets_BT,
             chunk=self.chunk,
             num_tokens=1,
+            function=head.function,
         )
         return sum_nll, (targets_BT != IGNORE_INDEX).sum()
