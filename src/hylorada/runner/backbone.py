@@ -20,6 +20,7 @@ from hylorada.config import ModelConfig
 from hylorada.data.hub import check_model
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.logits import output_head
+from hylorada.runner.base_weights import check_loaded, refuse_other_task, reported_here
 from hylorada.runner.provenance import config_sha256, weights_sha256
 
 EMBEDDED = "embedded"
@@ -56,11 +57,13 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
     Dropout of the base is 0: it is frozen, and with dropout SDPA on a CPU leaves its fast path.
 
     Raises:
-        DataError: not there, not reachable, gated, damaged, or only as pickle or with own code.
+        DataError: not there, not reachable, gated, damaged, incomplete, made for another task, or
+            only as pickle or with own code.
         ConfigError: not a causal language model of transformers, or one whose logits are no known
             function of its output head.
     """
     source, where = _locate(settings)
+    what = _named(settings, where)
     options: dict[str, Any] = {"trust_remote_code": False}
     if where == "hub":
         check_model(source, settings.revision)
@@ -71,15 +74,21 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
     transformers_logging.disable_progress_bar()  # "Loading weights", for every shard
     try:
         config = AutoConfig.from_pretrained(source, **options)
+        refuse_other_task(config, what)
         _without_dropout(config)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=settings.attn_implementation,
-            use_safetensors=True,
-            **options,
-        )
+        with reported_here():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=settings.attn_implementation,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named and refused by check_loaded, with the others
+                **options,
+            )
+        model, info = loaded
+        check_loaded(model, info, what)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except HyloradaError:  # a signal
         raise
@@ -113,6 +122,11 @@ def _locate(settings: ModelConfig) -> tuple[str, str]:
                 f"model.path={settings.path}: no config.json in this folder; give the folder that "
                 "save_pretrained wrote"
             )
+        if (folder / "adapter_config.json").is_file():  # transformers would put it on the model
+            raise DataError(
+                f"model.path={settings.path}: this folder holds an adapter beside the model; move "
+                "it out and measure it by hylorada-eval adapter=FOLDER, or merge it first"
+            )
         return str(folder), "folder"
     if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
         raise DataError(
@@ -128,11 +142,17 @@ def _without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError | ConfigError:
-    """One line for whatever transformers or the hub raised."""
+def _named(settings: ModelConfig, where: str) -> str:
+    """How the user named the model, for messages."""
     what = f"model.path={settings.path}"
     if where == "hub" and settings.revision:
         what += f" (revision {settings.revision})"
+    return what
+
+
+def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError | ConfigError:
+    """One line for whatever transformers or the hub raised."""
+    what = _named(settings, where)
     offline = "use model=tiny (embedded), or model.path=<local folder> with a copy of it"
     causes = _chain(error)
     names = {type(e).__name__ for e in causes}
@@ -165,6 +185,12 @@ def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError |
         return DataError(f"{what}: the hub cannot be reached; try again later, or {offline}")
     if "Unrecognized" in text and "configuration class" in text:
         return ConfigError(f"{what}: not a causal language model that transformers knows")
+    gone = next((e for e in causes if isinstance(e, FileNotFoundError)), None)
+    if gone is not None and where == "folder" and ".safetensors" in str(gone):
+        name = Path(str(gone).split()[-1].strip("'\"")).name
+        return DataError(
+            f"{what}: its index names {name}, which is not there; copy the whole folder again"
+        )
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return DataError(f"{what}: cannot be loaded ({type(error).__name__}: {first[:200]}); {offline}")
 
