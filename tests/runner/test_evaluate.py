@@ -218,6 +218,38 @@ def test_a_damaged_adapter_or_one_of_another_shape_is_one_line(finished, root, t
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("change", ["renamed", "lacking", "extra"])
+def test_a_file_whose_tensors_do_not_reach_the_model_is_measured_nowhere(
+    finished, root, tmp_path, change
+):
+    config, _, directory = finished
+    lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
+    plain = foreign(root, tmp_path / "plain", lora)
+    shutil.copytree(directory / "adapter", tmp_path / "whole")
+    for folder, call in (
+        (plain, lambda: evaluate_adapter(plain, small(root))),
+        (directory / "adapter", lambda: load_run(directory, device="cpu")),
+        (directory / "adapter", lambda: evaluate_run(directory, config)),
+    ):
+        weights = folder / "adapter_model.safetensors"
+        tensors = load_file(weights)
+        key = next(name for name in tensors if "h.1.attn.c_attn.lora_B" in name)
+        wrong = key.replace("attn.c_attn", "attention.c_attn")
+        if change != "lacking":
+            tensors[wrong] = tensors[key].clone()
+        if change != "extra":
+            del tensors[key]
+        save_file(tensors, weights)
+        with pytest.raises(DataError) as caught:
+            call()
+        message = str(caught.value)
+        assert caught.value.exit_code == 3
+        assert str(folder) in message
+        assert ("are not in the file" in message) == (change != "extra")
+        assert (f"first {wrong}" in message) == (change != "lacking")
+        shutil.copytree(tmp_path / "whole", directory / "adapter", dirs_exist_ok=True)
+
+
 def test_what_is_no_adapter_or_cannot_be_measured_is_one_line(root, tmp_path):
     with pytest.raises(DataError, match=r"no adapter_config\.json"):
         evaluate_adapter(tmp_path, small(root))

@@ -14,8 +14,9 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 from torch import nn
 
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, DataError
 from hylorada.methods.hylorada_config import HyloradaConfig
+from hylorada.methods.loaded import check_loaded, refuse_unfitting
 from hylorada.methods.tuner import HyloradaModel
 
 
@@ -84,12 +85,25 @@ def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
 
     Raises:
         ConfigError: a component cannot take effect on this model.
+        DataError: a tensor that the adapter needs is not in its file, or one of the file reaches
+            nothing in the model.
         RuntimeError, ValueError, KeyError: peft's, where the adapter does not fit the model.
     """
     # By itself peft reads the weights onto a GPU even for a model on the CPU.
     device = next(base_model.parameters()).device
     with _peft_and_transformers_between_themselves():
-        return PeftModel.from_pretrained(base_model, str(folder), torch_device=str(device))
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+        try:
+            model = PeftModel.from_pretrained(base_model, str(folder), torch_device=str(device))
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
+        except KeyError as error:
+            key = str(error.args[0])
+            if "." in key:  # of modules_to_save: peft looks these tensors up
+                refuse_unfitting(str(folder), [key], [])
+            raise
+        check_loaded(model, folder)
+    return model
 
 
 @contextmanager

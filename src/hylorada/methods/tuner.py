@@ -8,7 +8,8 @@ LoRA variant; the landmarks, as a hook on the decoder; the longer position range
 injection so that an adapter loads onto the base model as it was; S2 attention, which follows the
 active adapter; float32 copies of trained norms and embeddings.
 
-peft has no public interface for this: all uses of its private one are in this file and `attach`.
+peft has no public interface for this: all uses of its private one are in this file, `attach` and
+`loaded`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from peft.utils.integrations import init_empty_weights, skip_init_on_device
 from torch import Tensor, nn
 
 from hylorada import anatomy
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError
 from hylorada.methods.landmarks import Landmark, add_to_output
+from hylorada.methods.loaded import refuse_unfitting
 from hylorada.methods.placement import resolve
 from hylorada.methods.position_bias import PositionBias, PositionBiasVariant
 from hylorada.methods.position_range import extend_range, restore_range
@@ -314,18 +316,19 @@ class HyloradaModel(LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """peft only warns when a file lacks some of the adapter's tensors; here it is an error."""
+        """Refuse a file that does not hold just the adapter's tensors; peft would only warn.
+
+        `check_loaded` asks the same of every method, but has to be called; this always is.
+        """
         remapped = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
         of_adapter = f".{adapter_name}."
-        expected = {k for k in model.state_dict() if ".lora_" in k and of_adapter in k}
-        missing = sorted(expected - set(remapped))
-        if missing:
-            raise DataError(
-                f"adapter: {len(missing)} of its tensors are not in the file, first {missing[0]}; "
-                "the file is damaged or belongs to another configuration"
-            )
+        there = set(model.state_dict())
+        expected = {k for k in there if ".lora_" in k and of_adapter in k}
+        refuse_unfitting(
+            repr(adapter_name), sorted(expected - set(remapped)), sorted(set(remapped) - there)
+        )
         return remapped
 
 
