@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from text_tokenizers import make_tokenizer
 
 from hylorada.config import DatasetConfig
 from hylorada.data import packing
+from hylorada.data.blocks import Blocks
 from hylorada.data.documents import Document
 from hylorada.data.packing import load_token_corpus, tokenizer_sha256
 from hylorada.errors import DataError, DiskError
@@ -62,6 +64,26 @@ def test_corpus_equals_each_document_encoded_alone(tmp_path, source, tokenizer, 
     assert corpus.documents[-1].name == "vier"
     with pytest.raises(IndexError):
         corpus.documents[4]
+
+
+def test_what_opens_a_text_stands_before_a_document_and_never_inside(tmp_path, source):
+    llama = make_tokenizer("llama2")
+    corpus = load_token_corpus(config(tmp_path), "train", llama)
+    for document, text in zip(corpus.documents, TEXTS.values(), strict=True):
+        ids = document.tokens.tolist()
+        assert ids == [llama.bos_token_id, *llama(text, add_special_tokens=False)["input_ids"]]
+        assert ids.count(llama.bos_token_id) == 1
+    blocks = Blocks(corpus, 4)
+    first, second = (blocks[i]["input_ids"].tolist() for i in (0, 1))
+    assert first + second == corpus.documents[0].tokens.tolist()[:8]
+    assert second[0] != llama.bos_token_id
+
+
+def test_the_text_of_a_special_token_becomes_the_token(tmp_path, source):
+    source[:] = [Document("a", "one<|endoftext|>two")]
+    tiny = make_tokenizer("embedded")
+    ids = load_token_corpus(config(tmp_path), "train", tiny).document_tokens(0).tolist()
+    assert ids == [*tiny("one")["input_ids"], tiny.eos_token_id, *tiny("two")["input_ids"]]
 
 
 def test_counts_of_the_source_win_over_counted_ones(tmp_path, source, tokenizer):

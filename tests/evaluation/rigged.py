@@ -15,8 +15,11 @@ class Characters:
 
     eos_token_id = None
 
-    def __call__(self, text: str, **settings: bool) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
+    def __call__(self, text: str | list[str], **settings: bool) -> dict[str, list]:
+        return {"input_ids": self.ids(text) if isinstance(text, str) else [*map(self.ids, text)]}
+
+    def ids(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
 
     def decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))

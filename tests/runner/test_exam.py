@@ -9,6 +9,7 @@ import signal
 
 import pytest
 import torch
+from evaluation.rigged import Characters
 from PIL import Image
 from tiny_runs import make_config, make_model_folder, make_texts
 from wandb_files import history, summary, wait_for_exit_record
@@ -227,13 +228,6 @@ def test_prompts_that_do_not_fit_are_refused_before_training(root, tmp_path):
     with pytest.raises(DataError, match="more than the window of 320"):
         run(asked(root, eval__lost_in_middle__items=40), tmp_path / "other")
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
-
-
-class Characters:
-    eos_token_id = None
-
-    def __call__(self, text, **settings):
-        return {"input_ids": [ord(c) for c in text]}
 
 
 def test_a_published_file_says_which_pairs(tmp_path):

@@ -7,11 +7,13 @@ import re
 
 import pytest
 import torch
+from text_tokenizers import KINDS, make_tokenizer
 from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import AutoTokenizer
 
 from hylorada.config import RetrievalTaskConfig
 from hylorada.errors import ConfigError, DataError
+from hylorada.evaluation.continuations import PromptEncoder
 from hylorada.evaluation.retrieval_prompts import generate_key_values, place
 from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.run import run
@@ -70,6 +72,36 @@ def test_answers_are_right_labelled_alone_and_never_at_a_held_out_depth(tokenize
     assert max(sizes) > 30  # nearly all of a block
     assert min(places) < 0.2
     assert max(places) > 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_example_has_the_ids_of_its_text_and_the_answer_is_labelled(kind):
+    """The ids that the evaluation scores, whatever the tokenizer does where two texts meet."""
+    tokenizer = make_tokenizer(kind)
+    blocks = RetrievalBlocks(tokenizer, 700, dataclasses.replace(HEX, items=6), seed=0)
+    asked = []
+    make_prompt = blocks._prompt
+
+    def remember(*arguments):
+        asked.append(make_prompt(*arguments))
+        return asked[-1]
+
+    blocks._prompt = remember
+    block = blocks[0]
+    ids, labels = block["input_ids"].tolist(), block["labels"].tolist()
+    prompt = asked[0]
+    answer = prompt.candidates[prompt.gold]
+    encoder = PromptEncoder(tokenizer)
+    whole = encoder.text(prompt.text + answer)
+    scored = encoder.prompt(prompt.text, prompt.candidates).candidates[prompt.gold]
+    assert ids[: len(whole)] == whole
+    first = labels[: len(whole)]
+    assert [label for label in first if label != -100] == scored
+    assert first[len(whole) - len(scored) :] == scored  # and nothing before it
+    after = tokenizer.decode(ids[len(whole) : len(whole) + 3])
+    if kind != "wordpiece":  # which has no line breaks
+        assert after.startswith("\n\n")
+    assert f':  "{prompt.answer}' not in tokenizer.decode(ids)
 
 
 def test_no_key_is_one_of_the_evaluation(tokenizer):

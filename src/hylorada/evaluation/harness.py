@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hylorada.errors import ConfigError
 from hylorada.evaluation.benchmark_questions import Question, quiet_libraries
+from hylorada.evaluation.continuations import closing_tokens
 from hylorada.evaluation.scoring import evaluation_mode
 
 
@@ -150,10 +151,12 @@ def _hflm() -> type[Any]:
             """Token ids and attention mask of one prompt, [1, T]; T is at most what it is told."""
             (text,) = strings
             ids = list(self.tok_encode(text))
-            if ids[-1:] == [self.tokenizer.eos_token_id] and not text.endswith(
+            # Some tokenizers close every text; what the text itself ends with stays.
+            closing = closing_tokens(self.tokenizer)
+            if ids[len(ids) - len(closing) :] == closing and not text.endswith(
                 self.tokenizer.eos_token
             ):
-                ids.pop()  # some tokenizers close every text
+                ids = ids[: len(ids) - len(closing)]
             assert left_truncate_len is not None
             kept = cut_middle(ids, left_truncate_len)
             self.last_prompt = len(ids), len(kept) < len(ids)

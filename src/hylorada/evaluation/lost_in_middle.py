@@ -19,6 +19,7 @@ from torch import nn
 
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.candidates import Prefix
+from hylorada.evaluation.continuations import EncodedPrompt, PromptEncoder
 from hylorada.evaluation.retrieval_prompts import (
     RetrievalPrompt,
     generate_key_values,
@@ -141,48 +142,56 @@ def evaluate_retrieval(
         raise ConfigError(f"retrieval: scorings {list(scorings)}; use ranked, generated or both")
     if not prompts:
         raise DataError("retrieval: no prompts")
-    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    for prompt, (ids, candidates) in zip(prompts, encoded, strict=True):
-        if "ranked" in scorings and len(candidates) < 2:
+    encoder = PromptEncoder(tokenizer)
+    encoded = [encoder.prompt(prompt.text, prompt.candidates) for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        if "ranked" in scorings and len(tokens.candidates) < 2:
             raise DataError(f"retrieval: example {prompt.example} has no candidates to rank")
-        if not max_new_tokens and "generated" in scorings and not candidates:
+        if not max_new_tokens and "generated" in scorings and not tokens.candidates:
             raise ConfigError("retrieval: say max_new_tokens for prompts without candidates")
-        longest = max([max_new_tokens, *(len(c) for c in candidates)])
-        if len(ids) + longest > window:
+        if tokens.tokens(max_new_tokens) > window:
+            answer = tokens.tokens(max_new_tokens) - len(tokens.ids)
             raise DataError(
-                f"retrieval: example {prompt.example} has {len(ids)} tokens and an answer of "
-                f"{longest}, more than the window of {window}; use fewer keys or a longer window"
+                f"retrieval: example {prompt.example} has {len(tokens.ids)} tokens and an answer "
+                f"of {answer}, more than the window of {window}; use fewer keys or a longer window"
             )
     answers = list(done)
     asked = {(answer.example, answer.depth) for answer in answers}
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     with evaluation_mode(model, autocast_dtype):
-        for prompt, (ids, candidates) in zip(prompts, encoded, strict=True):
+        for prompt, tokens in zip(prompts, encoded, strict=True):
             if (prompt.example, prompt.depth) in asked:
                 continue
-            prefix = Prefix(model, ids)
+            prefix = Prefix(model, tokens.ids[: tokens.shared])
             ranked = generated = None
             if "ranked" in scorings:
-                scores = prefix.log_likelihoods(candidates)
-                if not np.isfinite(scores).all():
-                    raise DivergedError(
-                        f"retrieval: a likelihood is not finite on example {prompt.example}"
-                    )
-                ranked = rank_credit(scores.tolist(), prompt.gold)
+                ranked = _ranked(prefix, tokens, prompt)
             if "generated" in scorings:
-                room = max_new_tokens or max(map(len, candidates)) + 2
+                if tokens.shared < len(tokens.ids):
+                    prefix = Prefix(model, tokens.ids)
+                room = max_new_tokens or max(map(len, tokens.candidates)) + 2
                 text = tokenizer.decode(prefix.greedy(room, end))
                 generated = (
                     contains_value(text, prompt.answer)
-                    if candidates
+                    if tokens.candidates
                     else best_subspan_em(text, prompt.answer.split("\n"))
                 )
-            answers.append(
-                Answer(prompt.example, prompt.depth, len(candidates), len(ids), ranked, generated)
-            )
+            count, length = len(tokens.candidates), len(tokens.ids)
+            answers.append(Answer(prompt.example, prompt.depth, count, length, ranked, generated))
             if progress is not None:
                 progress(answers, len(prompts))
     return {scoring: _summary(answers, scoring, window) for scoring in scorings}
+
+
+def _ranked(prefix: Prefix, tokens: EncodedPrompt, prompt: RetrievalPrompt) -> float:
+    """The credit for the likelihoods of a prompt's candidates."""
+    # What the tokenizer makes the same of is scored once: a tie, whatever the batch's rounding.
+    distinct = dict.fromkeys(map(tuple, tokens.candidates))
+    scores = prefix.log_likelihoods(list(distinct))
+    if not np.isfinite(scores).all():
+        raise DivergedError(f"retrieval: a likelihood is not finite on example {prompt.example}")
+    likelihoods = dict(zip(distinct, scores.tolist(), strict=True))
+    return rank_credit([likelihoods[tuple(c)] for c in tokens.candidates], prompt.gold)
 
 
 def keys_that_fit(tokenizer: Any, window: int, form: str = "uuid", seed: int = 0) -> int:
@@ -223,10 +232,11 @@ def _largest(
 ) -> int:
     """The largest number of items whose prompts fit, by bisection."""
     room = window - window // 50
+    encoder = PromptEncoder(tokenizer)
 
     def fits(items: int) -> bool:
-        encoded = (_encode(tokenizer, prompt) for prompt in prompts(items))
-        return all(len(ids) + max(map(len, candidates)) <= room for ids, candidates in encoded)
+        encoded = (encoder.prompt(p.text, p.candidates) for p in prompts(items))
+        return all(tokens.tokens() <= room for tokens in encoded)
 
     if not fits(least):
         raise DataError(f"retrieval: not even {what} fit a window of {window} tokens")
@@ -237,18 +247,6 @@ def _largest(
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _encode(tokenizer: Any, prompt: RetrievalPrompt) -> tuple[list[int], list[list[int]]]:
-    # verbose: no warning that a prompt is longer than the trained length; the range is extended
-    ids = list(tokenizer(prompt.text, verbose=False)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()  # some tokenizers close every text
-    candidates = [
-        list(tokenizer(candidate, add_special_tokens=False)["input_ids"])
-        for candidate in prompt.candidates
-    ]
-    return ids, candidates
 
 
 def _summary(answers: Sequence[Answer], scoring: str, window: int) -> RetrievalResult:

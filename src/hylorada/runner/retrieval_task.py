@@ -26,6 +26,7 @@ from hylorada.config import RetrievalTaskConfig
 from hylorada.data.blocks import IGNORE
 from hylorada.data.packing import tokenizer_sha256
 from hylorada.errors import ConfigError, DataError
+from hylorada.evaluation.continuations import PromptEncoder
 from hylorada.evaluation.retrieval_prompts import RetrievalPrompt, generate_key_values, place
 
 BAND = 0.05  # of the context, to each side of a held-out depth
@@ -39,6 +40,10 @@ class RetrievalBlocks:
     a place beside the held-out depths and as many as fit what is left of the block, evenly in the
     logarithm: long ones teach distance, short ones give more answers for the same tokens. Block
     `i` is a function of the settings, the seed and `i` alone.
+
+    The ids of an example are those of its prompt and answer as one text, which is what the
+    evaluation scores; a token that spans the two is labelled. Those of the line breaks after it
+    follow, never joined with the answer's end, which the evaluation does not join either.
 
     Attributes:
         length: tokens in a block.
@@ -67,16 +72,20 @@ class RetrievalBlocks:
             DataError: not even the smallest example fits a block.
         """
         self.length = length
-        self._tokenizer, self._settings, self._seed = tokenizer, settings, seed
+        self._settings, self._seed = settings, seed
+        self._encoder = PromptEncoder(tokenizer)
         self._held_out = tuple(settings.held_out)
         self._fewest = self._fewest_items()
         identity = [
-            "key-value training", 1, length, settings.key_style, settings.items,
+            "key-value training", 2, length, settings.key_style, settings.items,
             settings.sequences, self._held_out, seed, tokenizer_sha256(tokenizer),
         ]  # fmt: skip
         self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         depths = ", ".join(f"{depth:g}" for depth in self._held_out)
         self.label = f"generated key-value pairs ({settings.key_style}), none near depth {depths}"
+        sample = self._prompt(random.Random(0), self._fewest)
+        solved = sample.text + sample.candidates[sample.gold]
+        self._between = self._encoder.after(solved, _SEPARATOR)
         rng = random.Random(0)
         smaller, larger = (len(self._example(rng, self._fewest + n)[0]) for n in (0, 8))
         self._per_item = (larger - smaller) / 8
@@ -141,15 +150,10 @@ class RetrievalBlocks:
     def _example(self, rng: random.Random, items: int) -> tuple[list[int], list[int]]:
         """Token ids and labels of an example, its answer and the separator."""
         prompt = self._prompt(rng, items)
-        question = list(self._tokenizer(prompt.text, verbose=False)["input_ids"])
-        if question and question[-1] == self._tokenizer.eos_token_id:
-            question.pop()  # some tokenizers close every text
-        answer, after = (
-            list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in (prompt.candidates[prompt.gold], _SEPARATOR)
-        )
-        unlabelled = [IGNORE] * len(question), [IGNORE] * len(after)
-        return question + answer + after, [*unlabelled[0], *answer, *unlabelled[1]]
+        tokens = self._encoder.prompt(prompt.text, [prompt.candidates[prompt.gold]])
+        question, (answer,) = tokens.ids[: tokens.shared], tokens.candidates
+        unlabelled = [IGNORE] * len(question), [IGNORE] * len(self._between)
+        return question + answer + self._between, [*unlabelled[0], *answer, *unlabelled[1]]
 
     def _prompt(self, rng: random.Random, items: int) -> RetrievalPrompt:
         style, seed = self._settings.key_style, rng.getrandbits(64)
