@@ -1,18 +1,71 @@
-"""Reading an adapter that someone has written, and saying in one line why it cannot be had."""
+"""Reading an adapter that someone has written, and saying in one line why it is not available.
+
+Every measurement asks the transformers model inside peft's wrapper for hidden states. So an adapter
+of which a part lives in the wrapper's own forward pass would be measured without that part.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
-from hylorada.errors import DataError, HyloradaError
+from hylorada import anatomy
+from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.logits import TOLERANCE, output_head
 from hylorada.methods import load_adapter
 from hylorada.runner.ending import is_out_of_memory
 
+SETTINGS = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_PROBE = 12  # tokens
+_IN_THE_WRAPPER = "in peft's wrapper around the model, which these measurements leave out"
+_INSTEAD = "give an adapter of the weights, such as LoRA"
+
+
+def read_settings(folder: Path) -> PeftConfig:
+    """The configuration of an adapter that can be measured.
+
+    Raises:
+        DataError: no adapter is there, or its configuration is damaged or of an unknown kind.
+        ConfigError: an adapter of a kind that cannot be measured.
+    """
+    if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
+        raise DataError(
+            f"adapter={folder}: no {SETTINGS} with {WEIGHTS} here; give "
+            "the folder that PEFT's save_pretrained wrote"
+        )
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+    except KeyError as error:
+        raise DataError(
+            f"adapter={folder}: {SETTINGS} names {error}, which is no method that this "
+            "peft knows; update peft, or restore the file"
+        ) from error
+    except Exception as error:  # peft raises what its parsing meets
+        raise DataError(f"adapter={folder}: {SETTINGS} cannot be read ({_first(error)})") from error
+    _refuse_kind(settings, folder)
+    return settings
+
+
+def _refuse_kind(settings: PeftConfig, folder: Path) -> None:
+    """Kinds whose part in the wrapper the probe would not meet, or which need it to run at all."""
+    kind = str(getattr(settings.peft_type, "value", settings.peft_type))
+    reason = ""
+    if settings.is_prompt_learning:
+        reason = f"{kind} puts virtual tokens before the text, which these measurements leave out"
+    elif kind == "POLY":
+        reason = "POLY needs to be told the task of each text"
+    elif kind == "XLORA":
+        reason = f"XLORA mixes adapters by a classifier {_IN_THE_WRAPPER}"
+    elif getattr(settings, "alora_invocation_tokens", None):
+        reason = f"activated LoRA is switched on by its invocation tokens {_IN_THE_WRAPPER}"
+    if reason:
+        raise ConfigError(f"adapter={folder}: {reason}; {_INSTEAD}")
 
 
 def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
@@ -25,10 +78,13 @@ def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
 
     Raises:
         DataError: it is damaged, or of another model.
-        ConfigError: a component cannot take effect on this model.
+        ConfigError: a component cannot take effect on this model, or would not be measured.
     """
     try:
-        return load_adapter(base_model, folder).eval()
+        model = load_adapter(base_model, folder).eval()
+        _refuse_kind(model.active_peft_config, folder)
+        _check_measurable(model, folder)
+        return model
     except HyloradaError:
         raise
     except SafetensorError as error:
@@ -40,6 +96,28 @@ def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
             f"adapter={folder}: does not fit model {base} ({_first(error)}); give the base it was "
             "made for as model=..., or restore the adapter"
         ) from error
+
+
+@torch.no_grad()
+def _check_measurable(model: Any, folder: Path) -> None:
+    """Hidden states and head, as they are measured, against the logits of peft's wrapper."""
+    rows = model.get_input_embeddings().weight
+    ids_1T = torch.arange(_PROBE, device=rows.device)[None] * 7 % rows.shape[0]
+    own = model(input_ids=ids_1T, use_cache=False).logits
+    model(input_ids=ids_1T.flip(1), use_cache=False)  # what the wrapper left in the model is gone
+    hidden = anatomy.backbone(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
+    measured = output_head(model)(hidden)
+    error = _largest(measured.double() - own.double()) / max(_largest(own), 1e-30)
+    if not error <= TOLERANCE[own.dtype]:
+        kind = str(getattr(model.peft_type, "value", model.peft_type))
+        raise ConfigError(
+            f"adapter={folder}: a part of {kind} lives {_IN_THE_WRAPPER} (their logits are off by "
+            f"{error:.3g}); {_INSTEAD}"
+        )
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max())
 
 
 def count_numbers(weights: Path) -> int:

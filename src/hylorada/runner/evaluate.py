@@ -14,14 +14,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-
 from hylorada import config as configs
 from hylorada.benchmarks import benchmark
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods.position_range import extend_range
-from hylorada.runner.adapter import WEIGHTS, attach_adapter, count_numbers
+from hylorada.runner.adapter import (
+    SETTINGS,
+    WEIGHTS,
+    attach_adapter,
+    count_numbers,
+    read_settings,
+)
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.curve import mirror
@@ -189,23 +193,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     """
     validate(config)
     folder = Path(adapter).expanduser()
-    weights = folder / WEIGHTS
-    if not (folder / "adapter_config.json").is_file() or not weights.is_file():
-        raise DataError(
-            f"adapter={adapter}: no adapter_config.json with {WEIGHTS} here; give "
-            "the folder that PEFT's save_pretrained wrote"
-        )
-    try:
-        settings = PeftConfig.from_pretrained(str(folder))
-    except Exception as error:  # peft raises what its parsing meets
-        raise DataError(
-            f"adapter={adapter}: adapter_config.json cannot be read ({error})"
-        ) from error
-    if getattr(settings, "is_prompt_learning", False):
-        raise ConfigError(
-            f"adapter={adapter}: {settings.peft_type} puts virtual tokens before the text, which "
-            "these measurements leave out; give an adapter of the weights, such as LoRA"
-        )
+    weights, settings = folder / WEIGHTS, read_settings(folder)
     reach = getattr(settings, "max_length", 0)
     window = config.length.max_length
     if reach and reach < window:
@@ -214,19 +202,19 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             "choose a length that it reaches"
         )
     count = count_numbers(weights)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest, settings_digest = (_sha256(path) for path in (weights, folder / SETTINGS))
     source = folder.resolve()
     name = source.parent.name if source.name == "adapter" else source.name
     config.method.name = "adapter-" + (re.sub(r"[^\w.+-]+", "-", name).strip("-") or "unnamed")
     record = blank_result(config)
-    text = f"{record['fingerprint']} {digest}"
+    text = f"{record['fingerprint']} {digest} {settings_digest}"
     record["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:10]
     record["name"] = f"{config.method.name}-{config.length.name}-{record['fingerprint']}"
     record["config"]["method"] = {
         "name": config.method.name,
         "adapter": str(adapter),
         "adapter_sha256": digest,
+        "adapter_config_sha256": settings_digest,
         "peft_type": str(getattr(settings.peft_type, "value", settings.peft_type)),
         "position_range": dataclasses.asdict(config.method.position_range),
     }
@@ -244,10 +232,10 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             record["provenance"] = provenance(meter.device)
             backbone = load_backbone(config.model, meter.device)
             record["provenance"] |= backbone.identity
+            model = _attach(folder, backbone, config, own_range=bool(reach))
             exam = _exam(config, backbone, stop)
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
             record["base"] = base_metrics(config, meter, backbone, exam)
-            model = _attach(folder, backbone, config, own_range=bool(reach))
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
             }  # fmt: skip
@@ -258,6 +246,11 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         _mirror(config, directory, record)
     print_summary(record, directory)
     return record
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool) -> Any:
