@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from hylorada import cli, compose
 from hylorada.config import RunConfig, run_dir, to_dict
-from hylorada.errors import DivergedError, Interrupted
+from hylorada.errors import ConfigError, DivergedError, HyloradaError, Interrupted
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "wandb", "matplotlib")
 
@@ -27,12 +27,19 @@ class Runner:
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
         self.act: Callable[[RunConfig], None] = lambda config: None
+        self.refuse: Callable[[RunConfig], None] = lambda config: None
 
     def run(self, config: RunConfig, directory: Path) -> None:
         self.configs.append(config)
         assert directory.resolve() == Path(run_dir(config)).resolve()
         self.act(config)
         (directory / "result.json").write_text(json.dumps({"status": "ok"}))
+
+    def check(self, config: RunConfig, here: bool) -> None:
+        self.refuse(config)
+
+    def record_refusal(self, config: RunConfig, directory: Path, error: HyloradaError) -> None:
+        raise error
 
 
 @pytest.fixture
@@ -41,6 +48,10 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runner]:
     module = types.ModuleType("hylorada.runner.run")
     module.run = fake.run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "hylorada.runner.run", module)
+    checks = types.ModuleType("hylorada.runner.preflight")
+    checks.Preflight = lambda: types.SimpleNamespace(check=fake.check)  # type: ignore[attr-defined]
+    checks.record_refusal = fake.record_refusal  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "hylorada.runner.preflight", checks)
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -210,6 +221,26 @@ def test_a_cell_that_is_refused_stops_no_other(
     assert cli.train(["-m", "length=512,4k", "method=rslora_s2"]) == 2
     assert [config.length.name for config in runner.configs] == ["4k"]
     assert "2 cells: 1 run, 0 done already, 1 failed" in capfd.readouterr().err
+
+
+def test_cells_that_their_model_refuses_are_told_before_the_first_one_runs(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def refuse(config: RunConfig) -> None:
+        if config.seed == 2:
+            raise ConfigError("method: no such module")
+        if config.seed == 1:
+            raise KeyError("a bug of the check")  # is no reason not to run
+
+    runner.refuse = refuse
+    runner.act = lambda config: said.append(capfd.readouterr().err)
+    assert cli.train(["-m", "seed=0,1,2"]) == 2
+    assert [config.seed for config in runner.configs] == [0, 1]
+    assert "seed2" in said[0]
+    assert "method: no such module" in said[0]
+    assert "3 cells: 2 run, 0 done already, 1 failed" in capfd.readouterr().err
 
 
 def test_an_interrupted_cell_ends_the_sweep(

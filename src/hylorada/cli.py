@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from hylorada.config import RunConfig, run_dir, run_name
 from hylorada.disk import disk_error
 from hylorada.errors import ConfigError, DataError, HyloradaError, Interrupted
 from hylorada.runner.record import read_result
+from hylorada.runner.standing import already_done, check_start
 from hylorada.suggest import did_you_mean
 from hylorada.validation import validate
 
@@ -212,9 +213,10 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
 def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
     validate(config)
     directory = run_dir(config)
-    if _is_done(config):
+    if already_done(config, Path(directory)):
         _say(f"{directory} is done already; nothing to run (resume=never starts it again)")
     else:
+        check_start(config, Path(directory))
         place = f"hydra.run.dir={compose.quoted(directory)}"
         job = hydra.run(compose.PRIMARY, _job, [*overrides, place])
         outcome = job.return_value
@@ -231,17 +233,26 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
     failed: list[Outcome] = []
     done: list[str] = []
     pending: dict[str, list[str]] = {}
+    waiting: dict[str, RunConfig] = {}
+
+    def refuse(name: str, error: HyloradaError) -> None:
+        failed.append(Outcome(name, error.exit_code, str(error)))
+        _complain("hylorada-train", f"{name}: {error}")
+
     for cell in compose.cells(hydra, master):
         name, directory = run_name(cell.config), run_dir(cell.config)
         try:
             validate(cell.config)
+            is_done = already_done(cell.config, Path(directory)) is not None
+            if not is_done:
+                check_start(cell.config, Path(directory))
         except HyloradaError as error:
-            failed.append(Outcome(name, error.exit_code, str(error)))
-            _complain("hylorada-train", f"{name}: {error}")
+            refuse(name, error)
             continue
-        if _is_done(cell.config):
+        if is_done:
             done.append(directory)
         else:
+            waiting[directory] = cell.config
             folder = directory.removesuffix(f"/{name}")
             pending[directory] = [
                 *cell.overrides,
@@ -249,6 +260,10 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
                 f"hydra.sweep.subdir={compose.quoted(name)}",
             ]
             OmegaConf.update(master, "hydra.sweep.dir", folder)
+    here = "submitit" not in master.hydra.launcher._target_  # otherwise on another machine
+    for directory, why in _refused(waiting, here).items():
+        del pending[directory]
+        refuse(run_name(waiting[directory]), why)
     results: list[JobReturn] = []
     if pending:
         launcher = Plugins.instance().instantiate_launcher(
@@ -272,6 +287,30 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
     for outcome in failed:
         _complain("hylorada-train", f"{outcome.name}: {outcome.message}")
     return failed[0].exit_code if failed else 0
+
+
+def _refused(waiting: Mapping[str, RunConfig], here: bool) -> dict[str, HyloradaError]:
+    """Of the cells by directory those that cannot run, known before the first one starts.
+
+    Each leaves its record, so that a table shows it.
+    """
+    refused: dict[str, HyloradaError] = {}
+    if not waiting:
+        return refused
+    from hylorada.runner.preflight import Preflight, record_refusal
+
+    preflight = Preflight()
+    for directory, config in waiting.items():
+        try:
+            preflight.check(config, here=here)
+        except HyloradaError as error:
+            try:
+                record_refusal(config, Path(directory), error)
+            except HyloradaError as said:
+                refused[directory] = said
+        except Exception:  # a bug of ours: the cell itself will say which
+            logging.getLogger(__name__).debug("preflight of %s", directory, exc_info=True)
+    return refused
 
 
 def _evaluate(words: list[str]) -> int:
@@ -341,12 +380,6 @@ def _log_to_terminal() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
-
-
-def _is_done(config: RunConfig) -> bool:
-    """Whether the run's record says ok; read without torch, so that a second sweep is instant."""
-    record = read_result(Path(run_dir(config))) if config.resume != "never" else None
-    return record is not None and record.get("status") == "ok"
 
 
 def _job(cfg: DictConfig) -> Outcome:

@@ -84,6 +84,22 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a directory that cannot be made or written, without making it.
+
+    Raises:
+        DiskError: its nearest existing parent is a file, or may not be written.
+    """
+    existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    with disk_errors(path):
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number), str(existing))
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file and wait until the disk has it (not atomic by itself)."""
     with path.open("wb") as file:

@@ -366,12 +366,13 @@ def test_a_failed_run_is_tried_again(root, tmp_path):
 
 
 def test_load_run_says_what_is_missing(tmp_path, done):
-    _, record, _ = done
+    _, record, directory = done
     with pytest.raises(DataError, match=r"no result\.json"):
         load_run(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({**record, "status": "interrupted"}))
     with pytest.raises(DataError, match="status interrupted"):
         load_run(tmp_path)
+    shutil.copytree(directory / "adapter", tmp_path / "adapter")
     record = json.loads(json.dumps(record))
     record["provenance"]["base_model_sha256"] = "0" * 64
     (tmp_path / "result.json").write_text(json.dumps(record))

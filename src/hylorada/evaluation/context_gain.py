@@ -71,18 +71,7 @@ def evaluate_context_gain(
         DataError: no document is long enough.
     """
     targets = settings.targets
-    if len(settings.fitting(window)) < 2:
-        raise ConfigError(
-            f"context gain: contexts {settings.contexts} with {targets} targets do not fit the "
-            f"window of {window} tokens at least twice; use fewer targets or shorter contexts"
-        )
-    longest = max((len(document.tokens) for document in documents), default=0)
-    fitting = [c for c in settings.fitting(window) if c + targets <= longest]
-    if len(fitting) < 2:
-        raise DataError(
-            f"context gain: the longest document has {longest} tokens, too few for two of the "
-            f"contexts {settings.contexts} and {targets} targets; use shorter contexts"
-        )
+    fitting = contexts_that_fit(documents, window, settings)
     stretch = fitting[-1] + targets
     starts = [
         (number, first)
@@ -111,6 +100,31 @@ def evaluate_context_gain(
             if progress is not None:
                 progress(nll_PC[: p + 1].tolist(), count)
     return [_score(nll_PC, c, context, targets) for c, context in enumerate(fitting)]
+
+
+def contexts_that_fit(
+    documents: Sequence[TokenDocument], window: int, settings: ContextGainConfig
+) -> list[int]:
+    """The contexts that are measured, in tokens: those that fit the window and a document.
+
+    Raises:
+        ConfigError: fewer than two contexts fit the window.
+        DataError: no document is long enough.
+    """
+    targets = settings.targets
+    if len(settings.fitting(window)) < 2:
+        raise ConfigError(
+            f"context gain: contexts {settings.contexts} with {targets} targets do not fit the "
+            f"window of {window} tokens at least twice; use fewer targets or shorter contexts"
+        )
+    longest = max((len(document.tokens) for document in documents), default=0)
+    fitting = [c for c in settings.fitting(window) if c + targets <= longest]
+    if len(fitting) < 2:
+        raise DataError(
+            f"context gain: the longest document has {longest} tokens, too few for two of the "
+            f"contexts {settings.contexts} and {targets} targets; use shorter contexts"
+        )
+    return fitting
 
 
 def _score(nll_PC: np.ndarray, c: int, context: int, targets: int) -> ContextScore:

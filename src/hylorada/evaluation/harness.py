@@ -78,14 +78,7 @@ def ask(
     Raises:
         ConfigError: a window that leaves no room for a prompt, or a tokenizer without an end.
     """
-    for question in questions:
-        if window < question.answer_tokens + 2:
-            raise ConfigError(
-                f"{question.task}: an answer of {question.answer_tokens} tokens leaves no room in "
-                f"a window of {window}; use a longer one"
-            )
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("the tokenizer has no end token, and lm-eval needs one to stop at")
+    check_questions(tokenizer, questions, window)
     replies = list(done)
     known = {(reply.task, reply.index) for reply in replies}
     with quiet_libraries(), evaluation_mode(model, autocast_dtype):
@@ -98,6 +91,27 @@ def ask(
             if progress is not None:
                 progress(replies, len(questions))
     return replies
+
+
+def check_questions(tokenizer: Any, questions: Sequence[Question], window: int) -> None:
+    """Refuse what cannot be asked, before the first question is.
+
+    Args:
+        tokenizer: of the model.
+        questions: see `benchmark_questions`; may be empty, to look at the tokenizer alone.
+        window: tokens of a prompt and its answer.
+
+    Raises:
+        ConfigError: a window that leaves no room for a prompt, or a tokenizer without an end.
+    """
+    for question in questions:
+        if window < question.answer_tokens + 2:
+            raise ConfigError(
+                f"{question.task}: an answer of {question.answer_tokens} tokens leaves no room in "
+                f"a window of {window}; use a longer one"
+            )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no end token, and lm-eval needs one to stop at")
 
 
 def language_model(

@@ -137,24 +137,7 @@ def evaluate_retrieval(
         ConfigError: an unknown scoring, or no length for answers without candidates.
         DivergedError: a likelihood is not finite.
     """
-    unknown = set(scorings) - {"ranked", "generated"}
-    if unknown or not scorings:
-        raise ConfigError(f"retrieval: scorings {list(scorings)}; use ranked, generated or both")
-    if not prompts:
-        raise DataError("retrieval: no prompts")
-    encoder = PromptEncoder(tokenizer)
-    encoded = [encoder.prompt(prompt.text, prompt.candidates) for prompt in prompts]
-    for prompt, tokens in zip(prompts, encoded, strict=True):
-        if "ranked" in scorings and len(tokens.candidates) < 2:
-            raise DataError(f"retrieval: example {prompt.example} has no candidates to rank")
-        if not max_new_tokens and "generated" in scorings and not tokens.candidates:
-            raise ConfigError("retrieval: say max_new_tokens for prompts without candidates")
-        if tokens.tokens(max_new_tokens) > window:
-            answer = tokens.tokens(max_new_tokens) - len(tokens.ids)
-            raise DataError(
-                f"retrieval: example {prompt.example} has {len(tokens.ids)} tokens and an answer "
-                f"of {answer}, more than the window of {window}; use fewer keys or a longer window"
-            )
+    encoded = encode_prompts(tokenizer, prompts, window, scorings, max_new_tokens)
     answers = list(done)
     asked = {(answer.example, answer.depth) for answer in answers}
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -192,6 +175,40 @@ def _ranked(prefix: Prefix, tokens: EncodedPrompt, prompt: RetrievalPrompt) -> f
         raise DivergedError(f"retrieval: a likelihood is not finite on example {prompt.example}")
     likelihoods = dict(zip(distinct, scores.tolist(), strict=True))
     return rank_credit([likelihoods[tuple(c)] for c in tokens.candidates], prompt.gold)
+
+
+def encode_prompts(
+    tokenizer: Any,
+    prompts: Sequence[RetrievalPrompt],
+    window: int,
+    scorings: Sequence[str] = ("ranked",),
+    max_new_tokens: int = 0,
+) -> list[EncodedPrompt]:
+    """Token ids of each prompt and of its candidates; arguments as of `evaluate_retrieval`.
+
+    Raises:
+        DataError: no prompts, one that is too long, or one without candidates.
+        ConfigError: an unknown scoring, or no length for answers without candidates.
+    """
+    unknown = set(scorings) - {"ranked", "generated"}
+    if unknown or not scorings:
+        raise ConfigError(f"retrieval: scorings {list(scorings)}; use ranked, generated or both")
+    if not prompts:
+        raise DataError("retrieval: no prompts")
+    encoder = PromptEncoder(tokenizer)
+    encoded = [encoder.prompt(prompt.text, prompt.candidates) for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        if "ranked" in scorings and len(tokens.candidates) < 2:
+            raise DataError(f"retrieval: example {prompt.example} has no candidates to rank")
+        if not max_new_tokens and "generated" in scorings and not tokens.candidates:
+            raise ConfigError("retrieval: say max_new_tokens for prompts without candidates")
+        if tokens.tokens(max_new_tokens) > window:
+            answer = tokens.tokens(max_new_tokens) - len(tokens.ids)
+            raise DataError(
+                f"retrieval: example {prompt.example} has {len(tokens.ids)} tokens and an answer "
+                f"of {answer}, more than the window of {window}; use fewer keys or a longer window"
+            )
+    return encoded
 
 
 def keys_that_fit(tokenizer: Any, window: int, form: str = "uuid", seed: int = 0) -> int:

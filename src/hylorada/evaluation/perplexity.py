@@ -167,26 +167,8 @@ def evaluate_perplexity(
     plans: dict[str, list[list[Window]]] = {}
     texts: dict[str, Sequence[TokenDocument]] = {}
     for convention in settings.conventions:
-        if convention == "paper":
-            if paragraphs is None:
-                raise ConfigError("eval.perplexity.conventions: paper needs paragraphs")
-            texts[convention] = paragraphs
-        else:
-            texts[convention] = documents
-        lengths = [len(document.tokens) for document in texts[convention]]
-        if not any(length > 1 for length in lengths):
-            what = "paragraph" if convention == "paper" else "document"
-            raise DataError(
-                f"evaluation: split {settings.split!r} has no {what} of at least two tokens "
-                f"({len(lengths)} {what}s); choose another split or data set"
-            )
-        limit = block_limit(lengths, cover or window, settings.max_tokens, settings.max_blocks)
-        if limit and convention in ("word", "paper"):
-            raise ConfigError(
-                f"eval.perplexity.conventions: {convention} is a number of the whole split, of "
-                f"{scorable(lengths):,} tokens; set eval.perplexity.max_tokens=0 and "
-                f"eval.perplexity.max_blocks=0, or leave {convention} out"
-            )
+        text, limit = scored_text(convention, documents, settings, cover or window, paragraphs)
+        texts[convention], lengths = text, [len(document.tokens) for document in text]
         if convention == "word" and "sliding" in settings.conventions:
             continue  # the same windows
         windows = plan_windows(
@@ -218,6 +200,48 @@ def evaluate_perplexity(
     if "word" in settings.conventions and "word" not in results:
         results["word"] = replace(results["sliding"], convention="word")
     return {convention: results[convention] for convention in settings.conventions}
+
+
+def scored_text(
+    convention: str,
+    documents: Sequence[TokenDocument],
+    settings: PerplexityConfig,
+    window: int,
+    paragraphs: Sequence[TokenDocument] | None = None,
+) -> tuple[Sequence[TokenDocument], int]:
+    """What a convention scores, and the most blocks of it (0: all).
+
+    Args:
+        convention: one of `settings.conventions`.
+        documents: the split.
+        settings: how much of the split.
+        window: of the run, in tokens.
+        paragraphs: of the split; the documents of the convention `paper`.
+
+    Raises:
+        DataError: no document has two tokens.
+        ConfigError: a part of a split for `word` or `paper`, or `paper` without paragraphs.
+    """
+    text = documents
+    if convention == "paper":
+        if paragraphs is None:
+            raise ConfigError("eval.perplexity.conventions: paper needs paragraphs")
+        text = paragraphs
+    lengths = [len(document.tokens) for document in text]
+    if not any(length > 1 for length in lengths):
+        what = "paragraph" if convention == "paper" else "document"
+        raise DataError(
+            f"evaluation: split {settings.split!r} has no {what} of at least two tokens "
+            f"({len(lengths)} {what}s); choose another split or data set"
+        )
+    limit = block_limit(lengths, window, settings.max_tokens, settings.max_blocks)
+    if limit and convention in ("word", "paper"):
+        raise ConfigError(
+            f"eval.perplexity.conventions: {convention} is a number of the whole split, of "
+            f"{scorable(lengths):,} tokens; set eval.perplexity.max_tokens=0 and "
+            f"eval.perplexity.max_blocks=0, or leave {convention} out"
+        )
+    return text, limit
 
 
 def _plan_hash(plan: list[list[Window]]) -> str:

@@ -6,7 +6,9 @@ come from safetensors alone and no code from a repository is run.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,52 @@ class Backbone:
         }
 
 
-def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
-    """Load the base model and tokenizer of a run.
+@dataclass
+class Blueprint:
+    """A base model of which no weights were read yet.
+
+    Attributes:
+        source: the folder or hub id that it lies in.
+        where: "embedded", "folder" or "hub".
+        config: its transformers configuration, dropout 0.
+        tokenizer: its tokenizer.
+        options: what `from_pretrained` is given beside these.
+    """
+
+    source: str
+    where: str
+    config: Any
+    tokenizer: Any
+    options: dict[str, Any]
+
+
+def open_base(settings: ModelConfig) -> Blueprint:
+    """Read config.json and the tokenizer of a base model, and nothing of its weights.
 
     Dropout of the base is 0: it is frozen, and with dropout SDPA on a CPU leaves its fast path.
+
+    Raises:
+        DataError: not there, not reachable, gated, damaged, made for another task, or only with
+            own code.
+        ConfigError: not a causal language model of transformers.
+    """
+    source, where = _locate(settings)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if where == "hub":
+        check_model(source, settings.revision)
+        options["revision"] = settings.revision or "main"
+    else:
+        options["local_files_only"] = True
+    with explained(settings, where):
+        config = AutoConfig.from_pretrained(source, **options)
+        refuse_other_task(config, _named(settings, where))
+        _without_dropout(config)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    return Blueprint(source, where, config, tokenizer, options)
+
+
+def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
+    """Load the base model and tokenizer of a run.
 
     Raises:
         DataError: not there, not reachable, gated, damaged, incomplete, made for another task, or
@@ -62,34 +106,41 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
         ConfigError: not a causal language model of transformers, or one whose logits are no known
             function of its output head.
     """
-    source, where = _locate(settings)
-    what = _named(settings, where)
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if where == "hub":
-        check_model(source, settings.revision)
-        options["revision"] = settings.revision or "main"
-    else:
-        options["local_files_only"] = True
+    opened = open_base(settings)
+    with explained(settings, opened.where), reported_here():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            opened.source,
+            config=opened.config,
+            dtype=torch.float32,
+            attn_implementation=settings.attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # named and refused by check_loaded, with the others
+            **opened.options,
+        )
+    model, info = loaded
+    check_loaded(model, info, _named(settings, opened.where))
+    # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
+    model.name_or_path = settings.path
+    model.requires_grad_(False)
+    model.eval().to(device)
+    output_head(model)  # whether its loss can be computed at all, before anything is measured
+    sha256 = weights_sha256(model)
+    return Backbone(model, opened.tokenizer, sha256, config_sha256(model.config))
+
+
+@contextlib.contextmanager
+def explained(settings: ModelConfig, where: str) -> Iterator[None]:
+    """Turn whatever transformers and the hub raise into one line; without their progress bars.
+
+    Args:
+        settings: of the model that is read inside the block.
+        where: "embedded", "folder" or "hub".
+    """
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # "Loading weights", for every shard
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        refuse_other_task(config, what)
-        _without_dropout(config)
-        with reported_here():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=settings.attn_implementation,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # named and refused by check_loaded, with the others
-                **options,
-            )
-        model, info = loaded
-        check_loaded(model, info, what)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        yield
     except HyloradaError:  # a signal
         raise
     except Exception as error:  # transformers and the hub raise some twenty kinds
@@ -97,12 +148,6 @@ def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
-    model.name_or_path = settings.path
-    model.requires_grad_(False)
-    model.eval().to(device)
-    output_head(model)  # whether its loss can be computed at all, before anything is measured
-    return Backbone(model, tokenizer, weights_sha256(model), config_sha256(model.config))
 
 
 def _locate(settings: ModelConfig) -> tuple[str, str]:

@@ -33,6 +33,7 @@ from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics
+from hylorada.runner.preflight import Preflight
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import add_texts, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
@@ -95,8 +96,8 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         config.output_root = str(directory.absolute().parents[1])
     with Reporter() as reporter:
         meter = make_meter(config, stop, reporter)
+        exam = _exam(config, stop)
         model, backbone = load_finished(directory, record, meter.device)
-        exam = _exam(config, backbone, stop)
         base = base_metrics(config, meter, backbone, exam)
         if config.method.lora.enabled:
             use_frozen_kernels(model)
@@ -230,11 +231,11 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         with Reporter() as reporter:
             meter = make_meter(config, stop, reporter)
             record["provenance"] = provenance(meter.device)
+            exam = _exam(config, stop)
             backbone = load_backbone(config.model, meter.device)
             record["provenance"] |= backbone.identity
-            model = _attach(folder, backbone, config, own_range=bool(reach))
-            exam = _exam(config, backbone, stop)
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
+            model = _attach(folder, backbone, config, own_range=bool(reach))
             record["base"] = base_metrics(config, meter, backbone, exam)
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
@@ -263,8 +264,9 @@ def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool
     return attach_adapter(backbone.model, folder, config.model.path)
 
 
-def _exam(config: RunConfig, backbone: Backbone, stop: Stop) -> Exam:
-    return prepare(config, backbone.tokenizer, stop)
+def _exam(config: RunConfig, stop: Stop) -> Exam:
+    """Before any weights are read, so that what cannot be asked is refused at once."""
+    return prepare(config, Preflight().check(config, trains=False).tokenizer, stop)
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:

@@ -16,7 +16,10 @@ from hylorada.config import EvalConfig, LostInMiddleConfig, RunConfig
 from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.errors import DataError
 from hylorada.evaluation.benchmark_questions import Question
-from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
+from hylorada.evaluation.context_gain import contexts_that_fit
+from hylorada.evaluation.harness import check_questions
+from hylorada.evaluation.lost_in_middle import encode_prompts, keys_that_fit, lines_that_fit
+from hylorada.evaluation.perplexity import scored_text
 from hylorada.evaluation.retrieval_prompts import (
     KeyValues,
     RetrievalPrompt,
@@ -78,7 +81,7 @@ class Exam:
 
 
 def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Exam:
-    """An exam for models with this tokenizer.
+    """An exam for models with this tokenizer; whatever cannot be asked is refused here.
 
     Args:
         config: the run's settings; its data set, window and ``eval`` make the exam.
@@ -87,8 +90,9 @@ def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Exam:
 
     Raises:
         Interrupted: a signal came.
-        DataError: the split cannot be had, a file of prompts that is not one, or a window too small
-            for a prompt.
+        DataError: the split is not available or too short, a file of prompts that is not one, or a
+            window too small for a prompt.
+        ConfigError: a convention that needs the whole split and gets a part.
     """
     settings, window = config.eval, config.length.max_length
 
@@ -98,14 +102,26 @@ def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Exam:
             unit=unit, progress=lambda tokens: stop.check(),
         )  # fmt: skip
 
-    corpus = load("documents")
-    paragraphs = load("paragraphs") if "paper" in settings.perplexity.conventions else None
     prompts = None
     if settings.lost_in_middle.enabled:
         prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
+        encode_prompts(
+            tokenizer, prompts.prompts, window, settings.lost_in_middle.scorings,
+            prompts.max_new_tokens,
+        )  # fmt: skip
+    corpus = load("documents")
+    paragraphs = load("paragraphs") if "paper" in settings.perplexity.conventions else None
+    for convention in settings.perplexity.conventions:
+        scored_text(
+            convention, corpus.documents, settings.perplexity, window,
+            None if paragraphs is None else paragraphs.documents,
+        )  # fmt: skip
+    if settings.context_gain.enabled:
+        contexts_that_fit(corpus.documents, window, settings.context_gain)
     questions: Sequence[Question] = ()
     if settings.harness.enabled:
         questions = load_questions(settings.harness, tokenizer, window, stop)
+        check_questions(tokenizer, questions, window)
     return Exam(settings, window, corpus, tokenizer, prompts, paragraphs, questions)
 
 

@@ -193,6 +193,19 @@ def next_token_labels(labels_BT: Tensor, ignore_index: int = IGNORE_INDEX) -> Te
     return shifted_BT
 
 
+def refuse_adapted_head(model: nn.Module) -> None:
+    """Refuse an adapter on the output head; needs no weights.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if hasattr(anatomy.output_head(model), "base_layer"):
+        raise ConfigError(
+            "lora.target_modules: an adapter on the output head cannot be trained with the "
+            "chunked loss; leave the head out of target_modules"
+        )
+
+
 class LossModel(nn.Module):
     """A causal language model that returns its summed loss: what DDP and FSDP wrap.
 
@@ -207,11 +220,8 @@ class LossModel(nn.Module):
 
     def __init__(self, model: nn.Module, chunk: int = 512) -> None:
         super().__init__()
-        if hasattr(output_head(model).module, "base_layer"):
-            raise ConfigError(
-                "lora.target_modules: an adapter on the output head cannot be trained with the "
-                "chunked loss; leave the head out of target_modules"
-            )
+        refuse_adapted_head(model)
+        output_head(model)
         self.model = model
         self.chunk = chunk
 

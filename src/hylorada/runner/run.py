@@ -1,8 +1,9 @@
 """One run, from a typed config to a record: the sentence of data flow, as code.
 
-`run` loads the backbone, `adapt` attaches what the config enables, `check_integrity` proves that it
-acts and does not leak, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation
-measures, and result.json says how it ended, however it ended.
+`run` refuses what cannot be (`standing`, `preflight`), reads the text, loads the backbone, `adapt`
+attaches what the config enables, `check_integrity` proves that it acts and does not leak, the base
+is measured, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation measures,
+and result.json says how it ended, however it ended.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.disk import disk_errors, replace_file
-from hylorada.errors import ConfigError, DataError
-from hylorada.identity import IMPLIED
+from hylorada.errors import DataError
 from hylorada.methods import adapt
 from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import extend_range
@@ -43,6 +43,7 @@ from hylorada.runner.faults import fault_point
 from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
+from hylorada.runner.preflight import Preflight
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import add_texts, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
@@ -50,6 +51,12 @@ from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.seeding import seed_everything
 from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
+from hylorada.runner.standing import (
+    already_done,
+    check_continuation,
+    check_start,
+    set_earlier_attempt_aside,
+)
 from hylorada.runner.summary import print_summary
 from hylorada.runner.tracking import Tracker
 from hylorada.validation import validate
@@ -75,15 +82,16 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     """
     validate(config)
     directory = Path(run_dir or configs.run_dir(config))
-    done = read_result(directory)
-    if config.resume != "never" and done is not None and done.get("status") == "ok":
+    done = already_done(config, directory)
+    if done is not None:
         Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
         return done
     with session(directory) as (stop, log):
         if config.resume == "never":
-            _set_earlier_attempt_aside(directory)
+            set_earlier_attempt_aside(directory)
         record = blank_result(config)
         with recorded(directory, record, log):
+            check_start(config, directory)
             _Run(config, directory, record, stop).execute()
     print_summary(record, directory)
     return record
@@ -104,15 +112,16 @@ class _Run:
             self.meter = make_meter(config, self.stop, self.reporter)
             self.device, self.bf16 = self.meter.device, self.meter.bf16
             record["provenance"] = provenance(self.device)
+            tokenizer = Preflight().check(config).tokenizer
+            exam = prepare(config, tokenizer, self.stop)
+            blocks = self._blocks(tokenizer) if config.method.lora.enabled else None
+            validation = self._validation(tokenizer)
+            add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
             backbone = load_backbone(config.model, self.device)
             record["provenance"] |= backbone.identity
-            exam = prepare(config, backbone.tokenizer, self.stop)
-            blocks = self._blocks(backbone) if config.method.lora.enabled else None
-            add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
-            record["base"] = base_metrics(config, self.meter, backbone, exam)
-
             model = self._attach(backbone)
             self._gate(model, backbone)
+            record["base"] = base_metrics(config, self.meter, backbone, exam)
             tracker = Tracker(config.track, self.directory, record["name"], record["config"])
             stack.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
@@ -120,7 +129,7 @@ class _Run:
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
                 use_frozen_kernels(model)
-                self._train(model, backbone, blocks, tracker)
+                self._train(model, blocks, validation, tracker)
                 self._save_adapter(model)
                 fault_point("before_evaluation")
                 metrics = self.meter.examine(
@@ -128,20 +137,25 @@ class _Run:
                 )
                 self._finish(metrics, record["training"]["steps"], tracker)
 
-    def _corpus(self, backbone: Backbone, split: str) -> TokenCorpus:
+    def _corpus(self, tokenizer: Any, split: str) -> TokenCorpus:
         config = self.config
         return load_token_corpus(
-            config.dataset, split, backbone.tokenizer, config.model.path,
+            config.dataset, split, tokenizer, config.model.path,
             progress=lambda tokens: self.stop.check(),
         )  # fmt: skip
 
-    def _blocks(self, backbone: Backbone) -> Blocks | RetrievalBlocks:
+    def _blocks(self, tokenizer: Any) -> Blocks | RetrievalBlocks:
         """What is trained on."""
         config = self.config
         length = config.length.max_length
         if config.train.task == "retrieval":
-            return RetrievalBlocks(backbone.tokenizer, length, config.train.retrieval, config.seed)
-        return Blocks(self._corpus(backbone, "train"), length, config.dataset.packing)
+            return RetrievalBlocks(tokenizer, length, config.train.retrieval, config.seed)
+        return Blocks(self._corpus(tokenizer, "train"), length, config.dataset.packing)
+
+    def _validation(self, tokenizer: Any) -> TokenCorpus | None:
+        """What is measured between the steps, if anything is."""
+        between = self.config.train.eval_every and self.config.method.lora.enabled
+        return self._corpus(tokenizer, "validation") if between else None
 
     def _attach(self, backbone: Backbone) -> Any:
         """Extend the range and attach the adapter; the parameters, counted by group."""
@@ -186,7 +200,9 @@ class _Run:
         ran = [name for name, check in report.checks.items() if not check.skipped]
         logger.info("integrity: passed %s", ", ".join(ran))
 
-    def _train(self, model: Any, backbone: Backbone, blocks: BlockSource, tracker: Tracker) -> None:
+    def _train(
+        self, model: Any, blocks: BlockSource, validation: TokenCorpus | None, tracker: Tracker
+    ) -> None:
         config = self.config
         training = Training(
             model=model,
@@ -202,17 +218,14 @@ class _Run:
             identity=self.record["config"],
             on_metrics=tracker.log,
         )
-        if config.train.eval_every:
-            validation = self._corpus(backbone, "validation")
+        if validation is not None:
             training.evaluate = lambda step: self._validate(model, validation, step)
         checkpoint = load_newest(self.directory / "checkpoints")
         if checkpoint is None:
-            if config.resume == "must":
-                raise DataError(f"resume=must: {self.directory} has no checkpoint to continue from")
             for lines in (training.metrics, training.timing):
                 lines.truncate(0)
         else:
-            _refuse_other_settings(checkpoint.state["identity"], self.record["config"])
+            check_continuation(checkpoint.state, self.record["config"])
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
         seed_everything(config.seed)
         try:
@@ -272,41 +285,6 @@ def _extend(model: Any, length: int, settings: PositionRangeConfig) -> None:
     extend_range(model, length, settings.learned_init, settings.rope_type, settings.rope_factor)
 
 
-def _set_earlier_attempt_aside(directory: Path) -> None:
-    """Make room for a fresh start without deleting anything: into `earlier-1/`, and so on."""
-    kept = {".lock", ".lock-owner", ".hydra", "run.log"}
-    found = [
-        path
-        for path in directory.iterdir()
-        if path.name not in kept and not path.name.startswith("earlier-")
-    ]
-    if not found:
-        return
-    number = 1 + sum(1 for _ in directory.glob("earlier-*"))
-    with disk_errors(directory):
-        aside = directory / f"earlier-{number}"
-        aside.mkdir()
-        for path in found:
-            path.rename(aside / path.name)
-    logger.info("resume=never: the earlier attempt is in %s", aside)
-
-
-def _refuse_other_settings(saved: Record, asked: Record) -> None:
-    """A checkpoint is continued under its own settings; the first differences are named."""
-    before, now = configs.counted(saved), configs.counted(asked)
-    differing = [
-        f"{key} was {before.get(key, IMPLIED.get(key))!r}, is {now.get(key, IMPLIED.get(key))!r}"
-        for key in sorted(before | now)
-        if before.get(key) != now.get(key)
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ConfigError(
-            f"the checkpoint was made under other settings ({'; '.join(differing[:3])}{more}); "
-            "use another directory, put them back, or start again with resume=never"
-        )
-
-
 def load_run(path: Path | str, device: str = "auto") -> Any:
     """The model of a finished run: base, extension and adapter, in evaluation mode.
 
@@ -334,19 +312,19 @@ def load_finished(directory: Path, record: Record, device: torch.device) -> tupl
             f"{directory}: the record of an adapter that was only measured here; load the adapter "
             f"itself, {record['config']['method'].get('adapter')}"
         )
-    settings = ModelConfig(**record["config"]["model"])
-    backbone = load_backbone(settings, device)
-    _refuse_other_base(directory, record["provenance"], backbone, settings.path)
-    if not record["config"]["method"]["lora"]["enabled"]:
-        position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
-        _extend(backbone.model, record["length"], position_range)
-        return backbone.model.eval(), backbone
-    adapter = directory / "adapter"
-    if not (adapter / WEIGHTS).is_file():
+    adapter, trained = directory / "adapter", record["config"]["method"]["lora"]["enabled"]
+    if trained and not (adapter / WEIGHTS).is_file():
         raise DataError(
             f"{directory}: no adapter/{WEIGHTS} (status {record['status']}); "
             "run it to its end first"
         )
+    settings = ModelConfig(**record["config"]["model"])
+    backbone = load_backbone(settings, device)
+    _refuse_other_base(directory, record["provenance"], backbone, settings.path)
+    if not trained:
+        position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
+        _extend(backbone.model, record["length"], position_range)
+        return backbone.model.eval(), backbone
     return attach_adapter(backbone.model, adapter, settings.path), backbone
 
 

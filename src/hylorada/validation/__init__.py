@@ -6,6 +6,6 @@ which setting, what is wrong with it and what to do.
 
 from __future__ import annotations
 
-from hylorada.validation.settings import validate
+from hylorada.validation.settings import check_splits, validate
 
-__all__ = ["validate"]
+__all__ = ["check_splits", "validate"]

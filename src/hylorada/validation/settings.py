@@ -7,10 +7,12 @@ import re
 from operator import attrgetter
 from pathlib import Path
 
+from hylorada.benchmarks import LONGBENCH_FILES
 from hylorada.config import (
     SWITCH_KEYS,
     SWITCHES,
     DatasetConfig,
+    IntegrityConfig,
     MethodConfig,
     ModelConfig,
     RetrievalTaskConfig,
@@ -19,10 +21,12 @@ from hylorada.config import (
     TrainConfig,
 )
 from hylorada.errors import ConfigError, DataError
+from hylorada.suggest import did_you_mean
 from hylorada.validation.checks import above, at_least, between, choice, fraction, label
 from hylorada.validation.evaluation import check_eval
 
 DATASET_KINDS = ("stdlib", "wikitext", "pg19", "longbench", "local")
+SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
 BUDGETS = ("epochs", "max_steps", "max_tokens")
 
 
@@ -56,8 +60,23 @@ def validate(config: RunConfig) -> None:
     _retrieval_task(config)
     check_eval(config.eval, config.length.max_length, config.dataset.kind)
     choice("track.kind", config.track.kind, ("offline", "wandb", "tensorboard", "off"))
-    at_least("integrity.probe_length", config.integrity.probe_length, 0)
-    if config.integrity.allow_leak and not config.integrity.enabled:
+    _integrity(config.integrity, config.length.max_length)
+
+
+def _integrity(gate: IntegrityConfig, max_length: int) -> None:
+    probe = gate.probe_length
+    at_least("integrity.probe_length", probe, 0)
+    if gate.enabled and (probe or max_length) < SHORTEST_PROBE:
+        raise ConfigError(
+            f"integrity.probe_length: {probe or max_length} tokens; the gate needs "
+            f"{SHORTEST_PROBE} at least; use a longer one, or integrity.enabled=false"
+        )
+    if gate.enabled and probe > max_length:
+        raise ConfigError(
+            f"integrity.probe_length is {probe} tokens, more than length.max_length "
+            f"({max_length}); use a shorter one, or 0"
+        )
+    if gate.allow_leak and not gate.enabled:
         raise ConfigError(
             "integrity.allow_leak=true has no effect with integrity.enabled=false; set one of them"
         )
@@ -176,8 +195,39 @@ def _dataset(dataset: DatasetConfig) -> None:
             f"dataset.tasks has no effect with dataset.kind={dataset.kind}; only longbench "
             "has tasks"
         )
+    unknown = [task for task in dataset.tasks if task not in LONGBENCH_FILES]
+    if unknown:
+        raise ConfigError(
+            f"dataset.tasks: LongBench has no {unknown[0]}"
+            f"{did_you_mean(unknown[0], LONGBENCH_FILES) or '.'} "
+            f"It has {', '.join(LONGBENCH_FILES)}"
+        )
     if not dataset.text_column:
         raise ConfigError("dataset.text_column is empty; name the column that holds the text")
+
+
+def check_splits(config: RunConfig) -> None:
+    """Refuse to run what its data set has no split for: LongBench is a test set.
+
+    Not part of `validate`, since an adapter may be measured under the same settings.
+
+    Raises:
+        DataError: naming the split.
+    """
+    if config.dataset.kind != "longbench":
+        return
+    train, wanted = config.train, [config.eval.perplexity.split]
+    if config.method.lora.enabled and train.task == "text":
+        wanted.append("train")
+    if config.method.lora.enabled and train.eval_every:
+        wanted.append("validation")
+    for split in wanted:
+        if split != "test":
+            raise DataError(
+                f"dataset {config.dataset.name}: LongBench is a test set and has no {split} split; "
+                "train on another data set (pg19, wikitext103, local), or measure with "
+                "method=baseline or hylorada-eval"
+            )
 
 
 def _train(train: TrainConfig) -> None:

@@ -32,10 +32,9 @@ from hylorada.methods.integrity import acting, faithful, reach
 from hylorada.methods.integrity.probe import DEFAULT_LENGTH, Probe, as_found, vocabulary_size
 from hylorada.methods.integrity.report import Check, IntegrityReport
 from hylorada.methods.trainable import count_by_group
+from hylorada.validation.settings import SHORTEST_PROBE
 
 __all__ = ["Check", "IntegrityReport", "check_integrity"]
-
-SHORTEST_PROBE = 12  # tokens: room for several segments, cuts and pieces
 
 
 def check_integrity(

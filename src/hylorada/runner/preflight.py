@@ -1,0 +1,220 @@
+"""What is refused before weights are read, text is tokenised at length, or anything is measured.
+
+config.json and the tokenizer tell most of what a run cannot do: the model without weights, on the
+meta device, has every module and every shape. The cheapest comes first: the device, the model and
+its tokenizer, the method on the model, the questions of the evaluation, the headers of the files of
+weights, the first document of each split. A single run, every cell of a sweep before the first one
+starts, and `hylorada-eval` go through it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM
+
+from hylorada import anatomy
+from hylorada.config import DatasetConfig, ModelConfig, RunConfig
+from hylorada.data.corpora import read_documents
+from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.evaluation.harness import check_questions
+from hylorada.evaluation.lost_in_middle import encode_prompts
+from hylorada.methods import adapt
+from hylorada.methods.integrity.probe import vocabulary_size
+from hylorada.methods.placement import linear_names
+from hylorada.methods.position_range import extend_range
+from hylorada.methods.presets import from_method
+from hylorada.methods.s2_attention import enable_s2
+from hylorada.runner.backbone import Blueprint, explained, open_base
+from hylorada.runner.device import choose_bf16, choose_device
+from hylorada.runner.ending import recorded
+from hylorada.runner.exam import make_prompts
+from hylorada.runner.loss import refuse_adapted_head
+from hylorada.runner.record import blank_result
+from hylorada.runner.retrieval_task import RetrievalBlocks
+from hylorada.runner.session import session
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Preflight:
+    """The checks; what several runs have in common is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def check(self, config: RunConfig, *, trains: bool = True, here: bool = True) -> Blueprint:
+        """Everything that can be known of these settings without weights.
+
+        Args:
+            config: the run's settings, validated.
+            trains: False where a model is only measured, which was trained before.
+            here: whether it happens on this machine, whose devices it then needs.
+
+        Returns:
+            The base model, opened.
+
+        Raises:
+            HyloradaError: the first thing that cannot be.
+        """
+        window, settings = config.length.max_length, config.eval
+        if here:
+            choose_bf16(config.train.precision, choose_device(config.device))
+        base = ["base", config.model]
+        opened = self._once(base, lambda: open_base(config.model))
+        if trains:
+            method = [*base, config.method, window, config.train.gradient_checkpointing]
+            self._once(method, lambda: _check_method(config, opened))
+        else:
+            self._once([*base, "skeleton"], lambda: _skeleton(config.model, opened))
+        if settings.lost_in_middle.enabled:
+            prompts = [*base, "prompts", settings.lost_in_middle, window]
+            self._once(prompts, lambda: _check_prompts(config, opened))
+        if settings.harness.enabled:
+            check_questions(opened.tokenizer, [], window)
+        learns = trains and config.method.lora.enabled
+        task = config.train.retrieval
+        if learns and config.train.task == "retrieval":
+            self._once(
+                [*base, "task", task, window],
+                lambda: RetrievalBlocks(opened.tokenizer, window, task, config.seed),
+            )
+        self._once([*base, "weights"], lambda: _check_weights(config.model, opened))
+        splits = [settings.perplexity.split]
+        if learns and config.train.task == "text":
+            splits.append("train")
+        if learns and config.train.eval_every:
+            splits.append("validation")
+        for split in splits:
+            self._once(
+                ["text", config.dataset, split],
+                functools.partial(_check_split, config.dataset, split),
+            )
+        return opened
+
+    def _once(self, what: list[Any], call: Callable[[], T]) -> T:
+        """The call's result or error, which for the same thing is that of the first time."""
+        key = json.dumps(what, default=dataclasses.asdict, sort_keys=True)
+        if key not in self._known:
+            try:
+                self._known[key] = call()
+            except HyloradaError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, HyloradaError):
+            raise found
+        return found
+
+
+def record_refusal(config: RunConfig, directory: Path, error: HyloradaError) -> None:
+    """Leave the record of a run that was refused before it started.
+
+    Raises:
+        HyloradaError: the refusal itself, or that the directory cannot be used.
+    """
+    with session(directory) as (_, log), recorded(directory, blank_result(config), log):
+        raise error
+
+
+def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
+    """The model without weights, which its tokenizer must fit."""
+    config = copy.deepcopy(opened.config)  # from_config writes into it
+    with explained(settings, opened.where), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=settings.attn_implementation
+        )
+    vocabulary_size(model, opened.tokenizer)
+    anatomy.output_head(model)
+    anatomy.trained_length(model.config)
+    return model
+
+
+def _check_method(config: RunConfig, opened: Blueprint) -> None:
+    """The method, attached to the model without weights."""
+    model, length = _skeleton(config.model, opened), config.length.max_length
+    if config.train.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"train.gradient_checkpointing=true: {type(model).__name__} does not support it; "
+            "set it to false"
+        )
+    method = from_method(config.method, length, model.config)
+    if method is None:
+        position_range = config.method.position_range
+        extend_range(
+            model, length, position_range.learned_init, position_range.rope_type,
+            position_range.rope_factor,
+        )  # fmt: skip
+        return
+    if not isinstance(method.target_modules, str):
+        _check_targets(model, config.method.lora.target_modules)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the run itself will warn
+            adapted = adapt(model, method, length)
+            refuse_adapted_head(adapted)
+            if method.s2_attn_enabled:
+                enable_s2(adapted, method.s2_group_size, method.s2_shift, max_length=length)
+    except HyloradaError:
+        raise
+    except ValueError as error:  # peft's, of settings that do not fit the model
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"method.lora: {reason[:300]}; change it, or the model") from error
+    except (NotImplementedError, RuntimeError) as error:
+        # What the meta device cannot do is no fault of the settings: the run itself will tell.
+        logger.debug("preflight: not tried without weights: %s", error)
+
+
+def _check_targets(model: Any, targets: list[str]) -> None:
+    """Each target names some module, as peft matches names: whole, or the end of a path."""
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ConfigError(
+                f"method.lora.target_modules: {type(model).__name__} has no module {target}; write "
+                f"[auto], [attention], or names such as {', '.join(linear_names(model, 'auto'))}"
+            )
+
+
+def _check_prompts(config: RunConfig, opened: Blueprint) -> None:
+    """The retrieval prompts; of these, since tokens take time, the longest texts."""
+    settings, window = config.eval.lost_in_middle, config.length.max_length
+    made = make_prompts(settings, opened.tokenizer, window)
+    longest = sorted(made.prompts, key=lambda prompt: len(prompt.text))[-2:]
+    encode_prompts(opened.tokenizer, longest, window, settings.scorings, made.max_new_tokens)
+
+
+def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
+    """Files of weights in a folder: there, in safetensors, and as long as their headers say."""
+    if opened.where == "hub":
+        return
+    folder = Path(opened.source)
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(str(file), "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"model.path={settings.path}: {file.name} is damaged ({reason}); replace it with a "
+                "whole copy"
+            ) from error
+
+
+def _check_split(dataset: DatasetConfig, split: str) -> None:
+    """The first document of a split, so that one that is not there is known at once."""
+    if next(iter(read_documents(dataset, split)), None) is None:
+        raise DataError(
+            f"dataset {dataset.name}: the {split} split has no document; choose another split, "
+            "path or dataset"
+        )
