@@ -27,7 +27,7 @@ class Runner:
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
         self.act: Callable[[RunConfig], None] = lambda config: None
-        self.refuse: Callable[[RunConfig], None] = lambda config: None
+        self.refuse: Callable[[RunConfig], HyloradaError | None] = lambda config: None
 
     def run(self, config: RunConfig, directory: Path) -> None:
         self.configs.append(config)
@@ -35,11 +35,10 @@ class Runner:
         self.act(config)
         (directory / "result.json").write_text(json.dumps({"status": "ok"}))
 
-    def check(self, config: RunConfig, here: bool) -> None:
-        self.refuse(config)
-
-    def record_refusal(self, config: RunConfig, directory: Path, error: HyloradaError) -> None:
-        raise error
+    def refused_cells(self, cells: dict[str, RunConfig], here: bool) -> dict[str, HyloradaError]:
+        assert here
+        refused = {place: self.refuse(config) for place, config in cells.items()}
+        return {place: error for place, error in refused.items() if error is not None}
 
 
 @pytest.fixture
@@ -49,8 +48,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runner]:
     module.run = fake.run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "hylorada.runner.run", module)
     checks = types.ModuleType("hylorada.runner.preflight")
-    checks.Preflight = lambda: types.SimpleNamespace(check=fake.check)  # type: ignore[attr-defined]
-    checks.record_refusal = fake.record_refusal  # type: ignore[attr-defined]
+    checks.refused_cells = fake.refused_cells  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "hylorada.runner.preflight", checks)
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
@@ -228,11 +226,8 @@ def test_cells_that_their_model_refuses_are_told_before_the_first_one_runs(
 ) -> None:
     said: list[str] = []
 
-    def refuse(config: RunConfig) -> None:
-        if config.seed == 2:
-            raise ConfigError("method: no such module")
-        if config.seed == 1:
-            raise KeyError("a bug of the check")  # is no reason not to run
+    def refuse(config: RunConfig) -> ConfigError | None:
+        return ConfigError("method: no such module") if config.seed == 2 else None
 
     runner.refuse = refuse
     runner.act = lambda config: said.append(capfd.readouterr().err)

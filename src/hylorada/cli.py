@@ -11,7 +11,7 @@ import argparse
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -260,10 +260,13 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
                 f"hydra.sweep.subdir={compose.quoted(name)}",
             ]
             OmegaConf.update(master, "hydra.sweep.dir", folder)
-    here = "submitit" not in master.hydra.launcher._target_  # otherwise on another machine
-    for directory, why in _refused(waiting, here).items():
-        del pending[directory]
-        refuse(run_name(waiting[directory]), why)
+    if waiting:
+        from hylorada.runner.preflight import refused_cells
+
+        here = "submitit" not in master.hydra.launcher._target_  # otherwise on another machine
+        for directory, why in refused_cells(waiting, here).items():
+            del pending[directory]
+            refuse(run_name(waiting[directory]), why)
     results: list[JobReturn] = []
     if pending:
         launcher = Plugins.instance().instantiate_launcher(
@@ -287,30 +290,6 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
     for outcome in failed:
         _complain("hylorada-train", f"{outcome.name}: {outcome.message}")
     return failed[0].exit_code if failed else 0
-
-
-def _refused(waiting: Mapping[str, RunConfig], here: bool) -> dict[str, HyloradaError]:
-    """Of the cells by directory those that cannot run, known before the first one starts.
-
-    Each leaves its record, so that a table shows it.
-    """
-    refused: dict[str, HyloradaError] = {}
-    if not waiting:
-        return refused
-    from hylorada.runner.preflight import Preflight, record_refusal
-
-    preflight = Preflight()
-    for directory, config in waiting.items():
-        try:
-            preflight.check(config, here=here)
-        except HyloradaError as error:
-            try:
-                record_refusal(config, Path(directory), error)
-            except HyloradaError as said:
-                refused[directory] = said
-        except Exception:  # a bug of ours: the cell itself will say which
-            logging.getLogger(__name__).debug("preflight of %s", directory, exc_info=True)
-    return refused
 
 
 def _evaluate(words: list[str]) -> int:

@@ -15,7 +15,7 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,14 +117,34 @@ class Preflight:
         return found
 
 
-def record_refusal(config: RunConfig, directory: Path, error: HyloradaError) -> None:
-    """Leave the record of a run that was refused before it started.
+def refused_cells(cells: Mapping[str, RunConfig], here: bool) -> dict[str, HyloradaError]:
+    """Of the cells of a sweep, by directory, those that cannot run.
 
-    Raises:
-        HyloradaError: the refusal itself, or that the directory cannot be used.
+    Each leaves its record, so that a table shows it.
+
+    Args:
+        cells: directory -> settings, validated.
+        here: see `Preflight.check`.
     """
-    with session(directory) as (_, log), recorded(directory, blank_result(config), log):
-        raise error
+    refused: dict[str, HyloradaError] = {}
+    preflight = Preflight()
+    for directory, config in cells.items():
+        try:
+            preflight.check(config, here=here)
+        except HyloradaError as error:
+            refused[directory] = _recorded(config, Path(directory), error)
+        except Exception:  # a bug of ours: the cell itself will say which
+            logger.debug("preflight of %s", directory, exc_info=True)
+    return refused
+
+
+def _recorded(config: RunConfig, directory: Path, error: HyloradaError) -> HyloradaError:
+    """Leave the record of a run that was refused before it started; the error to tell."""
+    try:
+        with session(directory) as (_, log), recorded(directory, blank_result(config), log):
+            raise error
+    except HyloradaError as known:  # or that the directory cannot be used
+        return known
 
 
 def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
