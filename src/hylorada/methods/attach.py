@@ -7,15 +7,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
 from torch import nn
 
 from hylorada.errors import ConfigError, DataError
-from hylorada.methods.hylorada_config import HyloradaConfig
+from hylorada.methods.hylorada_config import NAME_IN_FILES, HyloradaConfig
 from hylorada.methods.loaded import check_loaded, refuse_unfitting
 from hylorada.methods.tuner import HyloradaModel
 
@@ -36,6 +37,8 @@ def register_method() -> None:
         register_peft_method(
             name="hylorada", config_cls=HyloradaConfig, model_cls=HyloradaModel, prefix="lora_"
         )
+    names: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
+    names[NAME_IN_FILES] = HyloradaConfig
 
 
 def adapt(

@@ -6,11 +6,14 @@ resolved switches only; "follow the length" is `for_length` here, and `presets` 
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftType, TaskType
+from peft.utils import CONFIG_NAME
 
 from hylorada.errors import ConfigError
 
@@ -18,6 +21,12 @@ from hylorada.errors import ConfigError
 LONG_CONTEXT = 2048  # position bias, landmarks
 VERY_LONG_CONTEXT = 4096  # shifted sparse attention, trained norms
 LINEAR_ROPE_UP_TO = 8192  # linear interpolation to here, YaRN beyond
+
+NAME_IN_FILES = (
+    "HYLORADA (an adapter of the Python package hylorada: install it, and import hylorada before "
+    "the adapter is loaded)"
+)
+"""The method's name in an adapter_config.json: all that peft says where it does not know it."""
 
 _CHOICES = {
     "lora_init": ("orthogonal", "kaiming"),
@@ -64,6 +73,10 @@ class HyloradaConfig(LoraConfig):
             adapter is attached, also when the adapter is loaded. 0 leaves the range as it is.
         chosen_by_rule: the switches that `for_length` chose. On a model that lacks such a part they
             are left out; one that was set by hand is refused there.
+
+    Attributes:
+        reads_as_lora: the tuner has found nothing, on the model, that plain LoRA would do
+            otherwise. Then, and without a component, what is saved is peft's own LoRA.
     """
 
     r: int = 8
@@ -94,6 +107,7 @@ class HyloradaConfig(LoraConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("HYLORADA")
+        self.reads_as_lora = False
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(
@@ -187,6 +201,32 @@ class HyloradaConfig(LoraConfig):
         depends_on_model = ("train_embeddings", "rope_scaling_type")
         values["chosen_by_rule"] = [n for n in depends_on_model if n not in overrides]
         return cls(**{**values, **overrides})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but LoRA, rsLoRA or DoRA is left of the method on this model."""
+        own = (
+            self.position_bias_enabled or self.landmark_enabled or self.s2_attn_enabled
+            or self.modules_to_save  # peft would hold these copies in the base's type
+        )  # fmt: skip
+        return self.reads_as_lora and not own
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json: peft's own LoRA where that is the same, else this method.
+
+        The latter carries a sentence as its name, with which peft fails where this package has not
+        been imported.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / CONFIG_NAME
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if self.is_plain:
+            known = {item.name for item in fields(LoraConfig)}
+            settings = {key: value for key, value in settings.items() if key in known}
+            settings["peft_type"] = "LORA"
+        else:
+            settings["peft_type"] = NAME_IN_FILES
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; sets as sorted lists, so that files can be compared."""

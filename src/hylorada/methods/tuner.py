@@ -14,6 +14,7 @@ peft has no public interface for this: all uses of its private one are in this f
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,8 +22,9 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraModel
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, PeftType
 from peft.utils.integrations import init_empty_weights, skip_init_on_device
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 from hylorada import anatomy
@@ -95,11 +97,32 @@ class HyloradaModel(LoraModel):
             raise
         finally:
             self.injecting = False
+        config.reads_as_lora = self._reads_as_lora(config, model)
         self._set_active_shared(self.active_adapters, config.inference_mode)
         for parameter, value in requires_grad:  # a new adapter does not change the others
             parameter.requires_grad_(value)
         self._place_hooks(model)
         self._follow_s2()
+
+    @staticmethod
+    def _reads_as_lora(config: Any, model: nn.Module) -> bool:
+        """Whether peft's own LoRA puts such an adapter onto the same parts of the same base.
+
+        It does not where the range was extended, nor where peft takes names of linear layers for
+        those of experts before transformers 5 (Qwen2-MoE's shared expert).
+        """
+        if getattr(anatomy.causal_lm(model).config, "hylorada_range", None) is not None:
+            return False
+        parts = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
+        plain = copy.deepcopy(config)
+        plain.peft_type = PeftType.LORA
+        try:
+            convert_peft_config_for_transformers(plain, model, None)
+        except ValueError:
+            return False
+        return all(
+            set(getattr(plain, part) or ()) == set(getattr(config, part) or ()) for part in parts
+        )
 
     def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
