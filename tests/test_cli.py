@@ -213,6 +213,53 @@ def test_a_failing_cell_stops_no_other(runner: Runner, capfd: pytest.CaptureFixt
         assert name in log
 
 
+@pytest.mark.parametrize("order", ["bad,good", "good,bad", "bad,worse,good", "good,bad,other"])
+@pytest.mark.parametrize("why", ["file", "long", "log", "settings"])
+def test_a_cell_without_a_place_stops_no_other(
+    runner: Runner, capfd: pytest.CaptureFixture[str], order: str, why: str
+) -> None:
+    bad = {"file": "taken", "long": "x" * 300, "log": "l", "settings": "s"}[why]
+    with compose.session() as hydra:
+        ours = compose.to_typed(compose.compose(hydra, [f"output_root={bad}"]))
+    Path("taken").write_text("")
+    if why == "log":
+        Path(run_dir(ours), "run.log").mkdir(parents=True)
+    elif why == "settings":
+        Path(run_dir(ours)).mkdir(parents=True)
+        Path(run_dir(ours), ".hydra").write_text("")
+    roots = order.replace("bad", bad).replace(
+        "worse", f"{bad}/deeper" if why == "file" else "other"
+    )
+    count = 1 + (why == "file" and "worse" in order)
+    assert cli.train(["-m", f"output_root={roots}"]) == 6
+    good = [config.output_root for config in runner.configs]
+    assert sorted(good) == sorted(set(roots.split(",")) - {bad, f"{bad}/deeper"})
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [run_dir(config) for config in runner.configs]
+    assert f"{len(good)} run, 0 done already, {count} failed" in err
+    assert "Traceback" not in err
+    last = err.splitlines()[-count]
+    assert last.startswith("hylorada-train: error: hylorada-4k-seed0-")
+    assert "cannot be written" in last
+
+
+def test_a_library_that_asks_to_exit_stops_no_other(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave(config: RunConfig) -> None:
+        if config.seed == 0:
+            raise SystemExit(1)
+
+    runner.act = leave
+    assert cli.train(["-m", "seed=0,1"]) == 1
+    assert [config.seed for config in runner.configs] == [0, 1]
+    err = capfd.readouterr().err
+    assert "2 cells: 1 run, 0 done already, 1 failed" in err
+    assert "SystemExit" in err
+    assert "SystemExit" in Path(run_dir(runner.configs[0]), "run.log").read_text()
+    assert cli.train(["seed=0"]) == 1
+
+
 def test_a_cell_that_is_refused_stops_no_other(
     runner: Runner, capfd: pytest.CaptureFixture[str]
 ) -> None:

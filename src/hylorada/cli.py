@@ -8,30 +8,33 @@ and the exit code of `errors`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from hylorada import compose
 from hylorada.arguments import Parser
-from hylorada.config import RunConfig, run_dir, run_name
-from hylorada.disk import disk_error
-from hylorada.errors import ConfigError, DataError, HyloradaError, Interrupted
+from hylorada.config import RunConfig, run_dir, run_name, to_dict
+from hylorada.disk import disk_error, make_directory
+from hylorada.errors import ConfigError, DataError, DiskError, HyloradaError
+from hylorada.job import NOWHERE, Outcome, Stopped, run_job
+from hylorada.redaction import remember
 from hylorada.runner.record import read_result
 from hylorada.runner.standing import already_done, check_start
 from hylorada.suggest import did_you_mean
+from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
 
 _HELP = """\
@@ -105,39 +108,30 @@ def report(argv: Sequence[str] | None = None) -> int:
     return _guarded("hylorada-report", call, argv)
 
 
-@dataclass
-class Outcome:
-    """How a job ended; what a launcher in another process sends back."""
-
-    name: str
-    exit_code: int
-    message: str = ""
-
-
-class _Stopped(BaseException):
-    """A signal ended a job: not an Exception, so that Hydra starts no further cell."""
-
-
 def _guarded(program: str, call: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return call(words)
-    except HyloradaError as error:
-        _complain(program, str(error))
-        return error.exit_code
-    except _Stopped as stop:
-        code, message = stop.args
-        _complain(program, message)
-        return code
-    except KeyboardInterrupt:
-        _complain(program, "interrupted")
-        return 130
-    except OSError as error:
-        known = disk_error(error, Path(error.filename or "."))
-        if known is None:
-            raise
-        _complain(program, str(known))
-        return known.exit_code
+    with lasting_terminal():
+        remember({key.lstrip("+-"): value for key, _, value in (w.partition("=") for w in words)})
+        try:
+            return call(words)
+        except HyloradaError as error:
+            _complain(program, str(error))
+            return error.exit_code
+        except Stopped as stop:
+            code, message = stop.args
+            _complain(program, message)
+            return code
+        except KeyboardInterrupt:
+            _complain(program, "interrupted")
+            return 130
+        except Exception as error:
+            known = disk_error(error, Path(getattr(error, "filename", None) or "."))
+            if known is not None:
+                _complain(program, str(known))
+                return known.exit_code
+            traceback.print_exc()
+            _complain(program, f"{type(error).__name__}: {error} (a bug in hylorada)")
+            return 1
 
 
 def _complain(program: str, message: str) -> None:
@@ -217,8 +211,7 @@ def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
         _say(f"{directory} is done already; nothing to run (resume=never starts it again)")
     else:
         check_start(config, Path(directory))
-        place = f"hydra.run.dir={compose.quoted(directory)}"
-        job = hydra.run(compose.PRIMARY, _job, [*overrides, place])
+        job = hydra.run(compose.PRIMARY, run_job, [*overrides, f"hydra.run.dir={NOWHERE}"])
         outcome = job.return_value
         if outcome.exit_code:
             _complain("hylorada-train", outcome.message)
@@ -241,6 +234,7 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
 
     for cell in compose.cells(hydra, master):
         name, directory = run_name(cell.config), run_dir(cell.config)
+        remember(to_dict(cell.config))
         try:
             validate(cell.config)
             is_done = already_done(cell.config, Path(directory)) is not None
@@ -253,13 +247,7 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
             done.append(directory)
         else:
             waiting[directory] = cell.config
-            folder = directory.removesuffix(f"/{name}")
-            pending[directory] = [
-                *cell.overrides,
-                f"hydra.sweep.dir={compose.quoted(folder)}",
-                f"hydra.sweep.subdir={compose.quoted(name)}",
-            ]
-            OmegaConf.update(master, "hydra.sweep.dir", folder)
+            pending[directory] = [*cell.overrides, f"hydra.sweep.dir={NOWHERE}"]
     if waiting:
         from hylorada.runner.preflight import refused_cells
 
@@ -269,9 +257,10 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
             refuse(run_name(waiting[directory]), why)
     results: list[JobReturn] = []
     if pending:
+        OmegaConf.update(master, "hydra.sweep.dir", _common_folder(pending))
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
-            task_function=_job,
+            task_function=run_job,
             config=master,
         )
         results = list(launcher.launch(list(pending.values()), initial_job_idx=0))
@@ -290,6 +279,16 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
     for outcome in failed:
         _complain("hylorada-train", f"{outcome.name}: {outcome.message}")
     return failed[0].exit_code if failed else 0
+
+
+def _common_folder(directories: Iterable[str]) -> str:
+    """Where a launcher may put files of its own: beside the first run that has a place."""
+    for directory in directories:
+        folder = Path(directory).parent
+        with contextlib.suppress(DiskError):
+            make_directory(folder)
+            return str(folder)
+    return NOWHERE
 
 
 def _evaluate(words: list[str]) -> int:
@@ -359,33 +358,6 @@ def _log_to_terminal() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
-
-
-def _job(cfg: DictConfig) -> Outcome:
-    """One run in the directory that Hydra made. Failures return, so that a sweep goes on."""
-    config = compose.to_typed(cfg)
-    name = run_name(config)
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    log = logging.getLogger("hylorada.traceback")  # to run.log only
-    try:
-        from hylorada.runner.run import run
-
-        run(config, directory)
-    except Interrupted as stop:
-        log.warning("interrupted", exc_info=True)
-        raise _Stopped(stop.exit_code, str(stop)) from stop
-    except HyloradaError as error:
-        log.exception("failed")
-        return Outcome(name, error.exit_code, str(error))
-    except Exception as error:
-        log.exception("a bug in hylorada")
-        return Outcome(
-            name,
-            1,
-            f"{type(error).__name__}: {error} (a bug in hylorada; the traceback is in "
-            f"{directory / 'run.log'})",
-        )
-    return Outcome(name, 0)
 
 
 def _say(message: str) -> None:

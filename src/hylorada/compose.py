@@ -171,7 +171,9 @@ def rewrite(overrides: Sequence[str]) -> list[str]:
         key, equals, value = word.partition("=")
         if key.startswith("~"):
             raise ConfigError(f"{key}: a part of the settings cannot be removed; set it instead")
-        if key in ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+        if key.lstrip("+") in (
+            "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir",
+        ):  # fmt: skip
             raise ConfigError(
                 f"{key}: a run's directory follows from its settings; output_root=FOLDER moves all"
             )

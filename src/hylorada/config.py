@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hylorada import identity
+from hylorada import identity, redaction
 
 # A component is on, off, or follows the length by the paper's adaptive rule (section 2.3).
 SWITCHES = ("true", "false", "auto")
@@ -352,6 +352,7 @@ def counted(settings: Mapping[str, Any]) -> dict[str, Any]:
 def fingerprint(config: RunConfig) -> str:
     """Ten hexadecimal digits of the sha256 of the settings that tell it from a run of defaults."""
     text = json.dumps(counted(to_dict(config)), sort_keys=True, separators=(",", ":"))
+    text = redaction.without_accounts(text)  # a name gives nobody a hint at a password
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

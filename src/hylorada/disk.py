@@ -88,8 +88,11 @@ def refuse_unwritable(path: Path) -> None:
     """Refuse a directory that cannot be made or written, without making it.
 
     Raises:
-        DiskError: its nearest existing parent is a file, or may not be written.
+        DiskError: its nearest existing parent is a file, or may not be written; no file can have
+            such a name.
     """
+    with disk_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
     existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     with disk_errors(path):
         if not existing.is_dir():

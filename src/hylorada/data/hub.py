@@ -143,9 +143,14 @@ def _remember(hub_id: str, revision: str, commit: str) -> None:
 
 
 def _cache_folder(hub_id: str) -> Path:
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants, errors, file_download
 
-    name = file_download.repo_folder_name(repo_id=hub_id, repo_type="dataset")
+    try:
+        name = file_download.repo_folder_name(repo_id=hub_id, repo_type="dataset")
+    except errors.HFValidationError:
+        raise DataError(
+            f"dataset {hub_id}: this is no name of a repository on the hub; write owner/name"
+        ) from None
     return Path(constants.HF_HUB_CACHE) / name
 
 

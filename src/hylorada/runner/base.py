@@ -23,6 +23,7 @@ from hylorada.data.packing import tokenizer_sha256
 from hylorada.disk import disk_errors, make_directory, replace_file
 from hylorada.evaluation.benchmark_questions import lm_eval_version, questions_sha256
 from hylorada.methods.position_range import extend_range
+from hylorada.redaction import redacted
 from hylorada.runner.backbone import Backbone, load_backbone
 from hylorada.runner.exam import Exam
 from hylorada.runner.frozen import use_frozen_kernels
@@ -148,7 +149,7 @@ class _CacheEntry:
     def __init__(self, folder: Path, key: dict[str, Any]) -> None:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
         self._path = folder / f"{name}.json"
-        self._key = key
+        self._key = redacted(key)
         self._lock = FileLock(folder / f"{name}.lock")
         self.partial = folder / f"{name}.partial"
         self.value: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from hylorada.errors import (
     Interrupted,
     OutOfMemoryError,
 )
+from hylorada.logs import LogError, is_logged_to, log_file
 from hylorada.runner.record import write_result
-
-LogError = Callable[[BaseException], None]
 
 
 @contextlib.contextmanager
@@ -63,6 +62,8 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
     """The error in the user's terms; the same one if it is so already, or a bug."""
     if isinstance(error, HyloradaError):
         return error
+    if isinstance(error, SystemExit):  # of a library: it would end a sweep as well
+        return RuntimeError(f"a library asked the process to exit ({error.code})")
     if is_out_of_memory(error):
         train = record["config"]["train"]
         if train is None:  # an adapter that is only measured
@@ -97,34 +98,19 @@ def log_to(path: Path) -> Iterator[LogError]:
     Yields:
         A function that writes a traceback into the file and not on the terminal.
     """
-    root, package = logging.getLogger(), logging.getLogger("hylorada")
-    target = str(path.absolute())
-    if any(getattr(handler, "baseFilename", None) == target for handler in root.handlers):
+    if is_logged_to(path):
         yield lambda error: None
         return
-    file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    added: list[logging.Handler] = [file]
-    if not root.handlers and not package.handlers:  # a notebook: keep messages visible
-        terminal = logging.StreamHandler(sys.stderr)
-        terminal.setFormatter(logging.Formatter("%(message)s"))
-        added.append(terminal)
+    root, package = logging.getLogger(), logging.getLogger("hylorada")
     level = package.level
-    if level == logging.NOTSET:
-        package.setLevel(logging.INFO)
-
-    def traceback(error: BaseException) -> None:
-        info = (type(error), error, error.__traceback__)
-        file.handle(
-            package.makeRecord(package.name, logging.ERROR, "", 0, "the run ended", (), info)
-        )
-
-    for handler in added:
-        package.addHandler(handler)
-    try:
+    with contextlib.ExitStack() as stack:
+        traceback = stack.enter_context(log_file(path, package))
+        if not root.handlers and len(package.handlers) == 1:  # a notebook: keep messages visible
+            terminal = logging.StreamHandler(sys.stderr)
+            terminal.setFormatter(logging.Formatter("%(message)s"))
+            package.addHandler(terminal)
+            stack.callback(package.removeHandler, terminal)
+        if level == logging.NOTSET:
+            package.setLevel(logging.INFO)
+        stack.callback(package.setLevel, level)
         yield traceback
-    finally:
-        for handler in added:
-            package.removeHandler(handler)
-            handler.close()
-        package.setLevel(level)

@@ -19,6 +19,7 @@ from hylorada.benchmarks import benchmark
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods.position_range import extend_range
+from hylorada.redaction import remember
 from hylorada.runner.adapter import (
     SETTINGS,
     WEIGHTS,
@@ -43,11 +44,13 @@ from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
 from hylorada.runner.summary import print_summary, summary_console, summary_tables
 from hylorada.runner.tracking import Tracker
+from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
 
 PARTS = ("perplexity", "lost_in_middle", "context_gain", "harness")
 
 
+@lasting_terminal()
 def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
     """Measure a finished run by ``config.eval`` and add the numbers to its record.
 
@@ -64,6 +67,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
         HyloradaError: see `errors`; the record is then as it was.
     """
     validate(config)
+    remember(configs.to_dict(config))
     directory = Path(run_dir)
     with session(directory) as (stop, log):
         record = read_result(directory)
@@ -175,6 +179,7 @@ def _put(metrics: Metrics, new: Metrics) -> Metrics:
     return {name: metric for name, metric in old.items() if new.get(name) != metric}
 
 
+@lasting_terminal()
 def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     """Measure any PEFT adapter on its base, and write a record of its own.
 
@@ -193,6 +198,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         ConfigError: a kind of adapter that cannot be measured.
     """
     validate(config)
+    remember(configs.to_dict(config))
     folder = Path(adapter).expanduser()
     weights, settings = folder / WEIGHTS, read_settings(folder)
     reach = getattr(settings, "max_length", 0)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hylorada.config import TrainConfig
 from hylorada.data.order import block_order
 from hylorada.errors import DivergedError, Interrupted
+from hylorada.redaction import redacted
 from hylorada.runner.checkpoint import Checkpoint, Named, restore, save_checkpoint
 from hylorada.runner.faults import fault_point
 from hylorada.runner.optim import learning_rate, make_optimizer, set_learning_rate
@@ -283,7 +284,7 @@ class Training:
             "metrics_bytes": self.metrics.sync(),
             "timing_bytes": self.timing.sync(),
             "random": random_state(),
-            "identity": self.identity,
+            "identity": redacted(self.identity),
         }
         directory = self.run_dir / "checkpoints"
         keep = self.settings.keep_checkpoints

@@ -10,6 +10,7 @@ from typing import Any
 
 from hylorada.disk import replace_file
 from hylorada.errors import Interrupted
+from hylorada.redaction import redacted
 from hylorada.runner.faults import fault_point
 from hylorada.runner.signals import Stop
 
@@ -41,7 +42,7 @@ class Partial:
             clock: seconds.
         """
         self._path, self._stop, self._clock = path, stop, clock
-        self._identity = json.loads(json.dumps(identity))  # JSON has no tuples
+        self._identity = json.loads(json.dumps(redacted(identity)))  # JSON has no tuples
         self._kept_at = clock()
         self._boundaries = 0
         self.done = self._read()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from hylorada.config import RunConfig, fingerprint, run_name, to_dict
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import DataError
+from hylorada.redaction import redacted
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -39,7 +39,7 @@ class JsonLines:
             DiskError: full or read-only.
             ValueError: a value is not finite; the caller must say so in words instead.
         """
-        line = json.dumps(values, allow_nan=False) + "\n"
+        line = json.dumps(redacted(values), allow_nan=False) + "\n"
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line)
 
@@ -81,12 +81,12 @@ def write_result(run_dir: Path, record: dict[str, Any]) -> None:
     Raises:
         DiskError: full or read-only.
     """
-    replace_file(run_dir / RESULT, to_json(redacted(record)))
+    replace_file(run_dir / RESULT, to_json(record))
 
 
 def to_json(value: Any) -> bytes:
-    """Indented JSON in which a number that is not finite is null."""
-    return json.dumps(finite(value), indent=1, allow_nan=False).encode()
+    """Indented JSON without secrets, in which a number that is not finite is null."""
+    return json.dumps(finite(redacted(value)), indent=1, allow_nan=False).encode()
 
 
 def blank_result(config: RunConfig) -> dict[str, Any]:
@@ -121,30 +121,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)", re.IGNORECASE)
-_SECRET_FORM = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,}|sk-[\w-]{16,})")
-_IN_URL = re.compile(r"(?<=://)[^/\s@]+@")
-
-
-def redacted(value: Any) -> Any:
-    """The value with secrets in its strings replaced by ``***``.
-
-    A secret is the value of an environment variable named like one, a string of a known token form,
-    or a user and password in a URL.
-    """
-    known = [v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= 8]
-
-    def clean(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {k: clean(v) for k, v in item.items()}
-        if isinstance(item, list):
-            return [clean(v) for v in item]
-        if isinstance(item, str):
-            for secret in known:
-                item = item.replace(secret, "***")
-            return _IN_URL.sub("***@", _SECRET_FORM.sub("***", item))
-        return item
-
-    return clean(value)

@@ -31,6 +31,7 @@ from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
+from hylorada.redaction import remember
 from hylorada.runner.adapter import WEIGHTS, attach_adapter
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
@@ -59,6 +60,7 @@ from hylorada.runner.standing import (
 )
 from hylorada.runner.summary import print_summary
 from hylorada.runner.tracking import Tracker
+from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
+@lasting_terminal()
 def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     """Run, continue, or skip what the config describes.
 
@@ -81,6 +84,7 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
             used.
     """
     validate(config)
+    remember(configs.to_dict(config))
     directory = Path(run_dir or configs.run_dir(config))
     done = already_done(config, directory)
     if done is not None:

@@ -16,6 +16,7 @@ from hylorada.config import RunConfig
 from hylorada.disk import disk_errors, refuse_unwritable
 from hylorada.errors import ConfigError, DataError
 from hylorada.identity import IMPLIED
+from hylorada.redaction import matches
 from hylorada.runner.record import read_result
 from hylorada.validation import check_splits
 
@@ -77,7 +78,7 @@ def check_continuation(state: Record, settings: Record) -> None:
     differing = [
         f"{key} was {before.get(key, IMPLIED.get(key))!r}, is {now.get(key, IMPLIED.get(key))!r}"
         for key in sorted(before | now)
-        if before.get(key) != now.get(key)
+        if not matches(before.get(key, IMPLIED.get(key)), now.get(key, IMPLIED.get(key)))
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

@@ -9,6 +9,7 @@ without an account or a network; `wandb sync <run>/wandb/offline-run-*` uploads 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import io
 import logging
@@ -21,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from hylorada.config import TrackConfig
 from hylorada.errors import Interrupted
-from hylorada.runner.record import redacted
+from hylorada.redaction import redacted
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Tracker:
             return
         start = _start_tensorboard if settings.kind == "tensorboard" else _start_wandb
         self._backend = self._guard(
-            "start", START_SECONDS, lambda: start(settings, run_dir, name, redacted(config))
+            "start", START_SECONDS, lambda: start(_shown(settings), run_dir, name, redacted(config))
         )
 
     @property
@@ -112,6 +113,11 @@ class Tracker:
                 self._kind, what, type(error).__name__, first,
             )  # fmt: skip
             return None
+
+
+def _shown(settings: TrackConfig) -> TrackConfig:
+    """What the tracker may write down: whoever puts a secret there has mistaken the place."""
+    return TrackConfig(**redacted(dataclasses.asdict(settings)))
 
 
 def _bounded(call: Callable[[], T], seconds: float) -> T:
