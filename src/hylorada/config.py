@@ -129,6 +129,11 @@ class ModelConfig:
     path: str = place("embedded", hub=True)  # "embedded", a hub id, or a local folder
     revision: str = ""  # hub revision; empty: main
     attn_implementation: str = "sdpa"  # for the layers that S2 does not take: sdpa, eager, ...
+    # Of the frozen weights: auto (the files' own on a GPU that runs bf16, float32 otherwise),
+    # float32, or file (bfloat16 as it lies there; float16 becomes float32, in which runs compute).
+    dtype: str = "auto"
+    # Tokens in the texts that it was trained on, as it lies there; 0: what its config says.
+    trained_length: int = 0
 
 
 @dataclass

@@ -46,6 +46,8 @@ IMPLIED: dict[str, Any] = {
     "model.path": "embedded",
     "model.revision": "",
     "model.attn_implementation": "sdpa",
+    "model.dtype": "auto",
+    "model.trained_length": 0,
     "dataset.name": "stdlib",
     "dataset.kind": "stdlib",
     "dataset.hub_id": "",

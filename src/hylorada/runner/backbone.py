@@ -1,13 +1,15 @@
-"""Loading the frozen base model, and saying in one line why it cannot be had.
+"""Loading the frozen base model, and saying in one line why it is not available.
 
-Three sources: `embedded` (shipped in the package, needs nothing), a local folder, a hub id. Weights
-come from safetensors alone and no code from a repository is run.
+Four sources: `embedded` (shipped in the package, needs nothing), a local folder, a hub id, a GGUF
+file. Weights come from safetensors or GGUF alone and no code from a repository is run. Float32
+weights in safetensors stay where they lie, mapped into memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from hylorada import anatomy
 from hylorada.config import ModelConfig
 from hylorada.data.hub import check_model
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.logits import output_head
+from hylorada.runner.base_files import stored_dtype
 from hylorada.runner.base_weights import check_loaded, refuse_other_task, reported_here
-from hylorada.runner.provenance import config_sha256, weights_sha256
+from hylorada.runner.device import choose_dtype
+from hylorada.runner.gguf_file import SUFFIX as GGUF
+from hylorada.runner.gguf_file import check_read, refuse_unreadable, unpacking
+from hylorada.runner.provenance import config_sha256, name_of, weights_sha256
 
 EMBEDDED = "embedded"
 
@@ -33,23 +40,29 @@ class Backbone:
     """The untouched base model and its tokenizer.
 
     Attributes:
-        model: float32, in evaluation mode, dropout 0, no parameter trains.
+        model: in evaluation mode, dropout 0, no parameter trains.
         tokenizer: its tokenizer.
         sha256: of its weights as loaded (see `provenance.weights_sha256`).
         config_sha256: of its settings as loaded (see `provenance.config_sha256`).
+        dtype: of its weights, float32 or bfloat16; bfloat16 is to be run under bf16 autocast.
+        trained_length: in tokens, as the user or its config says.
     """
 
     model: Any
     tokenizer: Any
     sha256: str
     config_sha256: str
+    dtype: torch.dtype
+    trained_length: int
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What the provenance of a record says of it."""
         return {
             "base_model_sha256": self.sha256,
             "base_model_config_sha256": self.config_sha256,
+            "base_model_dtype": name_of(self.dtype),
+            "base_model_trained_length": self.trained_length,
         }
 
 
@@ -59,7 +72,7 @@ class Blueprint:
 
     Attributes:
         source: the folder or hub id that it lies in.
-        where: "embedded", "folder" or "hub".
+        where: "embedded", "folder", "hub" or "gguf".
         config: its transformers configuration, dropout 0.
         tokenizer: its tokenizer.
         options: what `from_pretrained` is given beside these.
@@ -80,7 +93,8 @@ def open_base(settings: ModelConfig) -> Blueprint:
     Raises:
         DataError: not there, not reachable, gated, damaged, made for another task, or only with
             own code.
-        ConfigError: not a causal language model of transformers.
+        ConfigError: not a causal language model of transformers, or the package that reads the
+            file is not installed.
     """
     source, where = _locate(settings)
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -89,44 +103,76 @@ def open_base(settings: ModelConfig) -> Blueprint:
         options["revision"] = settings.revision or "main"
     else:
         options["local_files_only"] = True
+    if where == "gguf":
+        refuse_unreadable(Path(source), _named(settings, where))
+        source, options["gguf_file"] = str(Path(source).parent), Path(source).name
     with explained(settings, where):
         config = AutoConfig.from_pretrained(source, **options)
         refuse_other_task(config, _named(settings, where))
         _without_dropout(config)
+        _tell_trained_length(config, settings.trained_length)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     return Blueprint(source, where, config, tokenizer, options)
 
 
-def load_backbone(settings: ModelConfig, device: torch.device) -> Backbone:
+def stored(opened: Blueprint) -> torch.dtype:
+    """The precision of the weights in their files; float32 for what a GGUF file unpacks to."""
+    if opened.where == "gguf":
+        return torch.float32
+    return stored_dtype(opened.source, opened.config, **opened.options)
+
+
+def load_backbone(
+    settings: ModelConfig,
+    device: torch.device,
+    precision: str = "auto",
+    opened: Blueprint | None = None,
+) -> Backbone:
     """Load the base model and tokenizer of a run.
+
+    Args:
+        settings: which model, and the precision of its weights.
+        device: to load it onto.
+        precision: that it is to run in (``train.precision``).
+        opened: what `open_base` gave for these settings, if it was asked already.
 
     Raises:
         DataError: not there, not reachable, gated, damaged, incomplete, made for another task, or
             only as pickle or with own code.
-        ConfigError: not a causal language model of transformers, or one whose logits are no known
-            function of its output head.
+        ConfigError: not a causal language model of transformers, one whose logits are no known
+            function of its output head, or a precision that does not go with the other.
     """
-    opened = open_base(settings)
+    opened = opened or open_base(settings)
+    what = _named(settings, opened.where)
+    gguf = opened.options.get("gguf_file")
     with explained(settings, opened.where), reported_here():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            opened.source,
-            config=opened.config,
-            dtype=torch.float32,
-            attn_implementation=settings.attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # named and refused by check_loaded, with the others
-            **opened.options,
-        )
-    model, info = loaded
-    check_loaded(model, info, _named(settings, opened.where))
+        dtype = choose_dtype(settings.dtype, precision, device, lambda: stored(opened))
+        way: Any = unpacking() if gguf else contextlib.nullcontext({})
+        with way as more:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                opened.source,
+                config=opened.config,
+                dtype=dtype,
+                attn_implementation=settings.attn_implementation,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named and refused by check_loaded, with the others
+                **opened.options,
+                **more,
+            )
+        model, info = loaded
+        if gguf:
+            check_read(model, Path(opened.source) / gguf, what)
+    check_loaded(model, info, what)
     # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
     model.name_or_path = settings.path
     model.requires_grad_(False)
     model.eval().to(device)
     output_head(model)  # whether its loss can be computed at all, before anything is measured
-    sha256 = weights_sha256(model)
-    return Backbone(model, opened.tokenizer, sha256, config_sha256(model.config))
+    return Backbone(
+        model, opened.tokenizer, weights_sha256(model), config_sha256(model.config), dtype,
+        anatomy.trained_length(model.config),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -135,7 +181,7 @@ def explained(settings: ModelConfig, where: str) -> Iterator[None]:
 
     Args:
         settings: of the model that is read inside the block.
-        where: "embedded", "folder" or "hub".
+        where: "embedded", "folder", "hub" or "gguf".
     """
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # "Loading weights", for every shard
@@ -151,7 +197,7 @@ def explained(settings: ModelConfig, where: str) -> Iterator[None]:
 
 
 def _locate(settings: ModelConfig) -> tuple[str, str]:
-    """The path or hub id to load from, and which of embedded, folder, hub it is."""
+    """The path or hub id to load from, and which of embedded, folder, hub, gguf it is."""
     if settings.path == EMBEDDED:
         folder = Path(__file__).resolve().parents[1] / "assets" / "tiny"
         if not (folder / "config.json").is_file():
@@ -173,12 +219,27 @@ def _locate(settings: ModelConfig) -> tuple[str, str]:
                 "it out and measure it by hylorada-eval adapter=FOLDER, or merge it first"
             )
         return str(folder), "folder"
+    if folder.is_file() or folder.suffix == GGUF:
+        if folder.suffix != GGUF:
+            raise DataError(
+                f"model.path={settings.path}: a file; give the folder that save_pretrained wrote, "
+                "or a GGUF file"
+            )
+        return str(folder), "gguf"
     if settings.path.startswith((".", "/", "~")) or settings.path.count("/") > 1:
         raise DataError(
             f"model.path={settings.path}: no such folder; give a local folder, a hub id such as "
             "gpt2, or use model=tiny (embedded)"
         )
     return settings.path, "hub"
+
+
+def _tell_trained_length(config: Any, told: int) -> None:
+    """What the user says; or of a model that was merged, the length that it was extended to."""
+    merged = config.__dict__.pop("hylorada_range", None)
+    length = told or (merged or {}).get("to")
+    if length:
+        config.hylorada_trained_length = length
 
 
 def _without_dropout(config: Any) -> None:
@@ -235,6 +296,12 @@ def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError |
         name = Path(str(gone).split()[-1].strip("'\"")).name
         return DataError(
             f"{what}: its index names {name}, which is not there; copy the whole folder again"
+        )
+    unread = re.search(r"GGUF \w+ (?:with|of) architecture '?([\w.-]+)", text)
+    if unread is not None:
+        return DataError(
+            f"{what}: a GGUF file of architecture {unread[1]}, which transformers does not read; "
+            f"{offline}"
         )
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return DataError(f"{what}: cannot be loaded ({type(error).__name__}: {first[:200]}); {offline}")

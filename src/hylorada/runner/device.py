@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,16 +32,55 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     """
     if precision == "fp32":
         return False
-    if device.type == "cuda":
-        # Without emulation: before Ampere torch would emulate bf16, several times slower.
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        supported = cpu_has_bf16()
+    supported = has_bf16(device)
     if precision == "bf16" and not supported:
         raise ConfigError(
             f"train.precision=bf16: this {device.type} has no bf16 arithmetic; use fp32 or auto"
         )
     return supported and (precision == "bf16" or device.type == "cuda")
+
+
+def choose_dtype(
+    wanted: str, precision: str, device: torch.device, stored: Callable[[], torch.dtype]
+) -> torch.dtype:
+    """The precision of the frozen weights; bfloat16 goes with bf16 autocast, and only with it.
+
+    Args:
+        wanted: ``model.dtype``: auto, float32 or file.
+        precision: ``train.precision``: auto, fp32 or bf16.
+        device: of the model.
+        stored: tells the precision of the files of weights; asked only where it matters.
+
+    Raises:
+        ConfigError: bfloat16 weights are to be kept where nothing computes in bf16.
+    """
+    if wanted == "float32" or (wanted == "auto" and device.type == "cpu"):
+        return torch.float32
+    if stored() != torch.bfloat16:
+        return torch.float32
+    if wanted == "auto":
+        return torch.bfloat16 if choose_bf16(precision, device) else torch.float32
+    if precision == "fp32":
+        raise ConfigError(
+            "model.dtype=file: the weights are bfloat16, and train.precision=fp32 computes in "
+            "float32; set model.dtype=float32, or train.precision to bf16 or auto"
+        )
+    if not has_bf16(device):
+        raise ConfigError(
+            f"model.dtype=file: the weights are bfloat16, and this {device.type} has no bf16 "
+            "arithmetic; set model.dtype=float32"
+        )
+    return torch.bfloat16
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself.
+
+    Before Ampere, torch would emulate it on a GPU, several times slower.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_bf16()
 
 
 def cpu_has_bf16() -> bool:

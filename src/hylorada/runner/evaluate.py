@@ -32,11 +32,11 @@ from hylorada.runner.base import base_metrics
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
-from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics
 from hylorada.runner.preflight import Preflight
+from hylorada.runner.product_weights import make_fast
 from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import add_texts, provenance
+from hylorada.runner.provenance import add_texts, name_of, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
 from hylorada.runner.run import Record, load_finished
 from hylorada.runner.seeding import seed_everything
@@ -101,10 +101,12 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
     with Reporter() as reporter:
         meter = make_meter(config, stop, reporter)
         exam = _exam(config, stop)
-        model, backbone = load_finished(directory, record, meter.device)
+        precision = config.train.precision
+        model, backbone = load_finished(directory, record, meter.device, precision)
+        meter.weigh(backbone.dtype)
         base = base_metrics(config, meter, backbone, exam)
         if config.method.lora.enabled:
-            use_frozen_kernels(model)
+            make_fast(model, meter.bf16)
             asked = json.dumps(dataclasses.asdict(config.eval), sort_keys=True)
             name = hashlib.sha256(f"{asked} {exam.corpus.sha256}".encode()).hexdigest()[:10]
             metrics = meter.examine(
@@ -149,6 +151,7 @@ def _add(
             "text": exam.corpus.label,
             "text_sha256": exam.corpus.sha256,
             "precision": meter.precision,
+            "weights": name_of(meter.weights),
             "device": meter.device.type,
             "provenance": provenance(meter.device),
         }
@@ -238,7 +241,8 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             meter = make_meter(config, stop, reporter)
             record["provenance"] = provenance(meter.device)
             exam = _exam(config, stop)
-            backbone = load_backbone(config.model, meter.device)
+            backbone = load_backbone(config.model, meter.device, config.train.precision)
+            meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
             model = _attach(folder, backbone, config, own_range=bool(reach))
@@ -246,7 +250,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
             }  # fmt: skip
-            use_frozen_kernels(model)
+            make_fast(model, meter.bf16)
             record["metrics"] = meter.examine(
                 model, exam, config.method.name, partial=directory / ".evaluation.partial"
             )

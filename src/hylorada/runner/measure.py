@@ -28,6 +28,7 @@ from hylorada.runner.benchmarks import benchmark_metrics
 from hylorada.runner.exam import Exam
 from hylorada.runner.partial import Partial
 from hylorada.runner.progress import Reporter
+from hylorada.runner.provenance import name_of
 from hylorada.runner.record import finite
 from hylorada.runner.signals import Stop
 
@@ -56,6 +57,7 @@ class Meter:
         stop: a signal ends a measurement at the next batch or prompt.
         reporter: shows progress.
         clock: seconds; it says when to keep what was measured so far.
+        weights: the precision of the frozen weights.
     """
 
     device: torch.device
@@ -64,6 +66,11 @@ class Meter:
     stop: Stop
     reporter: Reporter
     clock: Callable[[], float] = time.monotonic
+    weights: torch.dtype = torch.float32
+
+    def weigh(self, weights: torch.dtype) -> None:
+        """Take note of the weights' precision; bfloat16 is always run under bf16 autocast."""
+        self.weights, self.bf16 = weights, self.bf16 or weights == torch.bfloat16
 
     @property
     def precision(self) -> str:
@@ -75,6 +82,7 @@ class Meter:
         """What every number depends on, whatever is measured: numbers of two are never mixed."""
         return {
             "precision": self.precision,
+            "weights": name_of(self.weights),
             "device": self.device.type,
             "versions": [torch.__version__, transformers.__version__],
         }

@@ -35,8 +35,8 @@ from hylorada.methods.placement import linear_names
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.s2_attention import enable_s2
-from hylorada.runner.backbone import Blueprint, explained, open_base
-from hylorada.runner.device import choose_bf16, choose_device
+from hylorada.runner.backbone import Blueprint, explained, open_base, stored
+from hylorada.runner.device import choose_bf16, choose_device, choose_dtype
 from hylorada.runner.ending import recorded
 from hylorada.runner.exam import make_prompts
 from hylorada.runner.loss import refuse_adapted_head
@@ -91,6 +91,11 @@ class Preflight:
                 lambda: RetrievalBlocks(opened.tokenizer, window, task, config.seed),
             )
         self._once([*base, "weights"], lambda: _check_weights(config.model, opened))
+        if here:
+            choose_dtype(
+                config.model.dtype, config.train.precision, choose_device(config.device),
+                lambda: stored(opened),
+            )  # fmt: skip
         splits = [settings.perplexity.split]
         if learns and config.train.task == "text":
             splits.append("train")

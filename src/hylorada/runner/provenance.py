@@ -101,14 +101,22 @@ def hardware(device: torch.device) -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """As records have it: float32, bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def weights_sha256(model: nn.Module) -> str:
     """sha256 over every tensor of the model as loaded: name, type, shape, bytes, in name order.
 
     It names the weights, not the files they came from: the same model in one shard or five, or
-    loaded from another folder, has the same hash.
+    loaded from another folder, has the same hash. So has a bfloat16 model kept as it is, and the
+    same in float32, which holds the same numbers.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(data.numpy()))
@@ -118,7 +126,7 @@ def weights_sha256(model: nn.Module) -> str:
 # Names, places and versions, and what the hash of the weights tells or the run's settings say.
 _VOLATILE = {
     "_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype",
-    "torch_dtype", "_attn_implementation", "attn_implementation",
+    "torch_dtype", "_attn_implementation", "attn_implementation", "hylorada_trained_length",
 }  # fmt: skip
 
 

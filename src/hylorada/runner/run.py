@@ -41,10 +41,10 @@ from hylorada.runner.device import choose_device
 from hylorada.runner.ending import exit_code, recorded
 from hylorada.runner.exam import prepare
 from hylorada.runner.faults import fault_point
-from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
 from hylorada.runner.preflight import Preflight
+from hylorada.runner.product_weights import make_fast
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import add_texts, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
@@ -114,14 +114,16 @@ class _Run:
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Reporter())
             self.meter = make_meter(config, self.stop, self.reporter)
-            self.device, self.bf16 = self.meter.device, self.meter.bf16
+            self.device = self.meter.device
             record["provenance"] = provenance(self.device)
-            tokenizer = Preflight().check(config).tokenizer
+            opened = Preflight().check(config)
+            tokenizer = opened.tokenizer
             exam = prepare(config, tokenizer, self.stop)
             blocks = self._blocks(tokenizer) if config.method.lora.enabled else None
             validation = self._validation(tokenizer)
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
-            backbone = load_backbone(config.model, self.device)
+            backbone = load_backbone(config.model, self.device, config.train.precision, opened)
+            self.meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
             model = self._attach(backbone)
             self._gate(model, backbone)
@@ -132,7 +134,7 @@ class _Run:
                 self._describe_training(Counters())
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
-                use_frozen_kernels(model)
+                make_fast(model, self.meter.bf16)
                 self._train(model, blocks, validation, tracker)
                 self._save_adapter(model)
                 fault_point("before_evaluation")
@@ -215,7 +217,7 @@ class _Run:
             settings=config.train,
             seed=config.seed,
             device=self.device,
-            bf16=self.bf16,
+            bf16=self.meter.bf16,
             run_dir=self.directory,
             stop=self.stop,
             reporter=self.reporter,
@@ -309,8 +311,17 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
     return load_finished(directory, record, choose_device(device))[0]
 
 
-def load_finished(directory: Path, record: Record, device: torch.device) -> tuple[Any, Backbone]:
-    """`load_run` for a record that is read already; also the base that the model is built on."""
+def load_finished(
+    directory: Path, record: Record, device: torch.device, precision: str = ""
+) -> tuple[Any, Backbone]:
+    """`load_run` for a record that is read already; also the base that the model is built on.
+
+    Args:
+        directory: of the run.
+        record: its record.
+        device: auto, cpu or cuda, resolved.
+        precision: that it is to run in (``train.precision``); empty: the record's.
+    """
     if "lora" not in record["config"]["method"]:
         raise DataError(
             f"{directory}: the record of an adapter that was only measured here; load the adapter "
@@ -323,7 +334,8 @@ def load_finished(directory: Path, record: Record, device: torch.device) -> tupl
             "run it to its end first"
         )
     settings = ModelConfig(**record["config"]["model"])
-    backbone = load_backbone(settings, device)
+    precision = precision or record["config"]["train"]["precision"]
+    backbone = load_backbone(settings, device, precision)
     _refuse_other_base(directory, record["provenance"], backbone, settings.path)
     if not trained:
         position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])

@@ -153,6 +153,8 @@ def _s2(s2: S2AttentionConfig, max_length: int) -> None:
 def _model(model: ModelConfig) -> None:
     if not model.attn_implementation:
         raise ConfigError("model.attn_implementation is empty; name one, as in sdpa")
+    choice("model.dtype", model.dtype, ("auto", "float32", "file"))
+    at_least("model.trained_length", model.trained_length, 0)
     if not model.path:
         raise ConfigError(
             "model.path is empty; set it to a hub id or a folder, as in model=./folder"
@@ -165,9 +167,10 @@ def _model(model: ModelConfig) -> None:
             )
     elif re.match(r"[./~]", model.path):
         folder = Path(model.path).expanduser()
-        if not folder.is_dir():
+        if not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
+            what = "GGUF file" if folder.suffix == ".gguf" else "folder"
             raise DataError(
-                f"model.path: there is no folder {folder}; give an existing one, or a hub id "
+                f"model.path: there is no {what} {folder}; give an existing one, or a hub id "
                 "such as openai-community/gpt2"
             )
 
