@@ -84,8 +84,10 @@ def test_longlora_is_lora_on_attention_with_a_quarter_group_in_half_of_the_heads
     assert config.train_norms
     base = make_model("llama")
     config = from_method(longlora(), 100, base.config)
-    assert not config.train_embeddings  # none to train; auto leaves them out
     model = adapt(base, config)
+    resolved = model.peft_config["default"]
+    assert not resolved.train_embeddings
+    assert "no learned position embeddings" in resolved.left_out["train_embeddings"]
     assert model.base_model.s2_layers == 3
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.scaling["default"] == 2.0

@@ -19,13 +19,13 @@ from transformers import (
 
 from hylorada.errors import ConfigError
 from hylorada.methods.s2_attention import (
-    SHIFTS,
     count_s2_layers,
     disable_s2,
     enable_s2,
     record_s2_layers,
     segment_bounds,
 )
+from hylorada.methods.s2_limits import SHIFTS
 
 G = 8
 LONG = 4 * G + 37
@@ -364,7 +364,7 @@ def test_settings_that_cannot_work_are_refused(options, words):
                 intermediate_size=8,
                 num_hidden_layers=1,
             ),
-            "has 3; use shift=layers",
+            "has 3 .use shift=layers",
         ),
         (
             MistralConfig(
@@ -376,9 +376,12 @@ def test_settings_that_cannot_work_are_refused(options, words):
                 intermediate_size=8,
                 num_hidden_layers=1,
             ),
-            "sliding_window=8",
+            "a window of 8 tokens",
         ),
-        (BloomConfig(hidden_size=32, n_head=4, n_layer=1, vocab_size=VOCAB), "no layer of Bloom"),
+        (
+            BloomConfig(hidden_size=32, n_head=4, n_layer=1, vocab_size=VOCAB),
+            "attention of Bloom.* AttentionInterface",
+        ),
     ],
     ids=["odd heads", "sliding window", "own attention"],
 )

@@ -71,8 +71,9 @@ class HyloradaConfig(LoraConfig):
         train_norms: train the norms of the residual path.
         max_length: tokens that the model must reach; its range is extended to it before the
             adapter is attached, also when the adapter is loaded. 0 leaves the range as it is.
-        chosen_by_rule: the switches that `for_length` chose. On a model that lacks such a part they
-            are left out; one that was set by hand is refused there.
+        chosen_by_rule: the fields that the adaptive rule chose. On a model that cannot have such a
+            part they are left out; one that was set by hand is refused there.
+        left_out: component -> reason, of those that the rule chose and the model cannot have.
 
     Attributes:
         reads_as_lora: the tuner has found nothing, on the model, that plain LoRA would do
@@ -103,6 +104,7 @@ class HyloradaConfig(LoraConfig):
     train_norms: bool = False
     max_length: int = 0
     chosen_by_rule: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,7 +200,10 @@ class HyloradaConfig(LoraConfig):
             "rope_scaling_type": rope if factor > 1 else "none",
             "rope_scaling_factor": float(factor),
         }
-        depends_on_model = ("train_embeddings", "rope_scaling_type")
+        depends_on_model = (
+            "position_bias_enabled", "landmark_enabled", "s2_attn_enabled", "train_norms",
+            "train_embeddings", "rope_scaling_type",
+        )  # fmt: skip
         values["chosen_by_rule"] = [n for n in depends_on_model if n not in overrides]
         return cls(**{**values, **overrides})
 

@@ -1,27 +1,52 @@
-"""Which modules of a model the adapter goes into, by name (paper 2.1, 2.2).
+"""Which modules of a model the adapter goes into, by name, and what of it the model can have.
 
 Names are given the way peft matches them: the end of a module's path, short enough to read in an
-adapter_config.json.
+adapter_config.json (paper 2.1, 2.2). A component that the adaptive rule chose and that a model
+cannot have is left out, with the reason; one that was switched on by hand is refused.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hylorada import anatomy
+from hylorada.anatomy import PositionForm
 from hylorada.errors import ConfigError
 from hylorada.methods.hylorada_config import HyloradaConfig
+from hylorada.methods.position_flow import position_flow
+from hylorada.methods.position_range import nothing_to_extend, without_rope
+from hylorada.methods.s2_attention import disable_s2, enable_s2
+from hylorada.methods.s2_limits import s2_obstacle
+
+logger = logging.getLogger(__name__)
 
 # The paper's 811K: on GPT-2, c_fc is not adapted.
 _LEFT_OUT_OF_AUTO = {"gpt2": ("mlp.c_fc",)}
+# Component, as the settings of a run call it, and its switch.
+SWITCHES = {
+    "position_bias": "position_bias_enabled",
+    "landmark": "landmark_enabled",
+    "s2_attn": "s2_attn_enabled",
+    "train_embeddings": "train_embeddings",
+    "train_norms": "train_norms",
+}
+
+# As a user of the command line switches it off.
+_KEYS = {
+    **{name: f"method.{name}.enabled" for name in ("position_bias", "landmark", "s2_attn")},
+    **{name: f"method.{name}" for name in ("train_embeddings", "train_norms")},
+}
 
 
 def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
     """A copy of the config with everything that depends on the model filled in.
+
+    Where the model has weights, it is run on a few tokens to see what its layers are given.
 
     Raises:
         ConfigError: a switch that was set by hand has nothing to act on in this model.
@@ -30,33 +55,84 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
     if config.target_modules in ("auto", "attention"):
         config.target_modules = linear_names(model, str(config.target_modules))
         config.fan_in_fan_out = _all_conv1d(model)
+    for component, reason in _obstacles(config, model):
+        switch = SWITCHES[component]
+        if switch not in config.chosen_by_rule:
+            raise ConfigError(f"{component}: {reason}; set {_KEYS[component]}=false")
+        setattr(config, switch, False)
+        config.left_out[component] = reason
+        logger.debug("left out: %s (%s)", component, reason)
+    if not config.s2_attn_enabled:
+        config.s2_in_evaluation = False
     to_save = list(config.modules_to_save or [])
     if config.train_embeddings:
         found = anatomy.position_embedding(model)
-        if found is not None:
-            to_save.append(_without_wrapper(found[0]))
-        elif "train_embeddings" in config.chosen_by_rule:
-            config.train_embeddings = False
-        else:
-            raise ConfigError(
-                f"method: {_name(model)} has no learned position embeddings to train; "
-                "set train_embeddings to false"
-            )
+        assert found is not None
+        to_save.append(_without_wrapper(found[0]))
     if config.train_norms:
         to_save += norm_suffixes(model)
     config.modules_to_save = sorted(set(to_save)) or None
-    if not anatomy.rotary_modules(model):
-        by_rule = "rope_scaling_type" in config.chosen_by_rule
+    _resolve_rope(config, model)
+    config.chosen_by_rule = []
+    return config
+
+
+def _resolve_rope(config: HyloradaConfig, model: nn.Module) -> None:
+    form = anatomy.position_form(model)
+    by_rule = "rope_scaling_type" in config.chosen_by_rule
+    by_rule = by_rule or (config.rope_scaling_type == "auto" and not config.rope_scaling_factor)
+    if form is not PositionForm.ROTARY:
         if by_rule or config.rope_scaling_type == "none":
             config.rope_scaling_type = "none"
             config.rope_scaling_factor = 0.0
-        elif config.rope_scaling_type != "auto" or config.rope_scaling_factor:
+        else:
             raise ConfigError(
-                f"method: {_name(model)} has no rotary position embedding; RoPE scaling does not "
-                "apply; set rope_scaling_type to auto and its factor to 0"
+                f"method: {without_rope(_name(model), form)}; RoPE scaling does not apply; set "
+                "rope_scaling_type to auto and its factor to 0"
             )
-    config.chosen_by_rule = []
-    return config
+    elif by_rule and nothing_to_extend(model):
+        config.rope_scaling_type = "none"
+        config.rope_scaling_factor = 0.0
+
+
+def _obstacles(config: HyloradaConfig, model: nn.Module) -> list[tuple[str, str]]:
+    """The components that are switched on and that this model cannot have, with the reasons."""
+    kind = _name(model)
+    found: list[tuple[str, str]] = []
+    if config.train_embeddings and anatomy.position_embedding(model) is None:
+        found.append(("train_embeddings", f"{kind} has no learned position embeddings to train"))
+    if config.train_norms and not anatomy.norm_names(model):
+        found.append(("train_norms", f"the norms of {kind} have no parameters to train"))
+    if config.s2_attn_enabled:
+        reason = _s2_reason(config, model)
+        if reason:
+            found.append(("s2_attn", reason))
+    if config.position_bias_enabled or config.landmark_enabled:
+        flow = position_flow(model, config.target_modules)
+        if config.position_bias_enabled and flow.position_bias:
+            found.append(("position_bias", flow.position_bias))
+        if config.landmark_enabled and flow.landmark:
+            found.append(("landmark", flow.landmark))
+    return found
+
+
+def _s2_reason(config: HyloradaConfig, model: nn.Module) -> str:
+    """Why shifted sparse attention is not for this model; empty if it is.
+
+    What was asked for by hand, `enable_s2` itself refuses.
+    """
+    reason = s2_obstacle(model, config.s2_shift)
+    has_weights = not any(p.is_meta for p in model.parameters())
+    if reason or not has_weights or "s2_attn_enabled" not in config.chosen_by_rule:
+        return reason
+    layers = len(anatomy.attention_modules(anatomy.causal_lm(model)))
+    try:
+        count = enable_s2(model, config.s2_group_size, config.s2_shift)
+    except ConfigError as error:
+        return str(error).removeprefix("s2_attn: ").partition("; set ")[0]
+    disable_s2(model)
+    taken = f"only {count} of the {layers} attention layers of {_name(model)} take it"
+    return "" if count == layers else taken
 
 
 def linear_names(model: nn.Module, which: str) -> list[str]:
@@ -69,7 +145,7 @@ def linear_names(model: nn.Module, which: str) -> list[str]:
         for name, module in _linears(layer):
             if which == "attention" and id(module) not in attention:
                 continue
-            if name not in left_out:
+            if name not in left_out and not anatomy.is_cross_attention(name):
                 names.add(name)
     return sorted(names)
 

@@ -9,8 +9,9 @@ or the old rows are repeated (tile), which leaves short prompts exactly as they 
 
 Rotary embeddings (RoPE) are rescaled by factor = ceil(max_length / trained length): linear
 interpolation (arXiv:2306.15595) up to 8192 tokens, YaRN (arXiv:2309.00071) beyond, dynamic NTK on
-request. The rotary modules are built again from the changed config: a config changed after
-construction has no effect by itself.
+request; see `rope_tables`. Distances added to the scores (ALiBi) and recurrent states know no last
+position, so there is nothing to do. Any other form of positions, and one that cannot be found, is
+refused beyond the trained length.
 
 Every arm of a comparison gets the same extension. What trains of it is another switch.
 """
@@ -22,12 +23,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hylorada import anatomy
+from hylorada.anatomy import PositionForm
 from hylorada.errors import ConfigError
+from hylorada.methods import rope_tables
 
-LINEAR_UP_TO = 8192  # tokens; "auto" takes YaRN beyond
 LEARNED_INITS = ("interpolate", "tile")
 ROPE_TYPES = ("auto", "linear", "yarn", "dynamic", "none")
 
@@ -42,6 +44,7 @@ class RangeReport:
         to_length: positions it reaches now, in tokens.
         factor: the RoPE factor; for learned embeddings the ratio of the lengths.
         type: the initialisation of the rows, the RoPE type, or "none".
+        reason: why nothing was to do although the model is to reach beyond its trained length.
     """
 
     kind: str
@@ -49,6 +52,7 @@ class RangeReport:
     to_length: int
     factor: float = 1.0
     type: str = "none"
+    reason: str = ""
     originals: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,9 +94,12 @@ def extend_range(
     lm = anatomy.causal_lm(model)
     kind = type(lm).__name__
     trained = anatomy.trained_length(lm.config)
-    rotary = anatomy.rotary_modules(lm)
-    _check_settings(kind, bool(rotary), max_length, learned_init, rope_type, rope_factor)
+    form = anatomy.position_form(lm)
+    rotary = form is PositionForm.ROTARY
+    _check_settings(kind, form, max_length, learned_init, rope_type, rope_factor)
     done = getattr(lm.config, "hylorada_range", None)
+    if done and done["from"] != trained:
+        done = None  # of an earlier extension, which the user says it was trained with
     reach = done["to"] if done else trained
     unchanged = RangeReport("none", trained, reach)
     if max_length <= trained or (rotary and rope_type == "none"):
@@ -107,16 +114,49 @@ def extend_range(
             f"position_range: {kind} was already extended from {trained} to {reach} positions "
             f"({done['type']}); load the base model again to extend it to {max_length} otherwise"
         )
+    reason = nothing_to_extend(lm)
+    if reason and (rope_type not in ("auto", "none") or rope_factor > 1):
+        raise ConfigError(
+            f"position_range: {reason}, so RoPE scaling has nothing to do; set rope_type=auto and "
+            "rope_factor=0"
+        )
+    if reason:
+        return RangeReport("none", trained, max_length, reason=reason)
     if rotary:
         factor = float(rope_factor or math.ceil(max_length / trained))
-        report = _rescale_rope(lm, dict(rotary), max_length, trained, rope_type, factor)
+        report = _rescale_rope(lm, max_length, trained, rope_type, factor)
+    elif form is PositionForm.LEARNED:
+        report = _lengthen_embedding(lm, max_length, trained, learned_init)
     else:
-        found = anatomy.position_embedding(lm)
-        if found is None:
-            return unchanged  # no position is ever looked up, so none can be out of range (ALiBi)
-        report = _lengthen_embedding(lm, *found, max_length, trained, learned_init)
+        found = (
+            f"where {kind} keeps its positions was not found"
+            if form is PositionForm.UNKNOWN
+            else f"{kind} has {form}"
+        )
+        raise ConfigError(
+            f"position_range: {found}, so its {trained} positions cannot be extended to "
+            f"{max_length}; use a length of at most {trained}"
+        )
+    report.originals["range"] = getattr(lm.config, "hylorada_range", None)
     lm.config.hylorada_range = report.to_dict()
     return report
+
+
+def nothing_to_extend(model: nn.Module) -> str:
+    """Why a model reaches any length as it is; empty if it does not."""
+    lm = anatomy.causal_lm(model)
+    kind, form = type(lm).__name__, anatomy.position_form(lm)
+    if form in (PositionForm.DISTANCES, PositionForm.STATE):
+        return f"{kind} has {form}"
+    if form is PositionForm.ROTARY:
+        trained = anatomy.trained_length(lm.config)
+        tables = rope_tables.rope_tables(lm)
+        if not any(table.must_follow(trained) for table in tables):
+            window = max(table.sees or 0 for table in tables)
+            return (
+                f"the layers with RoPE in {kind} see {window} tokens, fewer than it was trained on"
+            )
+    return ""
 
 
 def restore_range(model: nn.Module, report: RangeReport) -> None:
@@ -132,20 +172,24 @@ def restore_range(model: nn.Module, report: RangeReport) -> None:
         weight.data = weight.data.to(now.device, now.dtype)
         embedding.weight = weight
         embedding.num_embeddings = weight.shape[0]
+        for module, name, buffer in originals["buffers"]:
+            setattr(module, name, buffer.to(now.device))
+        setattr(anatomy.text_config(lm.config), *originals["count"])
     else:
-        for name, module in originals["modules"].items():
-            device = lm.get_submodule(name).inv_freq.device
-            lm.set_submodule(name, module.to(device))
-        for config in _rope_configs(lm, list(originals["modules"].values())):
-            config.rope_parameters = dict(originals["rope_parameters"])
-            config.max_position_embeddings = report.from_length
-    lm.config.max_position_embeddings = report.from_length
+        rope_tables.undo(lm, originals["rescaled"])
     lm.config.__dict__.pop("hylorada_range", None)
+    if originals["range"] is not None:
+        lm.config.hylorada_range = originals["range"]
     report.originals = {}
 
 
 def _check_settings(
-    kind: str, rotary: bool, max_length: int, learned_init: str, rope_type: str, factor: float
+    kind: str,
+    form: PositionForm,
+    max_length: int,
+    learned_init: str,
+    rope_type: str,
+    factor: float,
 ) -> None:
     if max_length < 1:
         raise ConfigError(f"position_range: max_length is {max_length}; use at least 1 token")
@@ -163,10 +207,10 @@ def _check_settings(
             f"position_range.rope_factor: {factor} would shorten the range; use 0 (automatic) or "
             "at least 1"
         )
-    if not rotary and (rope_type not in ("auto", "none") or factor > 1):
+    if form is not PositionForm.ROTARY and (rope_type not in ("auto", "none") or factor > 1):
         raise ConfigError(
-            f"position_range: {kind} has no rotary position embedding; RoPE scaling does not "
-            "apply; set rope_type=auto and rope_factor=0"
+            f"position_range: {without_rope(kind, form)}; RoPE scaling does not apply; set "
+            "rope_type=auto and rope_factor=0"
         )
     if rope_type == "none" and factor > 1:
         raise ConfigError(
@@ -174,10 +218,28 @@ def _check_settings(
         )
 
 
+def without_rope(kind: str, form: PositionForm) -> str:
+    """Why RoPE scaling has nothing to act on."""
+    if form is PositionForm.UNKNOWN:
+        return f"where {kind} keeps its positions was not found"
+    if form is PositionForm.ROTARY_TABLE:
+        return f"{kind} has {form}"
+    return f"{kind} has no rotary position embedding"
+
+
 @torch.no_grad()
-def _lengthen_embedding(
-    lm: Any, name: str, embedding: nn.Embedding, offset: int, length: int, trained: int, init: str
-) -> RangeReport:
+def _lengthen_embedding(lm: Any, length: int, trained: int, init: str) -> RangeReport:
+    found, count = anatomy.position_embedding(lm), anatomy.position_count(lm.config)
+    assert found is not None
+    assert count is not None
+    name, embedding, offset = found
+    kind = type(lm).__name__
+    if trained > count[1]:
+        raise ConfigError(
+            f"model.trained_length: {kind} has position embeddings for {count[1]} tokens, so it "
+            f"cannot have been trained on {trained}"
+        )
+    buffers = _longer_buffers(lm, count[1], length)
     old = embedding.weight
     head, body = old[:offset], old[offset:]
     if init == "tile":
@@ -191,57 +253,66 @@ def _lengthen_embedding(
     weight = torch.cat([head, rows.to(old.dtype)]).contiguous()
     embedding.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     embedding.num_embeddings = length + offset
-    lm.config.max_position_embeddings = length
-    originals = {"name": name, "weight": old}
-    return RangeReport("learned", trained, length, length / trained, init, originals)
+    originals: dict[str, Any] = {"name": name, "weight": old, "count": count, "buffers": []}
+    for module, buffer_name, new in buffers:
+        originals["buffers"].append((module, buffer_name, getattr(module, buffer_name)))
+        setattr(module, buffer_name, new)
+    setattr(anatomy.text_config(lm.config), count[0], length)
+    return RangeReport("learned", trained, length, length / trained, init, originals=originals)
+
+
+def _longer_buffers(lm: Any, count: int, length: int) -> list[tuple[nn.Module, str, Tensor]]:
+    """The buffers that older models keep for each position, for `length` of them.
+
+    Raises:
+        ConfigError: one that is none of those known: numbers of the positions, token types (zeros)
+            and causal masks, with or without a window.
+    """
+    found = []
+    for path, module in anatomy.text_modules(lm):
+        for name, old in module._buffers.items():
+            if old is None or old.dim() == 0 or old.shape[-1] != count:
+                continue
+            if name == "position_ids":
+                new = torch.arange(length, device=old.device, dtype=old.dtype)
+                new = new.expand(*old.shape[:-1], length).contiguous()
+            elif name == "token_type_ids":
+                new = old.new_zeros(*old.shape[:-1], length)
+            elif name == "bias" and old.dim() >= 2 and old.shape[-2] == count:
+                new = _longer_mask(module, old, length)
+            else:
+                raise ConfigError(
+                    f"position_range: {type(lm).__name__} keeps {path}.{name} for its {count} "
+                    f"positions, which cannot be lengthened; use a length of at most {count}"
+                )
+            found.append((module, name, new))
+    return found
+
+
+def _longer_mask(module: Any, old: Tensor, length: int) -> Tensor:
+    """A causal mask [..., n, n] whose entry depends on the distance of the two positions alone."""
+    count = old.shape[-1]
+    at_distance = old.reshape(-1, count, count)[0, -1].flip(0)  # of 0, 1, ..., n - 1
+    index = torch.arange(length, device=old.device)
+    distance = index[:, None] - index[None]
+    mask = at_distance[distance.clamp(0, count - 1)]
+    window = getattr(getattr(module, "config", None), "window_size", None)
+    local = getattr(module, "attention_type", "") == "local"
+    far = window if local and window else length
+    mask = torch.where((distance >= 0) & (distance < far), mask, torch.zeros_like(mask))
+    return mask.expand(*old.shape[:-2], length, length).contiguous()
 
 
 def _rescale_rope(
-    lm: Any,
-    modules: dict[str, Any],
-    max_length: int,
-    trained: int,
-    rope_type: str,
-    factor: float,
+    lm: Any, max_length: int, trained: int, rope_type: str, factor: float
 ) -> RangeReport:
-    kind = type(lm).__name__
     if trained * factor < max_length:
         raise ConfigError(
             f"position_range.rope_factor: {factor:g} x {trained} trained positions reach "
             f"{int(trained * factor)}, not max_length {max_length}; use 0 (automatic)"
         )
-    before = dict(getattr(lm.config, "rope_parameters", None) or {})
-    if before.get("rope_type") != "default":
-        raise ConfigError(
-            f"position_range: {kind} comes with rope_type={before.get('rope_type')} for {trained} "
-            f"positions and cannot be rescaled to {max_length}; use rope_type=none"
-        )
-    if rope_type == "auto":
-        rope_type = "linear" if max_length <= LINEAR_UP_TO else "yarn"
-    for config in _rope_configs(lm, list(modules.values())):
-        config.rope_parameters = {**before, "rope_type": rope_type, "factor": factor}
-        if rope_type == "yarn":
-            config.rope_parameters["original_max_position_embeddings"] = trained
-        if rope_type != "dynamic":  # there, it is the length from which the scaling begins
-            config.max_position_embeddings = int(trained * factor)
-    originals = {"modules": modules, "rope_parameters": before}
-    report = RangeReport("rope", trained, int(trained * factor), factor, rope_type, originals)
-    for name, old in modules.items():
-        new: Any = type(old)(config=getattr(old, "config", lm.config)).to(old.inv_freq.device)
-        lm.set_submodule(name, new)
-        if new.inv_freq.is_meta:
-            continue
-        same = torch.equal(new.inv_freq, old.inv_freq.float())
-        if factor > 1 and same != (rope_type == "dynamic"):  # dynamic rescales when it runs
-            restore_range(lm, report)
-            raise ConfigError(
-                f"position_range: {type(old).__name__} of {kind} does not follow the RoPE scaling "
-                "of its config; use rope_type=none"
-            )
-    return report
-
-
-def _rope_configs(lm: Any, modules: list[nn.Module]) -> list[Any]:
-    """The config objects that the model and its rotary modules read, each once."""
-    configs = [lm.config, *(m.config for m in modules if hasattr(m, "config"))]
-    return list({id(config): config for config in configs}.values())
+    told = bool(getattr(lm.config, "hylorada_trained_length", None))
+    done = rope_tables.rescale(lm, max_length, trained, rope_type, factor, told)
+    originals = {"rescaled": done}
+    reached = int(trained * factor)
+    return RangeReport("rope", trained, reached, factor, done.type, originals=originals)

@@ -12,13 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hylorada import anatomy
-from hylorada.config import SWITCHES, MethodConfig
+from hylorada.anatomy import PositionForm
+from hylorada.config import SWITCHES as SETTINGS
+from hylorada.config import MethodConfig
 from hylorada.errors import ConfigError
 from hylorada.methods.hylorada_config import (
     LONG_CONTEXT,
     VERY_LONG_CONTEXT,
     HyloradaConfig,
 )
+from hylorada.methods.placement import SWITCHES
+from hylorada.methods.position_range import without_rope
 
 
 def from_method(method: MethodConfig, max_length: int, base_config: Any) -> HyloradaConfig | None:
@@ -37,13 +41,12 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
     """
     skeleton = _skeleton(base_config)
     _check_range(method, skeleton)
-    has_embeddings = anatomy.position_embedding(skeleton) is not None
     beyond = max_length > anatomy.trained_length(base_config)
     on = {
         "position_bias": (method.position_bias.enabled, max_length >= LONG_CONTEXT),
         "landmark": (method.landmark.enabled, max_length >= LONG_CONTEXT),
         "s2_attn": (method.s2_attn.enabled, max_length >= VERY_LONG_CONTEXT),
-        "train_embeddings": (method.train_embeddings, beyond and has_embeddings),
+        "train_embeddings": (method.train_embeddings, beyond),
         "train_norms": (method.train_norms, max_length >= VERY_LONG_CONTEXT),
     }
     switches = {name: _resolve(name, *value) for name, value in on.items()}
@@ -55,7 +58,7 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
                 f"set {asked[0]} to false or lora.enabled to true"
             )
         return None
-    if switches["train_embeddings"] and not has_embeddings:
+    if method.train_embeddings == "true" and anatomy.position_embedding(skeleton) is None:
         raise ConfigError(
             f"method: {type(skeleton).__name__} has no learned position embeddings to train; "
             "set train_embeddings to auto or false"
@@ -88,6 +91,7 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
         train_embeddings=switches["train_embeddings"],
         train_norms=switches["train_norms"],
         max_length=max_length,
+        chosen_by_rule=[SWITCHES[name] for name, (setting, _) in on.items() if setting == "auto"],
     )
 
 
@@ -101,18 +105,18 @@ def _skeleton(base_config: Any) -> Any:
 
 
 def _resolve(name: str, setting: str, rule: bool) -> bool:
-    if setting not in SWITCHES:
-        raise ConfigError(f"method: {name} is {setting!r}; use one of {', '.join(SWITCHES)}")
+    if setting not in SETTINGS:
+        raise ConfigError(f"method: {name} is {setting!r}; use one of {', '.join(SETTINGS)}")
     return rule if setting == "auto" else setting == "true"
 
 
 def _check_range(method: MethodConfig, skeleton: Any) -> None:
     """A RoPE setting made by hand must have a rotary embedding to act on."""
-    wanted = method.position_range
-    if anatomy.rotary_modules(skeleton):
-        return
-    if wanted.rope_type not in ("auto", "none") or wanted.rope_factor:
+    wanted, form = method.position_range, anatomy.position_form(skeleton)
+    if form is not PositionForm.ROTARY and (
+        wanted.rope_type not in ("auto", "none") or wanted.rope_factor
+    ):
         raise ConfigError(
-            f"method: {type(skeleton).__name__} has no rotary position embedding; RoPE scaling "
-            "does not apply; set position_range.rope_type to auto and rope_factor to 0"
+            f"method: {without_rope(type(skeleton).__name__, form)}; RoPE scaling does not apply; "
+            "set position_range.rope_type to auto and rope_factor to 0"
         )

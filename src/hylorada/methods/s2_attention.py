@@ -37,12 +37,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from hylorada.anatomy import attention_modules, backbone, causal_lm
+from hylorada.anatomy import backbone, causal_lm, decoder
 from hylorada.errors import ConfigError
 from hylorada.methods import cpu_attention
+from hylorada.methods.s2_limits import attention_configs, check_settings, excluded
 
 S2 = "s2"
-SHIFTS = ("layers", "heads")
 _SETTINGS = ("s2_group_size", "s2_shift", "s2_in_evaluation", "s2_replaced_attention")
 # Arguments of other attention variants, which the segments would silently drop.
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux", "sliding_window")
@@ -82,8 +82,8 @@ def enable_s2(
         ConfigError: a setting that is wrong or cannot take effect on this model.
     """
     lm = causal_lm(model)
-    _check_settings(lm, group_size, shift, max_length)
-    replaced = lm.config._attn_implementation
+    check_settings(lm, group_size, shift, max_length)
+    replaced = attention_of(lm)
     if replaced == S2:
         replaced = getattr(lm.config, "s2_replaced_attention", "sdpa")
     for config in attention_configs(lm):
@@ -91,14 +91,17 @@ def enable_s2(
         config.s2_shift = shift
         config.s2_in_evaluation = in_evaluation
         config.s2_replaced_attention = replaced
-    if type(lm)._can_set_attn_implementation():  # otherwise transformers only logs a warning
-        lm.set_attn_implementation(S2)
-    count = count_s2_layers(model)
+    use_attention(lm, S2)
+    try:
+        count = count_s2_layers(model)
+    except ConfigError:
+        disable_s2(model)
+        raise
     if count == 0:
         disable_s2(model)
-        raise ConfigError(
-            f"s2_attn: no layer of {type(lm).__name__} takes it, its attention does not go through "
-            "transformers' AttentionInterface; set method.s2_attn.enabled=false"
+        raise excluded(
+            f"no layer of {type(lm).__name__} takes it, its attention does not go through "
+            "transformers' AttentionInterface"
         )
     return count
 
@@ -107,11 +110,21 @@ def disable_s2(model: nn.Module) -> None:
     """Undo `enable_s2`; the model's former attention implementation returns."""
     lm = causal_lm(model)
     replaced = getattr(lm.config, "s2_replaced_attention", None)
-    if replaced and lm.config._attn_implementation == S2:
-        lm.set_attn_implementation(replaced)
+    if replaced and attention_of(lm) == S2:
+        use_attention(lm, replaced)
     for config in attention_configs(lm):
         for name in _SETTINGS:
             config.__dict__.pop(name, None)
+
+
+def attention_of(model: nn.Module) -> str:
+    """The attention implementation of the language model."""
+    return decoder(model).config._attn_implementation
+
+
+def use_attention(model: nn.Module, implementation: str) -> None:
+    """Set it; a part that reads pictures keeps its own."""
+    decoder(model).set_attn_implementation(implementation)
 
 
 def count_s2_layers(model: nn.Module) -> int:
@@ -141,13 +154,6 @@ def count_s2_layers(model: nn.Module) -> int:
         for module, mode in modes:
             module.training = mode
     return len(taken)
-
-
-def attention_configs(model: nn.Module) -> list[Any]:
-    """The config objects that the model and its attention layers read, each once."""
-    lm = causal_lm(model)
-    configs = [lm.config, *(m.config for m in attention_modules(lm) if hasattr(m, "config"))]
-    return list({id(config): config for config in configs}.values())
 
 
 @contextmanager
@@ -189,9 +195,9 @@ def s2_attention_forward(
     """
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise ConfigError(
-                f"s2_attn: {type(module).__name__} needs {name}, which shifted sparse attention "
-                "does not have; set method.s2_attn.enabled=false"
+            raise excluded(
+                f"{type(module).__name__} needs {name}, which shifted sparse attention does not "
+                "have"
             )
     config: Any = module.config
     group_size, length = config.s2_group_size, query_BHND.shape[2]
@@ -250,18 +256,21 @@ def s2_mask(
         config: the model's config.
         device: where the mask is made.
         use_vmap: the mask function is a caller's own, not one of plain indices.
-        local_size: sliding window, in tokens; refused.
+        local_size: sliding window, in tokens; refused. Models whose config has no window ask for
+            the mask of one all the same, of 0 tokens or None, and give it to no layer (Qwen2-MoE).
         **kwargs: the rest, passed on.
 
     Returns:
         None where causality alone is right (real tokens never see padding on their right), document
         ids [B, N] with 0 for padding, or transformers' 4-D mask where segments cannot apply.
     """
-    if local_size is not None:
-        raise ConfigError(
-            f"s2_attn: a sliding window ({local_size} tokens) and shifted sparse attention exclude "
-            "each other; set method.s2_attn.enabled=false"
+    if local_size:
+        raise excluded(
+            f"a sliding window ({local_size} tokens) and shifted sparse attention exclude each "
+            "other"
         )
+    if local_size == 0:
+        return None
     if use_vmap or q_length != kv_length or q_length <= config.s2_group_size:
         return sdpa_mask(
             batch_size=batch_size,
@@ -363,37 +372,6 @@ def _dense_mask(ids_BN: torch.Tensor) -> torch.Tensor:
     index_N = torch.arange(ids_BN.shape[1], device=ids_BN.device)
     same_BNN = ids_BN[:, :, None] == ids_BN[:, None, :]
     return (same_BNN & (index_N[:, None] >= index_N))[:, None]
-
-
-def _check_settings(lm: Any, group_size: int, shift: str, max_length: int | None) -> None:
-    if shift not in SHIFTS:
-        raise ConfigError(f"s2_attn.shift: {shift!r} is not one of {', '.join(SHIFTS)}")
-    if group_size < 2 or group_size % 2:
-        raise ConfigError(
-            f"s2_attn.group_size: {group_size} is not an even number of at least 2 tokens; "
-            "the shifted segments start at half a group"
-        )
-    if max_length is not None and group_size >= max_length:
-        raise ConfigError(
-            f"s2_attn.group_size: {group_size} tokens do not split a sequence of {max_length}; "
-            "take a group below the length, or set method.s2_attn.enabled=false"
-        )
-    kind = type(lm).__name__
-    for config in attention_configs(lm):
-        types = getattr(config, "layer_types", None) or []
-        window = getattr(config, "sliding_window", None)
-        uses_window = "sliding_attention" in types if types else window is not None
-        if uses_window or "chunked_attention" in types:
-            raise ConfigError(
-                f"s2_attn: {kind} already limits attention (sliding_window={window}); "
-                "set method.s2_attn.enabled=false"
-            )
-        heads = config.num_attention_heads
-        if shift == "heads" and heads % 2:
-            raise ConfigError(
-                f"s2_attn.shift: heads needs an even number of heads, {kind} has {heads}; "
-                "use shift=layers"
-            )
 
 
 AttentionInterface.register(S2, s2_attention_forward)

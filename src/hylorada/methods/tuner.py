@@ -35,7 +35,7 @@ from hylorada.methods.placement import resolve
 from hylorada.methods.position_bias import PositionBias, PositionBiasVariant
 from hylorada.methods.position_range import extend_range, restore_range
 from hylorada.methods.positions import Positions
-from hylorada.methods.s2_attention import S2, disable_s2, enable_s2
+from hylorada.methods.s2_attention import S2, attention_of, disable_s2, enable_s2, use_attention
 
 _RANGE_FIELDS = ("max_length", "learned_init", "rope_scaling_type", "rope_scaling_factor")
 
@@ -236,10 +236,10 @@ class HyloradaModel(LoraModel):
             self.s2_layers = enable_s2(self.model, **settings)
         self.s2_settings = settings
         if settings is not None:
-            config = self.model.config
-            attention = S2 if self.adapters_enabled else config.s2_replaced_attention
-            if config._attn_implementation != attention:
-                self.model.set_attn_implementation(attention)
+            replaced = self.model.config.s2_replaced_attention
+            attention = S2 if self.adapters_enabled else replaced
+            if attention_of(self.model) != attention:
+                use_attention(self.model, attention)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make an adapter the active one, with its shared parts and its attention."""

@@ -291,6 +291,11 @@ def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError |
         return DataError(f"{what}: the hub cannot be reached; try again later, or {offline}")
     if "Unrecognized" in text and "configuration class" in text:
         return ConfigError(f"{what}: not a causal language model that transformers knows")
+    if "scaled_dot_product_attention" in text:
+        return ConfigError(
+            f"{what}: transformers has no SDPA attention for this architecture; set "
+            "model.attn_implementation=eager"
+        )
     gone = next((e for e in causes if isinstance(e, FileNotFoundError)), None)
     if gone is not None and where == "folder" and ".safetensors" in str(gone):
         name = Path(str(gone).split()[-1].strip("'\"")).name

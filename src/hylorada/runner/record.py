@@ -104,6 +104,7 @@ def blank_result(config: RunConfig) -> dict[str, Any]:
         "dataset": config.dataset.name,
         "metrics": {},
         "base": {},
+        "left_out": {},
         "parameters": None,
         "training": None,
         "integrity": None,

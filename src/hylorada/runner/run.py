@@ -28,7 +28,7 @@ from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import DataError
 from hylorada.methods import adapt
 from hylorada.methods.integrity import check_integrity
-from hylorada.methods.position_range import extend_range
+from hylorada.methods.position_range import RangeReport, extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
 from hylorada.redaction import remember
@@ -168,10 +168,18 @@ class _Run:
         config, model = self.config, backbone.model
         length = config.length.max_length
         method = from_method(config.method, length, model.config)
+        left_out: dict[str, str] = {}
         if method is None:
-            _extend(model, length, config.method.position_range)
+            reached = _extend(model, length, config.method.position_range)
         else:
-            model = adapt(model, method, length, seed=config.seed)
+            adapted: Any = adapt(model, method, length, seed=config.seed)
+            model, reached = adapted, adapted.base_model.range_report
+            left_out |= adapted.peft_config["default"].left_out
+        if reached.reason:
+            left_out["position_range"] = reached.reason
+        self.record["left_out"] = left_out
+        for component, reason in left_out.items():
+            logger.info("left out: %s, because %s", component, reason)
         by_group = count_by_group(model)
         self.record["parameters"] = {
             "total": parameter_count(model),
@@ -287,8 +295,10 @@ class _Run:
         fault_point("before_record")
 
 
-def _extend(model: Any, length: int, settings: PositionRangeConfig) -> None:
-    extend_range(model, length, settings.learned_init, settings.rope_type, settings.rope_factor)
+def _extend(model: Any, length: int, settings: PositionRangeConfig) -> RangeReport:
+    return extend_range(
+        model, length, settings.learned_init, settings.rope_type, settings.rope_factor
+    )
 
 
 def load_run(path: Path | str, device: str = "auto") -> Any:
