@@ -31,6 +31,7 @@ from hylorada.disk import disk_error, make_directory
 from hylorada.errors import ConfigError, DataError, DiskError, HyloradaError
 from hylorada.job import NOWHERE, Outcome, Stopped, run_job
 from hylorada.redaction import remember
+from hylorada.runner.inputs import Inputs
 from hylorada.runner.record import read_result
 from hylorada.runner.standing import already_done, check_start
 from hylorada.suggest import did_you_mean
@@ -206,11 +207,11 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
 
 def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
     validate(config)
-    directory = run_dir(config)
-    if already_done(config, Path(directory)):
+    directory, inputs = run_dir(config), Inputs()
+    if already_done(config, Path(directory), inputs):
         _say(f"{directory} is done already; nothing to run (resume=never starts it again)")
     else:
-        check_start(config, Path(directory))
+        check_start(config, Path(directory), inputs)
         job = hydra.run(compose.PRIMARY, run_job, [*overrides, f"hydra.run.dir={NOWHERE}"])
         outcome = job.return_value
         if outcome.exit_code:
@@ -227,6 +228,7 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
     done: list[str] = []
     pending: dict[str, list[str]] = {}
     waiting: dict[str, RunConfig] = {}
+    inputs = Inputs()
 
     def refuse(name: str, error: HyloradaError) -> None:
         failed.append(Outcome(name, error.exit_code, str(error)))
@@ -237,9 +239,9 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
         remember(to_dict(cell.config))
         try:
             validate(cell.config)
-            is_done = already_done(cell.config, Path(directory)) is not None
+            is_done = already_done(cell.config, Path(directory), inputs) is not None
             if not is_done:
-                check_start(cell.config, Path(directory))
+                check_start(cell.config, Path(directory), inputs)
         except HyloradaError as error:
             refuse(name, error)
             continue

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_runs import make_config, make_model_folder, make_texts, result
+from tiny_runs import make_config, make_model_folder, make_texts, result, write_unhashed
 
 from hylorada import config as configs
 from hylorada.disk import exclusive
@@ -147,7 +147,7 @@ def test_only_a_finished_run_is_measured(finished, tmp_path):
     config, record, _ = finished
     with pytest.raises(DataError, match=r"no result\.json"):
         evaluate_run(tmp_path / "none", config)
-    (tmp_path / "result.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    write_unhashed(tmp_path, {**record, "status": "interrupted"})
     with pytest.raises(DataError, match="not finished"):
         evaluate_run(tmp_path, config)
 
@@ -194,7 +194,7 @@ def test_our_own_adapter_brings_its_range_with_it(trained, root):
 
 
 def test_a_damaged_adapter_or_one_of_another_shape_is_one_line(finished, root, tmp_path):
-    config, _, directory = finished
+    config, record, directory = finished
     weights = directory / "adapter" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     for damaged in (whole[:-7], whole[:5], b""):
@@ -213,6 +213,7 @@ def test_a_damaged_adapter_or_one_of_another_shape_is_one_line(finished, root, t
         for name, tensor in load_file(weights).items()
     }
     save_file(tensors, weights)
+    write_unhashed(directory, record)  # otherwise the change itself is found
     with pytest.raises(DataError, match="does not fit model") as caught:
         load_run(directory, device="cpu")
     assert "\n" not in str(caught.value)
@@ -222,7 +223,8 @@ def test_a_damaged_adapter_or_one_of_another_shape_is_one_line(finished, root, t
 def test_a_file_whose_tensors_do_not_reach_the_model_is_measured_nowhere(
     finished, root, tmp_path, change
 ):
-    config, _, directory = finished
+    config, record, directory = finished
+    write_unhashed(directory, record)  # otherwise the change itself is found
     lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
     plain = foreign(root, tmp_path / "plain", lora)
     shutil.copytree(directory / "adapter", tmp_path / "whole")

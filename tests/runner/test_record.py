@@ -70,16 +70,15 @@ def test_record_follows_the_schema_and_reads_back(tmp_path):
     assert set(record) == {
         "schema", "status", "error", "name", "fingerprint", "method", "length", "seed", "model",
         "dataset", "metrics", "base", "parameters", "training", "integrity", "config", "provenance",
+        "sha256",
     }  # fmt: skip
 
 
 def test_not_finite_becomes_null(tmp_path):
     write_result(tmp_path, {"a": float("inf"), "b": [float("nan"), 1.0], "c": (2,)})
-    assert json.loads((tmp_path / "result.json").read_text()) == {
-        "a": None,
-        "b": [None, 1.0],
-        "c": [2],
-    }
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert len(found.pop("sha256")) == 64
+    assert found == {"a": None, "b": [None, 1.0], "c": [2]}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])

@@ -11,7 +11,15 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel
-from tiny_runs import LENGTH, STEPS, make_config, make_model_folder, make_texts, result
+from tiny_runs import (
+    LENGTH,
+    STEPS,
+    make_config,
+    make_model_folder,
+    make_texts,
+    result,
+    write_unhashed,
+)
 
 import hylorada
 from hylorada import config as configs
@@ -258,11 +266,11 @@ def test_other_settings_of_a_base_with_the_same_weights_are_another_base(root, t
         load_run(tmp_path / "run", device="cpu")
     # Another transformers may read the same file otherwise; an older record does not say.
     first["provenance"]["versions"]["transformers"] = "5.0.0"
-    (tmp_path / "run" / "result.json").write_text(json.dumps(first))
+    write_unhashed(tmp_path / "run", first)
     load_run(tmp_path / "run", device="cpu")
     assert "trained under transformers 5.0.0" in caplog.text
     del first["provenance"]["base_model_config_sha256"]
-    (tmp_path / "run" / "result.json").write_text(json.dumps(first))
+    write_unhashed(tmp_path / "run", first)
     caplog.clear()
     load_run(tmp_path / "run", device="cpu")
     assert "transformers" not in caplog.text
@@ -369,12 +377,12 @@ def test_load_run_says_what_is_missing(tmp_path, done):
     _, record, directory = done
     with pytest.raises(DataError, match=r"no result\.json"):
         load_run(tmp_path)
-    (tmp_path / "result.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    write_unhashed(tmp_path, {**record, "status": "interrupted"})
     with pytest.raises(DataError, match="status interrupted"):
         load_run(tmp_path)
     shutil.copytree(directory / "adapter", tmp_path / "adapter")
     record = json.loads(json.dumps(record))
     record["provenance"]["base_model_sha256"] = "0" * 64
-    (tmp_path / "result.json").write_text(json.dumps(record))
+    write_unhashed(tmp_path, record)
     with pytest.raises(DataError, match="trained on other weights"):
         load_run(tmp_path)

@@ -122,6 +122,23 @@ def check_model(hub_id: str, revision: str) -> None:
         _within(_DEADLINE, ask)
 
 
+def cached_commit(hub_id: str, revision: str, kind: str) -> str | None:
+    """The commit that a revision stands at in the hub's cache; None if nothing of it is there.
+
+    Args:
+        hub_id: Repository, as `owner/name`.
+        revision: Commit, branch or tag; empty: main.
+        kind: model or dataset.
+    """
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import constants, file_download
+
+    name = file_download.repo_folder_name(repo_id=hub_id, repo_type=kind)
+    reference = Path(constants.HF_HUB_CACHE) / name / "refs" / (revision or "main")
+    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+
+
 def _snapshot(hub_id: str, revision: str) -> Path | None:
     """The folder of a revision in the hub's cache, if there is one."""
     commit = revision

@@ -174,18 +174,9 @@ def load_token_corpus(
         DataError: The data set cannot be had or holds no text.
         DiskError: The cache cannot be written.
     """
-    digest, documents = hashlib.sha256(), 0
-    for document in read_documents(dataset, split, unit):
-        _hash_document(digest, document)
-        documents += 1
-    if not documents:
-        raise DataError(
-            f"dataset {dataset.name}: the {split} split has no {unit.removesuffix('s')}; "
-            "choose another split, path or dataset"
-        )
+    content, documents = _hash_text(dataset, split, unit)
     label = describe(dataset, split, documents, unit)
     words = official_words(dataset, split, documents)
-    content = digest.hexdigest()
     identity = {"format": _FORMAT, "sha256": content, "tokenizer": tokenizer_sha256(tokenizer)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
     root = _cache_root(dataset)
@@ -216,6 +207,29 @@ def load_token_corpus(
         if known is None or not ours:
             raise
         raise known from error
+
+
+def text_sha256(dataset: DatasetConfig, split: str) -> str:
+    """Hash of the text of a split, as `TokenCorpus.sha256` has it, without a tokenizer.
+
+    Raises:
+        DataError: The data set cannot be had or holds no text.
+    """
+    return _hash_text(dataset, split, "documents")[0]
+
+
+def _hash_text(dataset: DatasetConfig, split: str, unit: str) -> tuple[str, int]:
+    """sha256 over all documents of a split, and how many they are."""
+    digest, documents = hashlib.sha256(), 0
+    for document in read_documents(dataset, split, unit):
+        _hash_document(digest, document)
+        documents += 1
+    if not documents:
+        raise DataError(
+            f"dataset {dataset.name}: the {split} split has no {unit.removesuffix('s')}; "
+            "choose another split, path or dataset"
+        )
+    return digest.hexdigest(), documents
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

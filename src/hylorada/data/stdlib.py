@@ -107,7 +107,7 @@ def read_stdlib(split: str, root: Path | None = None) -> Iterator[Document]:
     if split not in (*SPLITS, PRETRAIN_HELDOUT):
         raise ValueError(f"unknown split {split!r} of the corpus stdlib: use one of {SPLITS}")
     folder = Path(sysconfig.get_paths()["stdlib"]) if root is None else Path(root)
-    paths = _source_files(folder)
+    paths = source_files(folder)
     if not paths:
         raise DataError(
             f"the corpus stdlib found no standard library source (*.py) in {folder}: it may be "
@@ -126,7 +126,12 @@ def _read(folder: Path, paths: list[Path], split: str) -> Iterator[Document]:
             yield Document(path.as_posix(), text)
 
 
-def _source_files(folder: Path) -> list[Path]:
+def source_files(folder: Path) -> list[Path]:
+    """Return the files of the corpus, of all splits, sorted.
+
+    Args:
+        folder: The standard library's folder.
+    """
     found = []
     for parent, folders, names in os.walk(folder):  # a folder that is not there has no files
         relative = Path(parent).relative_to(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.errors import DataError
+from hylorada.products import altered, damage
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "interrupted", "diverged", "running")
@@ -152,19 +153,30 @@ def read(path: Path) -> Record:
             raise ValueError(f"no field {name!r}")
         if not isinstance(data[name], kind) or isinstance(data[name], bool):
             raise ValueError(f"field {name!r} is {type(data[name]).__name__}")
+    if altered(data):
+        raise ValueError("damaged or changed by hand: it does not match its own sha256")
+    reason = damage(path.parent, data, weights=False, missing=False)
+    if reason:
+        raise ValueError(f"its run is left out: {reason}")
     if data["status"] not in STATUSES:
         raise ValueError(f"unknown status {data['status']!r}")
     for name, metric in data["metrics"].items():
         if not isinstance(metric, dict) or "value" not in metric:
             raise ValueError(f"metric {name!r} has no value")
-    return Record(path.parent, data, _history(path.parent / "metrics.jsonl"))
+    known = (data.get("files") or {}).get("metrics.jsonl", {}).get("bytes")
+    return Record(path.parent, data, _history(path.parent / "metrics.jsonl", known))
 
 
-def _history(path: Path) -> list[dict[str, Any]]:
-    """The lines that are whole; the last one of a killed run may not be."""
+def _history(path: Path, size: int | None) -> list[dict[str, Any]]:
+    """The lines that are whole; the last one of a killed run may not be.
+
+    Args:
+        path: metrics.jsonl.
+        size: bytes of it that the record vouches for; None: all.
+    """
     lines = []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()[:size].decode("utf-8", "replace")
     except OSError:
         return []
     for line in text.splitlines():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hylorada import config as configs
+from hylorada import products
 from hylorada.benchmarks import benchmark
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
@@ -32,6 +33,7 @@ from hylorada.runner.base import base_metrics
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
+from hylorada.runner.inputs import Inputs
 from hylorada.runner.measure import Meter, Metrics
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.product_weights import make_fast
@@ -42,6 +44,7 @@ from hylorada.runner.run import Record, load_finished
 from hylorada.runner.seeding import seed_everything
 from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
+from hylorada.runner.standing import refuse_changed
 from hylorada.runner.summary import print_summary, summary_console, summary_tables
 from hylorada.runner.tracking import Tracker
 from hylorada.terminal import lasting_terminal
@@ -78,6 +81,9 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
                 f"{directory}: this run is not finished (status {record['status']}); run it to its "
                 "end first"
             )
+        reason = products.damage(directory, record, weights=False)  # which are read later
+        if reason:
+            raise DataError(f"{reason}; restore it from a copy, or train it again")
         try:
             metrics = _again(config, directory, record, stop)
         except BaseException as error:
@@ -115,10 +121,15 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         else:
             metrics = base["extended"]
     _add(record, config, exam, metrics, base, meter)
-    write_result(directory, record)
     step = (record["training"] or {}).get("steps", 0)
     line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
-    JsonLines(directory / "metrics.jsonl").append(line)
+    lines = JsonLines(directory / "metrics.jsonl")
+    if "files" in record:  # a line that no record counts is of an evaluation that was killed here
+        lines.truncate(record["files"]["metrics.jsonl"]["bytes"])
+    lines.append(line)
+    if "files" in record:
+        record["files"] |= products.describe(directory, "metrics.jsonl")
+    write_result(directory, record)
     _mirror(config, directory, record)
     return metrics
 
@@ -232,6 +243,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     directory = Path(config.output_root) / configs.group_name(config) / record["name"]
     done = read_result(directory)
     if done is not None and done.get("status") == "ok":
+        refuse_changed(done, config, directory)
         Reporter().say(f"measured already: {directory / 'result.json'}")
         print_summary(done, directory)
         return done
@@ -244,7 +256,10 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             backbone = load_backbone(config.model, meter.device, config.train.precision)
             meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
-            add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
+            split = config.eval.perplexity.split
+            add_texts(record["provenance"], split, exam.corpus)
+            inputs = Inputs().describe(config, {split: exam.corpus.sha256})
+            record["provenance"]["inputs"] = inputs
             model = _attach(folder, backbone, config, own_range=bool(reach))
             record["base"] = base_metrics(config, meter, backbone, exam)
             record["parameters"] = {

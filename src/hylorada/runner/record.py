@@ -16,6 +16,7 @@ from typing import Any
 from hylorada.config import RunConfig, fingerprint, run_name, to_dict
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import DataError
+from hylorada.products import altered, record_sha256
 from hylorada.redaction import redacted
 
 SCHEMA = 1
@@ -67,21 +68,38 @@ class JsonLines:
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The record of a directory; None if it has none that can be read."""
+    """The record of a directory; None if it has none that can be read.
+
+    Raises:
+        DataError: it is not what was written.
+    """
     try:
         record = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return None
+    if altered(record):
+        raise DataError(
+            f"{run_dir / RESULT}: damaged or changed by hand, it does not match its own sha256; "
+            "restore it from a copy, or run again with resume=never"
+        )
+    return record
 
 
 def write_result(run_dir: Path, record: dict[str, Any]) -> None:
-    """Write result.json atomically; a value that is not finite becomes null.
+    """Write result.json atomically, with its own hash; a value that is not finite becomes null.
+
+    Args:
+        run_dir: the run's directory.
+        record: gets the hash, too.
 
     Raises:
         DiskError: full or read-only.
     """
-    replace_file(run_dir / RESULT, to_json(record))
+    written = json.loads(to_json(record))
+    record["sha256"] = written["sha256"] = record_sha256(written)
+    replace_file(run_dir / RESULT, json.dumps(written, indent=1).encode())
 
 
 def to_json(value: Any) -> bytes:

@@ -19,7 +19,7 @@ import torch
 import transformers
 from peft import PeftModel
 
-from hylorada import anatomy
+from hylorada import anatomy, products
 from hylorada import config as configs
 from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
 from hylorada.data.blocks import Blocks
@@ -39,8 +39,9 @@ from hylorada.runner.checkpoint import load_newest
 from hylorada.runner.curve import mirror
 from hylorada.runner.device import choose_device
 from hylorada.runner.ending import exit_code, recorded
-from hylorada.runner.exam import prepare
+from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.faults import fault_point
+from hylorada.runner.inputs import Inputs
 from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
 from hylorada.runner.preflight import Preflight
@@ -56,6 +57,7 @@ from hylorada.runner.standing import (
     already_done,
     check_continuation,
     check_start,
+    identity,
     set_earlier_attempt_aside,
 )
 from hylorada.runner.summary import print_summary
@@ -125,6 +127,8 @@ class _Run:
             backbone = load_backbone(config.model, self.device, config.train.precision, opened)
             self.meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
+            self.inputs = Inputs().describe(config, self._texts(exam, blocks, validation))
+            record["provenance"]["inputs"] = self.inputs
             model = self._attach(backbone)
             self._gate(model, backbone)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
@@ -162,6 +166,17 @@ class _Run:
         """What is measured between the steps, if anything is."""
         between = self.config.train.eval_every and self.config.method.lora.enabled
         return self._corpus(tokenizer, "validation") if between else None
+
+    def _texts(
+        self, exam: Exam, blocks: BlockSource | None, validation: TokenCorpus | None
+    ) -> dict[str, str]:
+        """sha256 of the text of each split that is read."""
+        texts = {self.config.eval.perplexity.split: exam.corpus.sha256}
+        if isinstance(blocks, Blocks):
+            texts["train"] = blocks.sha256
+        if validation is not None:
+            texts["validation"] = validation.sha256
+        return texts
 
     def _attach(self, backbone: Backbone) -> Any:
         """Extend the range and attach the adapter; the parameters, counted by group."""
@@ -229,7 +244,7 @@ class _Run:
             run_dir=self.directory,
             stop=self.stop,
             reporter=self.reporter,
-            identity=self.record["config"],
+            identity=identity(config, self.inputs),
             on_metrics=tracker.log,
         )
         if validation is not None:
@@ -239,7 +254,7 @@ class _Run:
             for lines in (training.metrics, training.timing):
                 lines.truncate(0)
         else:
-            check_continuation(checkpoint.state, self.record["config"])
+            check_continuation(checkpoint.state, config)
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
         seed_everything(config.seed)
         try:
@@ -292,6 +307,7 @@ class _Run:
         lines.append(line)
         tracker.log(line)
         mirror(self.record, tracker)
+        self.record["files"] = products.describe(self.directory)
         fault_point("before_record")
 
 
@@ -312,7 +328,8 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
         A `PeftModel`; for method=baseline the base model with its range extended.
 
     Raises:
-        DataError: no record, no adapter, or the base model cannot be had or is another one.
+        DataError: no record, no adapter, or one that is damaged; or the base model cannot be had or
+            is another one.
     """
     directory = Path(path)
     record = read_result(directory)
@@ -343,6 +360,9 @@ def load_finished(
             f"{directory}: no adapter/{WEIGHTS} (status {record['status']}); "
             "run it to its end first"
         )
+    reason = products.damage(directory, record, "adapter/")
+    if reason:
+        raise DataError(f"{reason}; restore it from a copy, or train it again")
     settings = ModelConfig(**record["config"]["model"])
     precision = precision or record["config"]["train"]["precision"]
     backbone = load_backbone(settings, device, precision)

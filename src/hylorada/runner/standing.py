@@ -16,7 +16,9 @@ from hylorada.config import RunConfig
 from hylorada.disk import disk_errors, refuse_unwritable
 from hylorada.errors import ConfigError, DataError
 from hylorada.identity import IMPLIED
+from hylorada.products import damage
 from hylorada.redaction import matches
+from hylorada.runner.inputs import Described, Inputs
 from hylorada.runner.record import read_result
 from hylorada.validation import check_splits
 
@@ -25,18 +27,50 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-def already_done(config: RunConfig, directory: Path) -> Record | None:
+def already_done(config: RunConfig, directory: Path, inputs: Inputs | None = None) -> Record | None:
     """The record of a run that is done; None if it must run, or run again (resume=never).
 
     Args:
         config: the run's settings.
         directory: of the run.
+        inputs: looks at what the run read; one may serve many runs.
+
+    Raises:
+        DataError: the run is done, but not on what lies there now, or what it left is damaged.
     """
     record = read_result(directory) if config.resume != "never" else None
-    return record if record is not None and record.get("status") == "ok" else None
+    if record is None or record.get("status") != "ok":
+        return None
+    reason = damage(directory, record, weights=False)
+    if reason:
+        raise DataError(f"{reason}; restore it from a copy, or run again with resume=never")
+    refuse_changed(record, config, directory, inputs)
+    return record
 
 
-def check_start(config: RunConfig, directory: Path) -> None:
+def refuse_changed(
+    record: Record, config: RunConfig, directory: Path, inputs: Inputs | None = None
+) -> None:
+    """Refuse to call done what was done on another text or other weights.
+
+    Args:
+        record: of a finished run.
+        config: its settings.
+        directory: where it lies.
+        inputs: see `already_done`.
+
+    Raises:
+        DataError: naming what changed.
+    """
+    read = (record.get("provenance") or {}).get("inputs") or {}
+    reason = (inputs or Inputs()).changed(read, config)
+    if reason:
+        raise DataError(
+            f"{directory} is done, but {reason}; put it back, or run again with resume=never"
+        )
+
+
+def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None) -> None:
     """Refuse a start that the directory does not allow, before anything is loaded.
 
     Only looks: a checkpoint that cannot be read is left to the run, which sets it aside.
@@ -44,10 +78,12 @@ def check_start(config: RunConfig, directory: Path) -> None:
     Args:
         config: the run's settings.
         directory: of the run; need not exist.
+        inputs: see `already_done`.
 
     Raises:
         ConfigError: the newest checkpoint was made under other settings.
-        DataError: resume=must, and there is no checkpoint; a split that the data set never has.
+        DataError: resume=must, and there is no checkpoint; a checkpoint that was made on another
+            text or other weights; a split that the data set never has.
         DiskError: the directory cannot be written.
     """
     check_splits(config)
@@ -57,24 +93,33 @@ def check_start(config: RunConfig, directory: Path) -> None:
     checkpoints = directory / "checkpoints"
     newest = _newest_state(checkpoints)
     if newest is not None:
-        check_continuation(newest, configs.to_dict(config))
+        check_continuation(newest, config, inputs)
         return
     trains = config.method.lora.enabled
     if config.resume == "must" and trains and not any(checkpoints.glob("*step-*")):
         raise DataError(f"resume=must: {directory} has no checkpoint to continue from")
 
 
-def check_continuation(state: Record, settings: Record) -> None:
-    """A checkpoint is continued under its own settings; the first differences are named.
+def identity(config: RunConfig, inputs: Described) -> Record:
+    """What a checkpoint keeps of its run: settings, and what was read."""
+    return {"config": configs.to_dict(config), "inputs": inputs}
+
+
+def check_continuation(state: Record, config: RunConfig, inputs: Inputs | None = None) -> None:
+    """A checkpoint is continued under its own settings, text and weights, or not at all.
 
     Args:
         state: of the checkpoint.
-        settings: that it is to be continued under, as in a record.
+        config: that it is to be continued under.
+        inputs: see `already_done`.
 
     Raises:
-        ConfigError: they differ in what changes a number.
+        ConfigError: settings differ in what changes a number; the first are named.
+        DataError: the text or the weights are others.
     """
-    before, now = configs.counted(state["identity"]), configs.counted(settings)
+    saved = state["identity"]
+    settings = saved.get("config", saved)  # once they stood there alone
+    before, now = configs.counted(settings), configs.counted(configs.to_dict(config))
     differing = [
         f"{key} was {before.get(key, IMPLIED.get(key))!r}, is {now.get(key, IMPLIED.get(key))!r}"
         for key in sorted(before | now)
@@ -85,6 +130,12 @@ def check_continuation(state: Record, settings: Record) -> None:
         raise ConfigError(
             f"the checkpoint was made under other settings ({'; '.join(differing[:3])}{more}); "
             "use another directory, put them back, or start again with resume=never"
+        )
+    reason = (inputs or Inputs()).changed(saved.get("inputs") or {}, config)
+    if reason:
+        raise DataError(
+            f"the checkpoint was made on something else: {reason}; put it back, use another "
+            "directory, or start again with resume=never"
         )
 
 
