@@ -46,8 +46,9 @@ class HyloradaConfig(LoraConfig):
         target_modules: "auto" (default), "attention", or what peft accepts. "auto" is, on GPT-2,
             c_attn and both c_proj: the 811K parameters that the paper counts, which leave out c_fc
             although its text says "Q, K, V, O projections and FFN layers". On every other
-            architecture it is that text: all linear layers of the decoder layers. "attention" is
-            the query, key, value and output projections (LongLoRA).
+            architecture it is that text: all linear layers of the decoder layers, and the weights
+            of their experts (`experts`; unless target_parameters is set). "attention" is the query,
+            key, value and output projections (LongLoRA). Routers of experts are left alone.
         lora_init: how A starts; B is zero. "orthogonal": orthonormal rows (the paper, and not what
             peft means by `init_lora_weights="orthogonal"`, where neither holds); "kaiming": peft's
             default. `init_lora_weights` itself must stay True.

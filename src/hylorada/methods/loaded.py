@@ -8,15 +8,26 @@ peft has: what would be saved now, and what became of the file's tensors.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.utils import (
+    PeftType,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
+from torch import Tensor, nn
 
+from hylorada import anatomy
 from hylorada.errors import DataError
 
 _RELATIVE = 1e-3  # VB-LoRA saves a softmax of what it loads; all else arrives to the last bit
@@ -73,6 +84,38 @@ def refuse_unfitting(what: str, missing: list[str], unexpected: list[str]) -> No
             f"adapter {what}: {' and '.join(told)}; the file is damaged, belongs to another "
             "adapter_config.json, or was made for another base model"
         )
+
+
+def reads_as_lora(config: Any, model: nn.Module, adapter_name: str) -> bool:
+    """Whether peft's own LoRA would put an adapter of our method onto the same parts of a base.
+
+    It would not where the range was extended, nor where peft takes a name for that of an expert
+    before transformers 5 (the shared experts of Qwen2-MoE and DeepSeek) and changes it.
+
+    Args:
+        config: of the adapter.
+        model: the transformers model, with the adapter in it.
+        adapter_name: of the adapter.
+    """
+    lm = anatomy.causal_lm(model)
+    if getattr(lm.config, "hylorada_range", None) is not None:
+        return False
+    plain = copy.deepcopy(config)
+    plain.peft_type = PeftType.LORA
+    keys = {
+        f"base_model.model.{key}".replace(f".{adapter_name}.", "."): tensor.detach()
+        for key, tensor in lm.named_parameters()
+        if ".lora_" in key and f".{adapter_name}." in key
+    }
+    try:
+        convert_peft_config_for_transformers(plain, lm, None)
+        read = convert_peft_adapter_state_dict_for_transformers(lm, plain, keys, adapter_name)
+    except ValueError:
+        return False
+    parts = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
+    return read.keys() == keys.keys() and all(
+        set(getattr(plain, part) or ()) == set(getattr(config, part) or ()) for part in parts
+    )
 
 
 def _saved(model: PeftModel, adapter_name: str) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hylorada import anatomy
 from hylorada.anatomy import PositionForm
 from hylorada.errors import ConfigError
+from hylorada.methods.experts import expert_parameters, is_router, target_parameters
 from hylorada.methods.hylorada_config import HyloradaConfig
 from hylorada.methods.position_flow import position_flow
 from hylorada.methods.position_range import nothing_to_extend, without_rope
@@ -52,6 +53,8 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
         ConfigError: a switch that was set by hand has nothing to act on in this model.
     """
     config = copy.deepcopy(config)
+    if config.target_modules == "auto" and config.target_parameters is None:
+        config.target_parameters = target_parameters(model, config)
     if config.target_modules in ("auto", "attention"):
         config.target_modules = linear_names(model, str(config.target_modules))
         config.fan_in_fan_out = _all_conv1d(model)
@@ -136,16 +139,21 @@ def _s2_reason(config: HyloradaConfig, model: nn.Module) -> str:
 
 
 def linear_names(model: nn.Module, which: str) -> list[str]:
-    """Paths, from a decoder layer, of its linear layers: "auto" (all) or "attention"."""
+    """Paths, from a decoder layer, of its linear layers: "auto" (all) or "attention".
+
+    Routers of experts are left alone.
+    """
     lm = anatomy.causal_lm(model)
     left_out = _LEFT_OUT_OF_AUTO.get(lm.config.model_type, ())
     names: set[str] = set()
     for layer in anatomy.decoder_layers(model):
         attention = {id(m) for a in anatomy.attention_modules(layer) for m in a.modules()}
+        experts = expert_parameters(layer)
         for name, module in _linears(layer):
             if which == "attention" and id(module) not in attention:
                 continue
-            if name not in left_out and not anatomy.is_cross_attention(name):
+            aside = name in left_out or anatomy.is_cross_attention(name)
+            if not aside and not is_router(name, _base(module), experts):
                 names.add(name)
     return sorted(names)
 

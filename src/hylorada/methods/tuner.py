@@ -14,7 +14,6 @@ peft has no public interface for this: all uses of its private one are in this f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -22,15 +21,15 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraModel
-from peft.utils import ModulesToSaveWrapper, PeftType
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import init_empty_weights, skip_init_on_device
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 
 from hylorada import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods.landmarks import Landmark, add_to_output
-from hylorada.methods.loaded import refuse_unfitting
+from hylorada.methods.loaded import reads_as_lora, refuse_unfitting
 from hylorada.methods.placement import resolve
 from hylorada.methods.position_bias import PositionBias, PositionBiasVariant
 from hylorada.methods.position_range import extend_range, restore_range
@@ -97,32 +96,12 @@ class HyloradaModel(LoraModel):
             raise
         finally:
             self.injecting = False
-        config.reads_as_lora = self._reads_as_lora(config, model)
+        config.reads_as_lora = reads_as_lora(config, model, adapter_name)
         self._set_active_shared(self.active_adapters, config.inference_mode)
         for parameter, value in requires_grad:  # a new adapter does not change the others
             parameter.requires_grad_(value)
         self._place_hooks(model)
         self._follow_s2()
-
-    @staticmethod
-    def _reads_as_lora(config: Any, model: nn.Module) -> bool:
-        """Whether peft's own LoRA puts such an adapter onto the same parts of the same base.
-
-        It does not where the range was extended, nor where peft takes names of linear layers for
-        those of experts before transformers 5 (Qwen2-MoE's shared expert).
-        """
-        if getattr(anatomy.causal_lm(model).config, "hylorada_range", None) is not None:
-            return False
-        parts = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
-        plain = copy.deepcopy(config)
-        plain.peft_type = PeftType.LORA
-        try:
-            convert_peft_config_for_transformers(plain, model, None)
-        except ValueError:
-            return False
-        return all(
-            set(getattr(plain, part) or ()) == set(getattr(config, part) or ()) for part in parts
-        )
 
     def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
@@ -152,9 +131,11 @@ class HyloradaModel(LoraModel):
             lora_config, adapter_name, target, target_name, parent, current_key, **kwargs
         )
         layer = getattr(parent, target_name)
+        if getattr(target, "parameter_name", "") == kwargs.get("parameter_name"):
+            layer = target  # a wrapper that was there, maybe inside one for another parameter
         if lora_config.lora_init == "orthogonal" and adapter_name in layer.lora_A:
-            _orthonormal_rows(layer.lora_A[adapter_name].weight)
-        if not lora_config.position_bias_enabled:
+            _orthonormal_rows(layer.lora_A[adapter_name].weight, getattr(layer, "num_experts", 1))
+        if not lora_config.position_bias_enabled or isinstance(layer, ParamWrapper):
             return
         if adapter_name in layer.lora_variant or adapter_name not in layer.lora_A:
             raise ConfigError(
@@ -367,13 +348,15 @@ def _to(device: torch.device, module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _orthonormal_rows(weight: Tensor) -> None:
+def _orthonormal_rows(weight: Tensor, experts: int) -> None:
     """A [r, d_in]: random with A A^T = I (Saxe et al. 2014, as torch.nn.init.orthogonal_).
 
-    Drawn on the CPU in float32, so that one seed gives one A on every device.
+    Drawn on the CPU in float32, so that one seed gives one A on every device. Of several experts
+    the matrices stand one below the other, [experts * r, d_in].
     """
     if not weight.is_meta:
-        weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape)))
+        for a in weight.view(experts, -1, weight.shape[-1]):
+            a.copy_(nn.init.orthogonal_(torch.empty(a.shape)))
 
 
 def _train_in_float32(module: nn.Module) -> None:

@@ -27,6 +27,7 @@ from hylorada.data.packing import TokenCorpus, load_token_corpus
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import DataError
 from hylorada.methods import adapt
+from hylorada.methods.experts import reached_experts
 from hylorada.methods.integrity import check_integrity
 from hylorada.methods.position_range import RangeReport, extend_range
 from hylorada.methods.presets import from_method
@@ -206,6 +207,10 @@ class _Run:
             "%s at %d tokens on %s: %s", config.method.name, length, config.model.name,
             f"trains {groups}" if groups else "nothing trains",
         )  # fmt: skip
+        experts = reached_experts(model)
+        if experts is not None:
+            self.record["parameters"]["experts"] = experts.to_dict()
+            logger.info("%s", experts.note)
         return model
 
     def _gate(self, model: Any, backbone: Backbone) -> None:
