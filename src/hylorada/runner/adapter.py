@@ -1,4 +1,4 @@
-"""Reading an adapter that someone has written, and saying in one line why it is not available.
+"""Adapters as files: saved whole, read back, or one line that says why they are not available.
 
 Every measurement asks the transformers model inside peft's wrapper for hidden states. So an adapter
 of which a part lives in the wrapper's own forward pass would be measured without that part.
@@ -6,15 +6,17 @@ of which a part lives in the wrapper's own forward pass would be measured withou
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hylorada import anatomy
+from hylorada.disk import disk_errors
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.logits import TOLERANCE, output_head
 from hylorada.methods import load_adapter
@@ -96,6 +98,21 @@ def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
             f"adapter={folder}: does not fit model {base} ({_first(error)}); give the base it was "
             "made for as model=..., or restore the adapter"
         ) from error
+
+
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """`adapter/` in a run's directory, as PEFT writes it; whole under its name.
+
+    Raises:
+        DiskError: full or read-only.
+    """
+    final, partial = directory / "adapter", directory / ".adapter.partial"
+    with disk_errors(final):
+        shutil.rmtree(partial, ignore_errors=True)
+        # The base's size of vocabulary is not looked up on the hub: it never changes here.
+        model.save_pretrained(str(partial), save_embedding_layers=False)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
 
 
 @torch.no_grad()

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
 
 from hylorada import anatomy, products
 from hylorada import config as configs
 from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.packing import TokenCorpus, load_token_corpus
-from hylorada.disk import disk_errors, replace_file
+from hylorada.disk import replace_file
 from hylorada.errors import DataError
 from hylorada.methods import adapt
 from hylorada.methods.experts import reached_experts
@@ -33,7 +31,7 @@ from hylorada.methods.position_range import RangeReport, extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
 from hylorada.redaction import remember
-from hylorada.runner.adapter import WEIGHTS, attach_adapter
+from hylorada.runner.adapter import WEIGHTS, attach_adapter, save_adapter
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.checkpoint import load_newest
@@ -141,7 +139,7 @@ class _Run:
             else:
                 make_fast(model, self.meter.bf16)
                 self._train(model, blocks, validation, tracker)
-                self._save_adapter(model)
+                save_adapter(model, self.directory)
                 fault_point("before_evaluation")
                 metrics = self.meter.examine(
                     model, exam, config.method.name, partial=self.directory / ".evaluation.partial"
@@ -291,16 +289,6 @@ class _Run:
         length = self.config.length.max_length
         results = self.meter.measure(model, corpus, settings, length, f"validation, step {step}")
         return {"validation/ppl": results["eval/ppl"]["value"]}
-
-    def _save_adapter(self, model: PeftModel) -> None:
-        """`adapter/`, as PEFT writes it; whole under its name."""
-        final, partial = self.directory / "adapter", self.directory / ".adapter.partial"
-        with disk_errors(final):
-            shutil.rmtree(partial, ignore_errors=True)
-            # The base's size of vocabulary is not looked up on the hub: it never changes here.
-            model.save_pretrained(str(partial), save_embedding_layers=False)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
 
     def _finish(self, metrics: Record, step: int, tracker: Tracker) -> None:
         """The final numbers: into the record, metrics.jsonl and the tracker."""
