@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -48,8 +50,13 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     return [(name, late) for name, late in found if name not in sys.stdlib_module_names]
 
 
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()  # reads every installed package
+
+
 def distributions(name: str) -> set[str]:
-    return {plain(d) for d in packages_distributions().get(name, [name])}
+    return {plain(d) for d in _distributions().get(name, [name])}
 
 
 def test_what_the_package_imports_is_declared():
@@ -75,3 +82,12 @@ def test_what_development_imports_is_declared(folder):
         for name, _ in imports(path):
             if name not in own:
                 assert distributions(name) & allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_one_file_knows_wandb():
+    found = [
+        path.name
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        if "wandb" in [name for name, _ in imports(path)]
+    ]
+    assert found == ["wandb_backend.py"]

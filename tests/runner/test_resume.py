@@ -21,6 +21,7 @@ from tiny_runs import (
     result,
     run_to_end,
 )
+from wandb_files import history, read_wandb_file, wait_for_exit_record
 
 # Every component trains, dropout draws from the generator, and the validation split is measured
 # between the steps.
@@ -82,6 +83,26 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(root, config, uninter
     assert outcome(directory) == uninterrupted
     assert result(directory)["status"] == "ok"
     assert checkpoints(directory) == ["step-00000008", f"step-{STEPS:08d}"]
+
+
+def test_the_newest_tracker_file_of_a_killed_run_holds_all_of_it(root, uninterrupted):
+    config = make_config(root, track__kind="offline", group="of-a-sweep", **CHANGES)
+    directory = root / "tracked"
+    assert killed(run_to_end(config, directory, HYLORADA_FAULT="after_step:7"))
+    assert run_to_end(config, directory) == 0
+    assert outcome(directory) == uninterrupted  # a tracker changes no byte of it
+    older, newest = sorted(directory.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [path.with_suffix(".wandb.synced").exists() for path in (older, newest)] == [True, False]
+    wait_for_exit_record(newest)
+    logged = [row for row in history(newest) if "lim/curve" not in row]
+    lines = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert len(logged) == len(lines)
+    for row, line in zip(logged, lines, strict=True):
+        assert {key: row[key] for key in line} == line
+        speeds = [key for key in row if key.startswith("efficiency/")]
+        assert len(speeds) == (3 if "train/loss" in line else 0)
+    (run,) = [r.run for r in read_wandb_file(newest) if r.WhichOneof("record_type") == "run"]
+    assert run.run_group == "of-a-sweep"
 
 
 def test_kill_9_in_the_evaluation_loses_no_batch_that_was_kept(root, config, uninterrupted):

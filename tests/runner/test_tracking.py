@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import logging
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -34,7 +38,7 @@ def test_offline_writes_wandb_files_that_hold_the_numbers(tmp_path, quiet_home, 
     monkeypatch.setenv("MY_SECRET", "canary-canary")
     tracker = Tracker(
         TrackConfig("offline", project="p", tags=["t"]),
-        tmp_path, "the-name", {"seed": 7, "path": "canary-canary"},
+        tmp_path, "the-name", {"seed": 7, "path": "canary-canary"}, "the-group",
     )  # fmt: skip
     for line in LINES:
         tracker.log(line)
@@ -52,6 +56,7 @@ def test_offline_writes_wandb_files_that_hold_the_numbers(tmp_path, quiet_home, 
     records = list(read_wandb_file(path))
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert (run.display_name, run.project, list(run.tags)) == ("the-name", "p", ["t"])
+    assert run.run_group == "the-group"
     assert (run.host, run.git.commit) == ("", "")
     config = {item.key: item.value_json for item in run.config.update}
     assert config["seed"] == "7"
@@ -66,12 +71,61 @@ def test_offline_writes_wandb_files_that_hold_the_numbers(tmp_path, quiet_home, 
             assert "metadata" not in file.name  # command line, host, user, packages
 
 
-def test_a_continued_run_keeps_its_id(tmp_path, quiet_home):
-    for _ in range(2):
-        Tracker(TrackConfig("offline"), tmp_path, "n", {}).finish(0)
-        time.sleep(1.1)  # W&B names directories by the second
-    first, second = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert first.name == second.name
+def write_lines(path, *lines, torn=""):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
+
+
+def test_the_newest_folder_of_a_continued_run_holds_the_whole_run(tmp_path, quiet_home):
+    """The first attempt logged 1, 2 and 3, was killed, and goes on from the checkpoint after 2."""
+    settings = TrackConfig("offline")
+    first = Tracker(settings, tmp_path, "n", {})
+    for line in LINES:
+        first.log(line)
+    first.finish(1)
+    time.sleep(1.1)  # W&B names directories by the second
+    write_lines(tmp_path / "metrics.jsonl", *LINES, torn='{"step": 4')
+    timing = [{"step": n, "seconds": 0.5, "tokens": 1000, "peak_memory_bytes": n << 20}
+              for n in (1, 2, 3)]  # fmt: skip
+    write_lines(tmp_path / "timing.jsonl", *timing)
+    kept = sum(len(json.dumps(line)) + 1 for line in LINES[:2])
+    second = Tracker(settings, tmp_path, "n", {})
+    second.replay(tmp_path, kept, (tmp_path / "timing.jsonl").stat().st_size)
+    second.log({"step": 3, "train/loss": 1.0})
+    second.finish(0)
+
+    older, newest = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert older.name == newest.name  # one id
+    wait_for_exit_record(newest)
+    found = history(newest)
+    assert [(row["step"], row.get("train/loss")) for row in found] == [
+        (1, 2.5), (2, None), (3, 1.0),
+    ]  # fmt: skip
+    assert found[0]["efficiency/step_seconds"] == 0.5
+    assert found[0]["efficiency/tokens_per_second"] == 2000
+    assert found[1]["efficiency/peak_memory_mib"] == 2
+    # W&B itself passes over the older folder.
+    listed = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", *map(str, (older, newest))],
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    said = listed.stdout + listed.stderr
+    assert "Would sync 1 run(s)" in said
+    assert newest.parent.name in said
+    assert older.parent.name not in said
+
+
+def test_what_was_written_in_an_earlier_attempt_is_all_replayed_without_a_limit(
+    tmp_path, quiet_home
+):
+    write_lines(tmp_path / "metrics.jsonl", *LINES, {"step": 3, "eval/ppl": 7.0}, torn='{"st')
+    tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
+    tracker.replay(tmp_path)
+    tracker.finish(0)
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    wait_for_exit_record(path)
+    assert [row["step"] for row in history(path)] == [1, 2, 3, 3]
+    assert history(path)[-1]["eval/ppl"] == 7.0
+    assert not list(tmp_path.rglob("*.synced"))
 
 
 def test_off_writes_nothing(tmp_path):
@@ -127,18 +181,18 @@ class Backend:
 @pytest.mark.parametrize("failing", ["log", "summary"])
 def test_after_the_first_failure_it_is_silent(tmp_path, monkeypatch, caplog, failing):
     backend = Backend(failing)
-    monkeypatch.setattr(tracking, "_start_wandb", lambda *_: backend)
+    monkeypatch.setitem(tracking.BACKENDS, "offline", lambda *_: backend)
     tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
     for _ in range(2):
         tracker.log(LINES[0])
         tracker.summary({"a": 1.0})
     tracker.finish(0)
-    assert backend.calls[-1] == failing
+    assert [call for call in backend.calls if call != "abandon"][-1] == failing
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
 def test_finish_is_bounded(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_start_wandb", lambda *_: Backend("finish"))
+    monkeypatch.setitem(tracking.BACKENDS, "offline", lambda *_: Backend("finish"))
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.2)
     tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
     started = time.monotonic()
@@ -148,10 +202,11 @@ def test_finish_is_bounded(tmp_path, monkeypatch, caplog):
 
 
 def test_start_is_bounded_and_may_exit(tmp_path, monkeypatch, caplog):
-    def leave(*_):
-        raise SystemExit(1)
+    class Leaving(Backend):
+        def start(self):
+            raise SystemExit(1)
 
-    monkeypatch.setattr(tracking, "_start_wandb", leave)
+    monkeypatch.setitem(tracking.BACKENDS, "offline", lambda *_: Leaving(""))
     Tracker(TrackConfig("offline"), tmp_path, "n", {}).log(LINES[0])
     assert "SystemExit" in caplog.text
 
@@ -160,21 +215,40 @@ def test_tensorboard_that_is_not_installed_is_a_warning_that_says_how(
     tmp_path, monkeypatch, caplog
 ):
     def missing(name):
-        raise tracking.importlib.metadata.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(tracking.importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
     Tracker(TrackConfig("tensorboard"), tmp_path, "n", {}).log(LINES[0])
     assert "pip install hylorada[tensorboard]" in caplog.text
 
 
-def test_tensorboard_writes_the_numbers(tmp_path):
-    pytest.importorskip("tensorboard")
+def points(folder, name):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_tensorboard_writes_the_numbers(tmp_path):
     tracker = Tracker(TrackConfig("tensorboard"), tmp_path, "n", {"seed": 7})
     for line in LINES:
-        tracker.log(line)
+        tracker.log(line, {"step": line["step"], "seconds": 0.5, "tokens": 1000})
     tracker.finish(0)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 2.5), (3, 1.25)]
+    assert points(tmp_path, "train/loss") == [(1, 2.5), (3, 1.25)]
+    assert points(tmp_path, "efficiency/tokens_per_second") == [(n, 2000.0) for n in (1, 2, 3)]
+
+
+def test_tensorboard_shows_a_continued_run_once(tmp_path):
+    first = Tracker(TrackConfig("tensorboard"), tmp_path, "n", {})
+    for line in LINES:
+        first.log(line)
+    first.finish(1)
+    time.sleep(1.1)  # it names files by the second
+    write_lines(tmp_path / "metrics.jsonl", *LINES[:2])
+    second = Tracker(TrackConfig("tensorboard"), tmp_path, "n", {})
+    second.replay(tmp_path)
+    second.log({"step": 3, "train/loss": 1.0})
+    second.finish(0)
+    assert len(list(tmp_path.glob("tensorboard/events*"))) == 2
+    assert points(tmp_path, "train/loss") == [(1, 2.5), (3, 1.0)]

@@ -247,7 +247,9 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         Reporter().say(f"measured already: {directory / 'result.json'}")
         print_summary(done, directory)
         return done
-    with session(directory) as (stop, log), recorded(directory, record, log):
+    # `after` is left when the record is written.
+    frame = session(directory)
+    with frame as (stop, log), ExitStack() as after, recorded(directory, record, log):
         seed_everything(config.seed)
         with Reporter() as reporter:
             meter = make_meter(config, stop, reporter)
@@ -269,7 +271,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             record["metrics"] = meter.examine(
                 model, exam, config.method.name, partial=directory / ".evaluation.partial"
             )
-        _mirror(config, directory, record)
+        after.callback(_mirror, config, directory, record)
     print_summary(record, directory)
     return record
 
@@ -295,7 +297,9 @@ def _exam(config: RunConfig, stop: Stop) -> Exam:
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:
-    tracker = Tracker(config.track, directory, record["name"], configs.to_dict(config))
+    settings = configs.to_dict(config)
+    tracker = Tracker(config.track, directory, record["name"], settings, configs.group_name(config))
     with ExitStack() as stack:
         stack.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
+        tracker.replay(directory)
         mirror(record, tracker)

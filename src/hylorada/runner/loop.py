@@ -120,7 +120,7 @@ class Training:
         stop: set by signals.
         reporter: shows progress.
         identity: of the run, kept in each checkpoint.
-        on_metrics: mirrors each line of metrics.jsonl (a tracker).
+        on_metrics: mirrors each line of metrics.jsonl with that of timing.jsonl (a tracker).
         evaluate: called with a step when ``eval_every`` says so; its values become a line.
     """
 
@@ -135,7 +135,7 @@ class Training:
     stop: Stop
     reporter: Reporter
     identity: dict[str, Any] = field(default_factory=dict)
-    on_metrics: Callable[[dict[str, Any]], None] = lambda values: None
+    on_metrics: Callable[[dict[str, Any], dict[str, Any] | None], None] = lambda line, timing: None
     evaluate: Callable[[int], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -222,8 +222,14 @@ class Training:
         counters.seconds += seconds
         counters.peak_memory_bytes = max(counters.peak_memory_bytes, self.memory.peak())
         if step % settings.log_every == 0 or step == self.plan.steps or counters.skipped_in_row:
-            self._log(line)
-            self.timing.append({"step": step, "seconds": seconds, "tokens": tokens})
+            timing = {
+                "step": step,
+                "seconds": seconds,
+                "tokens": tokens,
+                "peak_memory_bytes": counters.peak_memory_bytes,
+            }
+            self.timing.append(timing)
+            self._log(line, timing)
         detail = f"loss {loss_value:.4f}  {tokens / seconds:,.0f} tokens/s"
         self.reporter.update(step, detail)
         if counters.skipped_in_row >= settings.max_nonfinite_steps:
@@ -268,9 +274,9 @@ class Training:
         self.counters.evaluation_due = False
         self._report_begin()
 
-    def _log(self, line: dict[str, Any]) -> None:
+    def _log(self, line: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
         self.metrics.append(line)
-        self.on_metrics(line)
+        self.on_metrics(line, timing)
 
     def _report_begin(self) -> None:
         self.reporter.begin("train", self.plan.steps, self.counters.step)

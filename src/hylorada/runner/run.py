@@ -91,22 +91,28 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     if done is not None:
         Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
         return done
-    with session(directory) as (stop, log):
+    with session(directory) as (stop, log), ExitStack() as after:
         if config.resume == "never":
             set_earlier_attempt_aside(directory)
         record = blank_result(config)
         with recorded(directory, record, log):
             check_start(config, directory)
-            _Run(config, directory, record, stop).execute()
+            _Run(config, directory, record, stop, after).execute()
     print_summary(record, directory)
     return record
 
 
 class _Run:
-    """The steps of one run, in order; each fills its part of the record."""
+    """The steps of one run, in order; each fills its part of the record.
 
-    def __init__(self, config: RunConfig, directory: Path, record: Record, stop: Stop) -> None:
+    `after` is left when the record is written: what may hang then costs no result.
+    """
+
+    def __init__(
+        self, config: RunConfig, directory: Path, record: Record, stop: Stop, after: ExitStack
+    ) -> None:
         self.config, self.directory, self.record, self.stop = config, directory, record, stop
+        self.after = after
 
     def execute(self) -> None:
         """All of it."""
@@ -131,9 +137,13 @@ class _Run:
             model = self._attach(backbone)
             self._gate(model, backbone)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
-            tracker = Tracker(config.track, self.directory, record["name"], record["config"])
-            stack.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
+            tracker = Tracker(
+                config.track, self.directory, record["name"], record["config"],
+                configs.group_name(config),
+            )  # fmt: skip
+            self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
+                tracker.replay(self.directory, 0, 0)
                 self._describe_training(Counters())
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
@@ -256,9 +266,12 @@ class _Run:
         if checkpoint is None:
             for lines in (training.metrics, training.timing):
                 lines.truncate(0)
+            tracker.replay(self.directory)
         else:
             check_continuation(checkpoint.state, config)
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
+            kept = checkpoint.state["metrics_bytes"], checkpoint.state["timing_bytes"]
+            tracker.replay(self.directory, *kept)
         seed_everything(config.seed)
         try:
             with gradient_checkpointing(

@@ -188,6 +188,11 @@ def tracked_summary(record: dict[str, Any]) -> dict[str, float]:
     gained = params_per_percent(record)
     if gained is not None:
         values["efficiency/params_per_percent"] = gained
+    training = record.get("training") or {}
+    if training.get("tokens_per_second"):
+        values["efficiency/tokens_per_second"] = training["tokens_per_second"]
+    if training.get("peak_memory_bytes"):
+        values["efficiency/peak_memory_mib"] = training["peak_memory_bytes"] / 2**20
     return values
 
 

@@ -1,7 +1,7 @@
 """Mirrors a run's numbers to a tracker; the truth is metrics.jsonl.
 
-The only file that knows W&B. No tracker failure ends or delays a run: every call is bounded in time
-and caught; the first failure is one warning and the end of tracking.
+No tracker failure ends or delays a run: every call is made in another thread, in order, waited for
+no longer than a limit, and its failure is one warning and the end of tracking.
 
 `track=offline` (the default) is W&B's real client writing its run files into the run directory
 without an account or a network; `wandb sync <run>/wandb/offline-run-*` uploads them later.
@@ -10,37 +10,66 @@ without an account or a network; `wandb sync <run>/wandb/offline-run-*` uploads 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import io
+import json
 import logging
-import os
-import secrets
+import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from hylorada.config import TrackConfig
-from hylorada.errors import Interrupted
 from hylorada.redaction import redacted
+from hylorada.runner.tensorboard_backend import TensorBoardBackend
+from hylorada.runner.wandb_backend import WandbBackend
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-START_SECONDS = 15.0
-FINISH_SECONDS = 30.0
+START_SECONDS = 13.0
+STUCK_SECONDS = 15.0
+"""That one call may take while the run goes on."""
+FINISH_SECONDS = 12.0
+"""From the end of a run to the end of its tracker."""
 
 
-class _Backend(Protocol):
-    def log(self, step: int, values: dict[str, float]) -> None: ...
+class Backend(Protocol):
+    """A tracker."""
 
-    def summary(self, values: dict[str, float]) -> None: ...
+    @property
+    def lacks_history(self) -> bool:
+        """Whether it does not show what an earlier attempt at the run logged."""
 
-    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None: ...
+    def start(self) -> None:
+        """Before everything else."""
 
-    def picture(self, name: str, png: bytes) -> None: ...
+    def replace_earlier(self) -> None:
+        """What an earlier attempt logged has been logged again."""
 
-    def finish(self, exit_code: int) -> None: ...
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A row of numbers."""
+
+    def summary(self, values: dict[str, float]) -> None:
+        """Final numbers."""
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A small table."""
+
+    def picture(self, name: str, png: bytes) -> None:
+        """A picture."""
+
+    def finish(self, exit_code: int) -> None:
+        """After everything else."""
+
+    def abandon(self) -> None:
+        """In place of `finish`: whatever hangs is made to end."""
+
+
+BACKENDS: dict[str, Callable[..., Backend]] = {
+    "offline": WandbBackend,
+    "wandb": WandbBackend,
+    "tensorboard": TensorBoardBackend,
+}
 
 
 class Tracker:
@@ -51,222 +80,194 @@ class Tracker:
         run_dir: its files go below it.
         name: of the run.
         config: the run's settings, as plain containers; secrets are taken out.
+        group: of the runs that belong together.
     """
 
     def __init__(
-        self, settings: TrackConfig, run_dir: Path, name: str, config: dict[str, Any]
+        self,
+        settings: TrackConfig,
+        run_dir: Path,
+        name: str,
+        config: dict[str, Any],
+        group: str = "",
     ) -> None:
         self._kind = settings.kind
-        self._backend: _Backend | None = None
+        self._backend: Backend | None = None
         if settings.kind == "off":
             return
-        start = _start_tensorboard if settings.kind == "tensorboard" else _start_wandb
-        self._backend = self._guard(
-            "start", START_SECONDS, lambda: start(_shown(settings), run_dir, name, redacted(config))
-        )
+        # Whoever puts a secret into its name or tags has mistaken the place.
+        shown = TrackConfig(**redacted(dataclasses.asdict(settings)))
+        start = BACKENDS[settings.kind]
+        backend = start(shown, run_dir, name, redacted(config), redacted(group))
+        self._backend, self._calls = backend, _Calls()
+        self._calls.add("start", backend.start)
+        self._wait(START_SECONDS)
 
     @property
     def active(self) -> bool:
         """Whether anything that it is given is shown."""
         return self._backend is not None
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Mirror one line of metrics.jsonl: its numbers, at its step."""
+    def log(self, line: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
+        """Mirror one line of metrics.jsonl: its numbers, at its step.
+
+        Args:
+            line: of metrics.jsonl.
+            timing: the line of timing.jsonl that belongs to it.
+        """
         if (backend := self._backend) is not None:
-            values = _numbers(line)
+            values = _numbers(line) | speed(timing or {})
             step = int(values.pop("step"))
-            self._guard("log", START_SECONDS, lambda: backend.log(step, values))
+            self._add("log", lambda: backend.log(step, values))
+
+    def replay(
+        self, run_dir: Path, metrics_bytes: int | None = None, timing_bytes: int | None = None
+    ) -> None:
+        """Give a tracker that does not have it what earlier attempts at this run logged.
+
+        Args:
+            run_dir: with metrics.jsonl and timing.jsonl.
+            metrics_bytes: of metrics.jsonl, from its start, that still count; None: all.
+            timing_bytes: of timing.jsonl.
+        """
+        if (backend := self._backend) is None or not backend.lacks_history:
+            return
+        for line, timing in history(run_dir, metrics_bytes, timing_bytes):
+            self.log(line, timing)
+        self._add("log", backend.replace_earlier)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set the final numbers of the run."""
         if (backend := self._backend) is not None:
-            self._guard("log", START_SECONDS, lambda: backend.summary(_numbers(values)))
+            self._add("summary", lambda: backend.summary(_numbers(values)))
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Show a small table."""
         if (backend := self._backend) is not None:
-            self._guard("table", START_SECONDS, lambda: backend.table(name, columns, rows))
+            self._add("table", lambda: backend.table(name, columns, rows))
 
     def picture(self, name: str, png: bytes) -> None:
         """Show a picture."""
         if (backend := self._backend) is not None:
-            self._guard("picture", START_SECONDS, lambda: backend.picture(name, png))
+            self._add("picture", lambda: backend.picture(name, png))
 
     def finish(self, exit_code: int) -> None:
         """Close the tracker; what it has not sent by then stays in its files."""
         if (backend := self._backend) is not None:
-            self._guard("finish", FINISH_SECONDS, lambda: backend.finish(exit_code))
+            self._add("finish", lambda: backend.finish(exit_code))
+            self._wait(FINISH_SECONDS)
             self._backend = None
 
-    def _guard(self, what: str, seconds: float, call: Callable[[], T]) -> T | None:
-        """The call's result; None, one warning and no more tracking if it fails or takes long."""
-        try:
-            return call() if what == "log" else _bounded(call, seconds)
-        except Interrupted:  # a signal, while this thread waited
-            raise
-        except Exception as error:
-            self._backend = None
-            first = (str(error).splitlines() or [""])[0][:200]
-            logger.warning(
-                "track=%s stopped at %s (%s: %s); the run goes on, its numbers are in "
-                "metrics.jsonl",
-                self._kind, what, type(error).__name__, first,
-            )  # fmt: skip
+    def _add(self, what: str, call: Callable[[], None]) -> None:
+        self._calls.add(what, call)
+        if (failure := self._calls.failure or self._calls.stuck(STUCK_SECONDS)) is not None:
+            self._give_up(*failure)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait until all that was asked for is done, or has failed."""
+        if self._backend is not None:
+            late = self._calls.wait(seconds)
+            if (failure := self._calls.failure or late) is not None:
+                self._give_up(*failure)
+
+    def _give_up(self, what: str, error: BaseException) -> None:
+        backend, self._backend = self._backend, None
+        assert backend is not None
+        first = (str(error).splitlines() or [""])[0][:200]
+        logger.warning(
+            "track=%s stopped at %s (%s: %s); the run goes on, its numbers are in metrics.jsonl",
+            self._kind, what, type(error).__name__, first,
+        )  # fmt: skip
+        self._calls.close()
+        # In a thread: it may wait for the call that hangs, which ends because of it.
+        abandoning = threading.Thread(target=backend.abandon, daemon=True, name="tracker-end")
+        abandoning.start()
+        abandoning.join(2)
+
+
+Failure = tuple[str, BaseException]
+
+
+class _Calls:
+    """Calls made one after the other in a thread of their own, up to the first that fails."""
+
+    def __init__(self) -> None:
+        self.failure: Failure | None = None
+        self._queue: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._running: tuple[str, float] | None = None  # what, since when
+        self._closed = False
+        threading.Thread(target=self._work, daemon=True, name="tracker").start()
+
+    def add(self, what: str, call: Callable[[], None]) -> None:
+        """Have a call made after those before it."""
+        self._queue.put((what, call))
+
+    def wait(self, seconds: float) -> Failure | None:
+        """Wait until every call so far is made, or one has failed; a failure if that takes long."""
+        done = threading.Event()
+        self._queue.put(("", done.set))
+        if done.wait(seconds):
             return None
+        what, _ = self._running or ("", 0.0)
+        return what, TimeoutError(f"no answer within {seconds:.0f} s")
+
+    def stuck(self, seconds: float) -> Failure | None:
+        """A failure if the call that is being made takes longer than so many seconds."""
+        running = self._running
+        if running is None or time.monotonic() - running[1] < seconds:
+            return None
+        return running[0], TimeoutError(f"no answer within {seconds:.0f} s")
+
+    def close(self) -> None:
+        """Make no further call."""
+        self._closed = True
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            what, call = item
+            if what and (self._closed or self.failure is not None):
+                continue
+            self._running = (what, time.monotonic()) if what else None
+            try:
+                call()
+            except BaseException as error:  # told to the run's thread; a library may want to exit
+                self.failure = what, error
+            self._running = None
 
 
-def _shown(settings: TrackConfig) -> TrackConfig:
-    """What the tracker may write down: whoever puts a secret there has mistaken the place."""
-    return TrackConfig(**redacted(dataclasses.asdict(settings)))
+def speed(timing: dict[str, Any]) -> dict[str, float]:
+    """What trackers show of a line of timing.jsonl: time and tokens of a step, memory so far."""
+    values: dict[str, float] = {}
+    if seconds := timing.get("seconds"):
+        values["efficiency/step_seconds"] = seconds
+        values["efficiency/tokens_per_second"] = timing["tokens"] / seconds
+    if peak := timing.get("peak_memory_bytes"):
+        values["efficiency/peak_memory_mib"] = peak / 2**20
+    return values
 
 
-def _bounded(call: Callable[[], T], seconds: float) -> T:
-    """Run a call in a thread and stop waiting for it after a time."""
-    result: list[T] = []
-    failure: list[BaseException] = []
+def history(
+    run_dir: Path, metrics_bytes: int | None = None, timing_bytes: int | None = None
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The lines of a run's metrics.jsonl, each with the line of timing.jsonl of its step."""
+    timings = {line["step"]: line for line in _lines(run_dir / "timing.jsonl", timing_bytes)}
+    for line in _lines(run_dir / "metrics.jsonl", metrics_bytes):
+        trained = any(key.startswith("train/") for key in line)
+        yield line, timings.get(line["step"], {}) if trained else {}
 
-    def work() -> None:
-        try:
-            result.append(call())
-        except BaseException as error:  # reported to the waiting thread
-            failure.append(error)
 
-    thread = threading.Thread(target=work, daemon=True, name="tracker")
-    thread.start()
-    thread.join(seconds)
-    if failure:
-        if isinstance(failure[0], Exception):
-            raise failure[0]
-        raise RuntimeError(f"the tracker raised {type(failure[0]).__name__}") from failure[0]
-    if not result:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    return result[0]
+def _lines(path: Path, size: int | None) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        read = 0
+        for text in file:
+            read += len(text)
+            if not text.endswith(b"\n") or (size is not None and read > size):
+                return  # the beginning of a line that a killed attempt was writing
+            yield json.loads(text)
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in values.items() if isinstance(v, int | float) and v is not None}
-
-
-class _Wandb:
-    def __init__(self, run: Any) -> None:
-        self._run = run
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        # "step" as a value and not W&B's own counter: that one refuses to go back after a resume.
-        self._run.log({"step": step, **values})
-
-    def summary(self, values: dict[str, float]) -> None:
-        self._run.summary.update(values)
-
-    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        import wandb
-
-        self._run.log({name: wandb.Table(columns=[*columns], data=rows)})
-
-    def picture(self, name: str, png: bytes) -> None:
-        import wandb
-        from PIL import Image
-
-        self._run.log({name: wandb.Image(Image.open(io.BytesIO(png)))})
-
-    def finish(self, exit_code: int) -> None:
-        self._run.finish(exit_code=exit_code)
-
-
-def _start_wandb(
-    settings: TrackConfig, run_dir: Path, name: str, config: dict[str, Any]
-) -> _Backend:
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    known = wandb.Settings.model_fields
-    wanted: dict[str, Any] = {
-        "silent": True,
-        "quiet": True,
-        "show_warnings": False,
-        "show_errors": False,
-        "console": "off",  # our output is not captured
-        "init_timeout": START_SECONDS - 3,
-        "login_timeout": START_SECONDS - 3,
-        "finish_timeout": FINISH_SECONDS - 5,
-        "x_service_wait": START_SECONDS - 3,
-        # Neither command line nor environment, host, code, diff or package list leave the run.
-        "disable_git": True,
-        "disable_code": True,
-        "save_code": False,
-        "host": "",
-        "x_disable_meta": True,
-        "x_disable_machine_info": True,
-        "x_disable_stats": True,
-        "x_save_requirements": False,
-    }
-    offline = settings.kind == "offline"
-    run = wandb.init(
-        mode="offline" if offline else "online",
-        project=settings.project,
-        entity=settings.entity or None,
-        name=name,
-        group=config.get("group") or config.get("experiment"),
-        id=_run_id(run_dir),
-        resume=None if offline else "allow",
-        tags=settings.tags or None,
-        dir=str(run_dir),
-        config=config,
-        settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
-    )
-    run.define_metric("*", step_metric="step")
-    return _Wandb(run)
-
-
-def _run_id(run_dir: Path) -> str:
-    """W&B's id of a run directory: made once, so that a continued run stays one run."""
-    path = run_dir / ".wandb-id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text().strip()
-
-
-class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-        self._last = 0
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self._last = step
-        for key, value in values.items():
-            self._writer.add_scalar(key, value, step)
-
-    def summary(self, values: dict[str, float]) -> None:
-        self.log(self._last, values)
-
-    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        lines = [columns, ["---"] * len(columns), *rows]
-        text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-        self._writer.add_text(name, text, self._last)
-
-    def picture(self, name: str, png: bytes) -> None:
-        import numpy as np
-        from PIL import Image
-
-        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        self._writer.add_image(name, pixels, self._last, dataformats="HWC")
-
-    def finish(self, exit_code: int) -> None:
-        self._writer.close()
-
-
-def _start_tensorboard(
-    settings: TrackConfig, run_dir: Path, name: str, config: dict[str, Any]
-) -> _Backend:
-    try:
-        importlib.metadata.version("tensorboard")
-    except importlib.metadata.PackageNotFoundError:
-        raise RuntimeError(
-            "tensorboard is not installed: pip install hylorada[tensorboard]"
-        ) from None
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(run_dir / "tensorboard"))
-    writer.add_text("config", f"```\n{config}\n```")
-    return _TensorBoard(writer)

@@ -1,0 +1,179 @@
+"""W&B as one of the trackers: the only file that knows it.
+
+Its client hands everything to a process of its own, wandb-core, and waits for that process in many
+places without a limit, the last of them when Python exits. So a run that is given up takes its
+process with it, and a run that ends well ends that process too. Neither is done where the process
+belongs to other code: a notebook may have runs of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hylorada.config import TrackConfig
+
+START_SECONDS = 11.0
+"""That W&B itself waits for its process, for the server, for a login."""
+FINISH_SECONDS = 8.0
+"""That W&B itself waits for what is left to send."""
+
+_SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B while its process runs
+_SERVICE_ARGUMENT = b"--port-filename"  # of the command that starts it
+
+
+class WandbBackend:
+    """One run of W&B.
+
+    Args:
+        settings: project, entity, tags; `offline` or `wandb`.
+        run_dir: its files go into `wandb/` there.
+        name: of the run.
+        config: the run's settings.
+        group: of the run.
+    """
+
+    def __init__(
+        self, settings: TrackConfig, run_dir: Path, name: str, config: dict[str, Any], group: str
+    ) -> None:
+        self._settings, self._run_dir, self._name = settings, run_dir, name
+        self._config, self._group = config, group
+        self._offline = settings.kind == "offline"
+        self._own_service = False
+        self._run: Any = None
+
+    def start(self) -> None:
+        """Start the run: a new folder, under the id that the run's directory always has."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_SILENT", "true")
+        self._own_service = _SERVICE_VARIABLE not in os.environ
+        import wandb
+
+        known = wandb.Settings.model_fields
+        wanted: dict[str, Any] = {
+            "silent": True,
+            "quiet": True,
+            "show_warnings": False,
+            "show_errors": False,
+            "console": "off",  # our output is not captured
+            "init_timeout": START_SECONDS,
+            "login_timeout": START_SECONDS,
+            "x_service_wait": START_SECONDS,
+            "finish_timeout": FINISH_SECONDS,
+            "finish_timeout_raises": True,
+            # Neither command line nor environment, host, code, diff or package list leave the run.
+            "disable_git": True,
+            "disable_code": True,
+            "save_code": False,
+            "host": "",
+            "x_disable_meta": True,
+            "x_disable_machine_info": True,
+            "x_disable_stats": True,
+            "x_save_requirements": False,
+        }
+        settings = self._settings
+        self._run = wandb.init(
+            mode="offline" if self._offline else "online",
+            project=settings.project,
+            entity=settings.entity or None,
+            name=self._name,
+            group=self._group or None,
+            id=_run_id(self._run_dir),
+            resume=None if self._offline else "allow",
+            reinit="create_new",  # never into a run that other code has open
+            tags=settings.tags or None,
+            dir=str(self._run_dir),
+            config=self._config,
+            settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    @property
+    def lacks_history(self) -> bool:
+        """Whether what an earlier attempt logged is not in this run: an offline folder is empty."""
+        return self._offline or not self._run.resumed
+
+    def replace_earlier(self) -> None:
+        """Mark the folders of earlier attempts, whose numbers this one has, as done with.
+
+        `wandb sync` passes over a folder with this marker, unless it is told not to.
+        """
+        own = Path(self._run.dir).parent
+        for folder in sorted((self._run_dir / "wandb").glob(f"offline-run-*-{self._run.id}")):
+            marker = folder / f"run-{self._run.id}.wandb.synced"
+            if folder.name != own.name and not marker.exists():
+                marker.write_text(f"{own.name} holds the whole run\n")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """A row of the history."""
+        # "step" as a value and not W&B's own counter: that one refuses to go back after a resume.
+        self._run.log({"step": step, **values})
+
+    def summary(self, values: dict[str, float]) -> None:
+        """Final numbers."""
+        self._run.summary.update(values)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A small table."""
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=[*columns], data=rows)})
+
+    def picture(self, name: str, png: bytes) -> None:
+        """A picture."""
+        import wandb
+        from PIL import Image
+
+        self._run.log({name: wandb.Image(Image.open(io.BytesIO(png)))})
+
+    def finish(self, exit_code: int) -> None:
+        """End the run and, if it is ours, W&B's process: at exit it would be waited for."""
+        self._run.finish(exit_code=exit_code)
+        if self._service_is_ours():
+            import wandb
+
+            wandb.teardown(exit_code)
+
+    def abandon(self) -> None:
+        """Let no part of W&B hold up this process; what it wrote stays."""
+        if not self._service_is_ours():
+            return
+        for pid in _service_processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        # Its calls fail now where they hung. This one takes the wait at exit out of the way.
+        with contextlib.suppress(Exception):
+            sys.modules["wandb"].teardown()
+
+    def _service_is_ours(self) -> bool:
+        wandb = sys.modules.get("wandb")
+        return self._own_service and wandb is not None and getattr(wandb, "run", None) is None
+
+
+def _run_id(run_dir: Path) -> str:
+    """W&B's id of a run directory: made once, so that a continued run stays one run."""
+    path = run_dir / ".wandb-id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def _service_processes() -> set[int]:
+    """W&B's processes among our children; one that never answered is known to nobody else."""
+    found = set()
+    for tasks in Path("/proc/self/task").glob("*/children"):  # Linux
+        for pid in tasks.read_text().split():
+            with contextlib.suppress(OSError):
+                if _SERVICE_ARGUMENT in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(int(pid))
+    setup = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
+    process: Any = setup
+    for name in ("_connection", "_proc", "_process", "pid"):
+        process = getattr(process, name, None)
+    return found | ({process} if isinstance(process, int) else set())
