@@ -137,10 +137,8 @@ class _Run:
             model = self._attach(backbone)
             self._gate(model, backbone)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
-            tracker = Tracker(
-                config.track, self.directory, record["name"], record["config"],
-                configs.group_name(config),
-            )  # fmt: skip
+            group = configs.group_name(config)
+            tracker = Tracker(config.track, self.directory, record["name"], record["config"], group)
             self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
                 tracker.replay(self.directory, 0, 0)
@@ -266,12 +264,11 @@ class _Run:
         if checkpoint is None:
             for lines in (training.metrics, training.timing):
                 lines.truncate(0)
-            tracker.replay(self.directory)
         else:
             check_continuation(checkpoint.state, config)
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
-            kept = checkpoint.state["metrics_bytes"], checkpoint.state["timing_bytes"]
-            tracker.replay(self.directory, *kept)
+        kept = {} if checkpoint is None else checkpoint.state
+        tracker.replay(self.directory, kept.get("metrics_bytes"), kept.get("timing_bytes"))
         seed_everything(config.seed)
         try:
             with gradient_checkpointing(
