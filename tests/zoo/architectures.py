@@ -48,6 +48,8 @@ _DELTA = {
     "linear_num_value_heads": 4,
 }
 _DECODER = {"is_decoder": True}
+# What `model.trained_length` puts into a config that does not say how long its texts were.
+_TOLD = {"hylorada_trained_length": TRAINED}
 
 # Family: model_type, and what its line adds.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,7 +141,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "xglm": ("xglm", {"attention_heads": 4}),
     "ctrl": ("ctrl", {"dff": 48}),
     "pegasus": ("pegasus", _DECODER),
-    "xlnet": ("xlnet", {}),
+    "xlnet": ("xlnet", {"d_head": 8, "d_inner": 48, **_TOLD}),
     "reformer": (
         "reformer",
         {
@@ -160,10 +162,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("mpt", {}),
     "falcon, alibi": ("falcon", {"alibi": True}),
     # recurrent, and hybrids of it
-    "mamba": ("mamba", {"state_size": 8}),
-    "mamba2": ("mamba2", {"num_heads": 8, "state_size": 8, "n_groups": 1}),
+    "mamba, silent": ("mamba", {"state_size": 8}),
+    "mamba": ("mamba", {"state_size": 8, **_TOLD}),
+    "mamba2": ("mamba2", {"num_heads": 8, "state_size": 8, "n_groups": 1, **_TOLD}),
     "rwkv": ("rwkv", {"attention_hidden_size": 32}),
-    "xlstm": ("xlstm", {}),
+    "xlstm": ("xlstm", _TOLD),
     "jamba": (
         "jamba",
         {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
@@ -186,12 +189,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax": ("minimax", {"layer_types": ["linear_attention", "full_attention"]}),
     "recurrent_gemma": (
         "recurrent_gemma",
-        {"num_hidden_layers": 3, "attention_window_size": 16, "lru_width": 32},
+        {"num_hidden_layers": 3, "attention_window_size": 16, "lru_width": 32, **_TOLD},
     ),
     "zamba2": (
         "zamba2",
-        {"layer_types": ["mamba", "hybrid"], "mamba_d_state": 8, "n_mamba_heads": 8,
-         "mamba_headdim": 8, "mamba_ngroups": 1, "num_mem_blocks": 1},
+        {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
+         "mamba_d_state": 8, "n_mamba_heads": 8, "mamba_ngroups": 1, "num_mem_blocks": 1},
     ),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,7 @@ from hylorada.anatomy import PositionForm
 from hylorada.errors import ConfigError
 from hylorada.methods.experts import expert_parameters, is_router, target_parameters
 from hylorada.methods.hylorada_config import HyloradaConfig
-from hylorada.methods.position_flow import position_flow
+from hylorada.methods.position_flow import PositionFlow, position_flow
 from hylorada.methods.position_range import nothing_to_extend, without_rope
 from hylorada.methods.s2_attention import disable_s2, enable_s2
 from hylorada.methods.s2_limits import s2_obstacle
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # The paper's 811K: on GPT-2, c_fc is not adapted.
 _LEFT_OUT_OF_AUTO = {"gpt2": ("mlp.c_fc",)}
+# What peft keeps adapters off: the fused kernels of these models read its weight.
+_READ_BY_KERNELS = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 # Component, as the settings of a run call it, and its switch.
 SWITCHES = {
     "position_bias": "position_bias_enabled",
@@ -53,12 +56,21 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
         ConfigError: a switch that was set by hand has nothing to act on in this model.
     """
     config = copy.deepcopy(config)
+    chosen = config.target_modules in ("auto", "attention")
     if config.target_modules == "auto" and config.target_parameters is None:
         config.target_parameters = target_parameters(model, config)
-    if config.target_modules in ("auto", "attention"):
+    if chosen:
         config.target_modules = linear_names(model, str(config.target_modules))
         config.fan_in_fan_out = _all_conv1d(model)
-    for component, reason in _obstacles(config, model):
+    flow = position_flow(model, config.target_modules)
+    if chosen and flow.idle:
+        config.target_modules = [n for n in config.target_modules or () if n not in flow.idle]
+        config.left_out["target_modules"] = (
+            f"{_name(model)} does not call {', '.join(flow.idle)}, so an adapter there cannot act"
+        )
+    if chosen:
+        config.target_modules = _in_language_model(model, list(config.target_modules or ()))
+    for component, reason in _obstacles(config, model, flow):
         switch = SWITCHES[component]
         if switch not in config.chosen_by_rule:
             raise ConfigError(f"{component}: {reason}; set {_KEYS[component]}=false")
@@ -73,7 +85,7 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
         assert found is not None
         to_save.append(_without_wrapper(found[0]))
     if config.train_norms:
-        to_save += norm_suffixes(model)
+        to_save += _in_language_model(model, norm_suffixes(model))
     config.modules_to_save = sorted(set(to_save)) or None
     _resolve_rope(config, model)
     config.chosen_by_rule = []
@@ -98,7 +110,9 @@ def _resolve_rope(config: HyloradaConfig, model: nn.Module) -> None:
         config.rope_scaling_factor = 0.0
 
 
-def _obstacles(config: HyloradaConfig, model: nn.Module) -> list[tuple[str, str]]:
+def _obstacles(
+    config: HyloradaConfig, model: nn.Module, flow: PositionFlow
+) -> list[tuple[str, str]]:
     """The components that are switched on and that this model cannot have, with the reasons."""
     kind = _name(model)
     found: list[tuple[str, str]] = []
@@ -110,12 +124,10 @@ def _obstacles(config: HyloradaConfig, model: nn.Module) -> list[tuple[str, str]
         reason = _s2_reason(config, model)
         if reason:
             found.append(("s2_attn", reason))
-    if config.position_bias_enabled or config.landmark_enabled:
-        flow = position_flow(model, config.target_modules)
-        if config.position_bias_enabled and flow.position_bias:
-            found.append(("position_bias", flow.position_bias))
-        if config.landmark_enabled and flow.landmark:
-            found.append(("landmark", flow.landmark))
+    if config.position_bias_enabled and flow.position_bias:
+        found.append(("position_bias", flow.position_bias))
+    if config.landmark_enabled and flow.landmark:
+        found.append(("landmark", flow.landmark))
     return found
 
 
@@ -152,10 +164,23 @@ def linear_names(model: nn.Module, which: str) -> list[str]:
         for name, module in _linears(layer):
             if which == "attention" and id(module) not in attention:
                 continue
-            aside = name in left_out or anatomy.is_cross_attention(name)
+            by_kernel = lm.config.model_type in _READ_BY_KERNELS and name.endswith("out_proj")
+            aside = name in left_out or by_kernel or anatomy.is_cross_attention(name)
             if not aside and not is_router(name, _base(module), experts):
                 names.add(name)
     return sorted(names)
+
+
+def _in_language_model(model: nn.Module, names: list[str]) -> list[str]:
+    """The names, or full paths where a name would also fit a part that reads pictures or sound."""
+    lm = anatomy.causal_lm(model)
+    own = {path for path, _ in anatomy.text_modules(lm)}
+
+    def fitting(paths: Iterable[str]) -> list[str]:
+        return [p for p in paths if any(p == n or p.endswith(f".{n}") for n in names)]
+
+    everywhere = fitting(path for path, _ in lm.named_modules())
+    return names if own.issuperset(everywhere) else sorted(fitting(own))
 
 
 def _linears(layer: nn.Module, path: str = "") -> list[tuple[str, nn.Module]]:

@@ -6,6 +6,9 @@ belong to. Not so in layers without attention (recurrent ones), in routed expert
 the sequence), and where keys and values are computed again from a compressed cache (DeepSeek's
 latent attention: all tokens so far). Landmarks need the positions once, and a decoder whose output
 is what the output head reads.
+
+An adapter acts where its layer is called. Some modelling files read the weight of a linear layer
+and never call it (Mamba's `dt_proj`): such layers are found by the same run.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ class PositionFlow:
     Attributes:
         position_bias: of the position bias.
         landmark: of the landmarks.
+        idle: names, in their decoder layers, of adapted layers that training does not call.
     """
 
     position_bias: str = ""
     landmark: str = ""
+    idle: tuple[str, ...] = ()
 
 
 class _Watch:
@@ -48,6 +53,7 @@ class _Watch:
         self.bias = ""
         self.output: Any = None
         self.read: Tensor | None = None
+        self.idle: dict[int, str] = {}  # the adapted layers that were not called yet
 
     def layer(self, module: nn.Module, args: Any) -> None:
         self.positions = None
@@ -58,6 +64,9 @@ class _Watch:
             self.positions, self.given = positions, True
 
     def linear(self, name: str, module: nn.Module, args: Any) -> None:
+        self.idle.pop(id(module), None)
+        if module.training:
+            return
         tokens = args[0].shape[:-1].numel()
         if self.positions is None:
             self.bias = self.bias or f"runs without attention that is given position_ids ({name})"
@@ -72,7 +81,7 @@ class _Watch:
 
 
 def position_flow(model: nn.Module, target_modules: Any) -> PositionFlow:
-    """Run a short text and see which of the two components its layers can carry.
+    """Run a short text and see which components its layers can carry.
 
     On a model without weights, and where the text does not run, nothing is known and nothing is
     said: the integrity gate runs the model again.
@@ -86,18 +95,16 @@ def position_flow(model: nn.Module, target_modules: Any) -> PositionFlow:
     if any(p.is_meta for p in lm.parameters()):
         return PositionFlow()
     kind, watch = type(lm).__name__, _Watch()
-    try:
-        _run(lm, target_modules, watch)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        logger.debug("position flow: %s does not run on a few tokens: %s", kind, error)
+    if not _run(lm, target_modules, watch):
         return PositionFlow()
+    idle = tuple(sorted(set(watch.idle.values())))
     if not watch.given:
-        reason = f"the attention layers of {kind} are not given position_ids"
-        return PositionFlow(reason, reason)
+        reason = f"{kind} has no attention layers, which are given positions"
+        if anatomy.attention_modules(lm):
+            reason = f"the attention layers of {kind} are not given position_ids"
+        return PositionFlow(reason, reason, idle)
     bias = f"in {kind} an adapted layer {watch.bias}" if watch.bias else ""
-    return PositionFlow(bias, _landmark_reason(kind, watch))
+    return PositionFlow(bias, _landmark_reason(kind, watch), idle)
 
 
 def _landmark_reason(kind: str, watch: _Watch) -> str:
@@ -112,7 +119,8 @@ def _landmark_reason(kind: str, watch: _Watch) -> str:
     return f"the output head of {kind} does not read the output of its decoder"
 
 
-def _run(lm: Any, target_modules: Any, watch: _Watch) -> None:
+def _run(lm: Any, target_modules: Any, watch: _Watch) -> bool:
+    """Watch a step of training, and a text read in two pieces; whether anything of it ran."""
     handles: list[Any] = []
     modes = [(module, module.training) for module in lm.modules()]
     plain = [(m, dict(m.__dict__), dict(m._buffers)) for _, m in anatomy.rotary_modules(lm)]
@@ -126,18 +134,23 @@ def _run(lm: Any, target_modules: Any, watch: _Watch) -> None:
         for layer in anatomy.decoder_layers(lm):
             handles.append(layer.register_forward_pre_hook(watch.layer))
             for name, module in _adapted(layer, target_modules):
+                if "expert" not in name:  # one expert may well get none of a few tokens
+                    watch.idle[id(module)] = name
                 handles.append(module.register_forward_pre_hook(_named(watch, name)))
         handles.append(anatomy.decoder(lm).register_forward_hook(watch.decoder))
         handles.append(anatomy.output_head(lm).register_forward_pre_hook(watch.head))
-        lm.eval()
         with torch.random.fork_rng(cuda), torch.no_grad():
-            cache = None
-            for piece_1T in ids_1T.split(_PIECES, dim=1):
-                given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-                output = lm(input_ids=piece_1T, use_cache=True, **given)
-                cache = getattr(output, "past_key_values", None)
-                if cache is None:
-                    break
+            lm.train()
+            trained = _forward(lm, ids_1T, use_cache=False)
+            if trained is None:
+                watch.idle.clear()
+            lm.eval()
+            first_1T, second_1T = ids_1T.split(_PIECES, dim=1)
+            read = _forward(lm, first_1T, use_cache=True)
+            cache = getattr(read, "past_key_values", None)
+            if cache is not None:
+                _forward(lm, second_1T, use_cache=True, past_key_values=cache)
+            return trained is not None or read is not None
     finally:
         for handle in handles:
             handle.remove()
@@ -146,6 +159,17 @@ def _run(lm: Any, target_modules: Any, watch: _Watch) -> None:
         for holder, attributes, buffers in plain:  # dynamic RoPE remembers the longest text
             holder.__dict__.update(attributes)
             holder._buffers.update(buffers)
+
+
+def _forward(lm: Any, ids_1T: Tensor, **inputs: Any) -> Any:
+    """The model's output; None where the text does not run through it."""
+    try:
+        return lm(input_ids=ids_1T, **inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a modelling file raises; the gate runs it again
+        logger.debug("position flow: %s on %d tokens: %s", type(lm).__name__, ids_1T.numel(), error)
+        return None
 
 
 def _named(watch: _Watch, name: str) -> Any:
