@@ -73,20 +73,20 @@ def test_settings_of_retrieval_part_arms_only_where_it_is_trained_on():
 
     assert len(two("text")) == 1
     assert [c.label for c in two("retrieval")] == [
-        "train.retrieval.held_out=[0.0, 1.0]", "train.retrieval.held_out=[0.5]"
+        "train.retrieval.held_out=[0, 1]", "train.retrieval.held_out=[0.5]"
     ]  # fmt: skip
 
 
 def test_variants_of_one_method_are_told_apart_by_what_differs():
     ((comparison,), _) = compared(make_record("lora"), make_record("lora", method__lora__r=32))
-    assert [a.label for a in comparison.arms] == ["lora (lora.r=32)", "lora (lora.r=8)"]
+    assert [a.label for a in comparison.arms] == ["lora r=32", "lora r=8"]
 
 
 def test_of_several_references_the_best_is_compared_with():
     worse, better = make_record("lora"), make_record("lora", method__lora__r=32)
     better["metrics"] = make_record("hylorada")["metrics"]
     ((comparison,), _) = compared(worse, better)
-    assert comparison.reference("lora").label == "lora (lora.r=32)"
+    assert comparison.reference("lora").label == "lora r=32"
     assert comparison.reference("dora") is None
 
 

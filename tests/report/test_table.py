@@ -29,21 +29,49 @@ def rows(table: Table, section: int = 0) -> dict:
     return {row.cells["method"].text: row for row in table.sections[section].rows}
 
 
-def test_the_untouched_base_stands_twice_in_every_section():
+def test_the_untouched_base_stands_twice_where_it_was_extended():
     table = table_of(*sweep())
-    for section, length in enumerate((512, 4096)):
-        first, second = table.sections[section].rows[:2]
-        assert first.cells["method"].text == "base, own window"
-        assert first.cells["length"].value == 1024
-        assert render.cell(first, "ppl_blocks").text == "not measured"
-        assert second.cells["method"].text == "base, extended, untrained"
-        assert second.cells["length"].value == length
-        record = make_record("lora", length=length)
-        own = record["base"]["own_window"]["eval/ppl_sliding"]
-        assert first.cells["ppl_sliding"].value == pytest.approx(own["value"])
-        extended = record["base"]["extended"]["eval/ppl"]
-        assert second.cells["ppl_blocks"].value == pytest.approx(extended["value"])
-        assert sum(row.kind == "base" for row in table.sections[section].rows) == 2
+    first, second = table.sections[1].rows[:2]
+    assert first.cells["method"].text == "base, own window"
+    assert first.cells["length"].value == 1024
+    assert render.cell(first, "ppl_blocks").text == "not measured"
+    assert second.cells["method"].text == "base, extended, untrained"
+    assert second.cells["length"].value == 4096
+    record = make_record("lora")
+    own = record["base"]["own_window"]["eval/ppl_sliding"]
+    assert first.cells["ppl_sliding"].value == pytest.approx(own["value"])
+    extended = record["base"]["extended"]["eval/ppl"]
+    assert second.cells["ppl_blocks"].value == pytest.approx(extended["value"])
+    assert sum(row.kind == "base" for row in table.sections[1].rows) == 2
+
+
+@pytest.mark.parametrize("length", [512, 1024])
+def test_up_to_its_trained_length_the_base_is_itself_and_stands_once(length):
+    """Records of earlier versions hold its own window of 1,024 all the same."""
+    table = table_of(make_record("lora", length=length), make_record("baseline", length=length))
+    (row,) = (row for row in table.sections[0].rows if row.kind == "base")
+    assert row.cells["method"].text == "base"
+    assert row.cells["length"].value == length
+    assert (row.cells["change_base"].text, row.cells["change_base"].low) == ("0", None)
+    assert "PPL against base, %" in [column.heading for column in table.columns]
+    text = render.markdown(table)
+    assert "extended" not in text
+    assert "own window" not in text
+
+
+def test_a_base_that_nothing_extended_is_not_set_against_itself():
+    """ALiBi, or rope_type=none: the same model in a shorter window."""
+    record = make_record("lora")
+    record["position_range"] = {"kind": "none", "from": 1024, "to": 1024, "factor": 1.0}
+    found = rows(table_of(record))
+    assert found["base, own window"].cells["change_base"].text == "-"
+    assert found["base, own window"].cells["change_base"].low is None
+    assert found["base"].cells["length"].value == 4096
+    assert found["lora"].cells["change_base"].value < 0
+    record["position_range"] = {"kind": "rope", "from": 1024, "to": 4096, "factor": 4.0}
+    found = rows(table_of(record))
+    assert found["base, own window"].cells["change_base"].low is not None
+    assert "base, extended, untrained" in found
 
 
 def test_one_run_is_read_as_it_stands():

@@ -128,6 +128,23 @@ def test_another_text_is_named_in_the_record(finished, tmp_path):
     assert hashes["test"] == record["evaluations"][0]["text_sha256"] != former["test"]
 
 
+def test_perplexities_of_two_texts_never_stand_in_one_record(trained, root, tmp_path):
+    """What is measured on another text takes the place of every convention."""
+    config = small(root, eval__perplexity__conventions=["blocks", "sliding"])
+    before = run(config, tmp_path / "run")
+    config.eval.perplexity.conventions = ["sliding"]
+    same = evaluate_run(tmp_path / "run", config)
+    assert set(same["metrics"]) == {"eval/ppl", "eval/ppl_sliding"}
+    texts = make_texts(tmp_path / "texts")
+    (texts / "test" / "0.txt").write_text("another text " * 40)
+    config.dataset = dataclasses.replace(config.dataset, path=str(texts))
+    record = evaluate_run(tmp_path / "run", config)
+    assert set(record["metrics"]) == set(record["base"]["extended"]) == {"eval/ppl_sliding"}
+    entry = record["evaluations"][1]
+    assert entry["replaced"]["eval/ppl"] == before["metrics"]["eval/ppl"]
+    assert entry["replaced_base"]["extended"]["eval/ppl"] == before["base"]["extended"]["eval/ppl"]
+
+
 def test_a_failure_leaves_the_record_as_it_was(finished, monkeypatch):
     config, _, directory = finished
     before = (directory / "result.json").read_bytes()

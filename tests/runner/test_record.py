@@ -70,7 +70,7 @@ def test_record_follows_the_schema_and_reads_back(tmp_path):
     assert set(record) == {
         "schema", "status", "error", "name", "fingerprint", "method", "length", "seed", "model",
         "dataset", "metrics", "base", "parameters", "training", "integrity", "config", "provenance",
-        "sha256",
+        "sha256", "left_out", "position_range",
     }  # fmt: skip
 
 

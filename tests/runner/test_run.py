@@ -203,6 +203,28 @@ def test_the_base_is_measured_once_for_all_runs_that_share_it(done, root, monkey
     assert len(titles) == 3
 
 
+@pytest.mark.parametrize("length", [48, 64])
+def test_up_to_its_trained_length_the_base_is_measured_once(root, tmp_path, length, capsys):
+    changes = {"length__max_length": length, "method__s2_attn__group_size": 16}
+    changes |= {"method__train_embeddings": "false", "train__max_steps": 1}
+    record = run(make_config(root, **changes, output_root=str(tmp_path)), tmp_path / "run")
+    assert record["base"]["own_window"] == {}
+    assert record["base"]["extended"]["eval/ppl"]["window"] == length
+    assert record["position_range"]["kind"] == "none"
+    out = capsys.readouterr().out
+    assert "extended" not in out
+    assert "base" in out
+
+
+def test_the_record_says_what_its_numbers_depend_on(done):
+    _, record, _ = done
+    reached = {"kind": "learned", "from": 64, "to": LENGTH, "type": "interpolate"}
+    assert record["position_range"] == {**reached, "factor": LENGTH / 64}
+    provenance = record["provenance"]
+    assert (provenance["precision"], provenance["base_model_dtype"]) == ("fp32", "float32")
+    assert len(provenance["tokenizer_sha256"]) == 64
+
+
 def test_a_damaged_cache_of_the_base_is_measured_again(done, root):
     for path in (root / "outputs" / ".cache" / "base").glob("*.json"):
         path.write_text(path.read_text()[:-20])

@@ -80,3 +80,19 @@ def test_without_its_own_window_the_base_stands_once(record):
     rows = printed(record)
     assert "base, as it is" not in rows
     assert rows["model"] == ["window", "word", "blocks", "change"]
+
+
+def test_up_to_its_trained_length_the_base_is_not_called_extended(record):
+    record["position_range"] = {"kind": "none", "from": 512, "to": 512}
+    rows = printed(record)
+    assert "base, extended, untrained" not in rows
+    assert rows["base"][0] == "512"
+    record["base"]["own_window"] = {"eval/ppl_sliding": asked(SLIDING, 9.5, 1024)}
+    assert "base, as it is" not in printed(record)  # longer than the run's window
+    del record["position_range"]  # of an earlier version: its own window tells
+    assert "base" in printed(record)
+
+
+def test_skipped_steps_stand_beside_the_steps(record):
+    record["training"]["skipped_steps"] = 2
+    assert "lora, 3 steps, 2 skipped" in printed(record)

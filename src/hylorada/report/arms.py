@@ -1,18 +1,29 @@
 """Which runs belong together: seeds of one arm, arms of one comparison.
 
 Two runs are compared only if everything but the method and the seed is equal: the same base, text,
-length, training budget, learning rate and evaluation. What cannot change a result to speak of
-(where files lie, how the batch is split into micro-batches, how often is logged) is left out.
+length, training budget, learning rate and evaluation, and the same arithmetic, weights and text
+behind these settings (see `conditions`). What cannot change a result to speak of (where files lie,
+how the batch is split into micro-batches, how often is logged) is left out.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hylorada.identity import IMPLIED
 from hylorada.report.collect import Problem, Record
+from hylorada.report.conditions import (
+    SKIPPED,
+    Known,
+    apart,
+    beside,
+    differing,
+    parted,
+    together,
+)
 from hylorada.report.names import METRICS
 
 METHOD_ORDER = ("baseline", "lora", "dora", "rslora", "longlora", "hylorada")
@@ -75,6 +86,7 @@ class Comparison:
         length: tokens of the window.
         label: settings that tell it from another comparison of that length; often empty.
         arms: the baseline first, then LoRA, then the others.
+        apart: why runs of the same settings are not in it, in a sentence; often empty.
     """
 
     model: str
@@ -82,6 +94,12 @@ class Comparison:
     length: int
     label: str
     arms: list[Arm] = field(default_factory=list)
+    apart: str = ""
+
+    @property
+    def known(self) -> Known:
+        """What is known of its runs and must be equal in all."""
+        return together([apart(run.data) for arm in self.arms for run in arm.runs])
 
     def reference(self, method: str) -> Arm | None:
         """The arm to compare with; of several of that name the one with the lowest perplexity."""
@@ -96,27 +114,50 @@ def compare(records: Sequence[Record]) -> tuple[list[Comparison], list[Problem]]
         Comparisons by model, data set and length; the runs left out because another run of the same
         arm has the same seed.
     """
-    comparisons, problems = [], []
+    comparisons: list[Comparison] = []
+    problems: list[Problem] = []
     for same_setting in _grouped(records, _setting_key):
-        first = same_setting[0].data
-        comparison = Comparison(first["model"], first["dataset"], first["length"], "")
-        for same_method in _grouped(same_setting, _method_key):
+        parts = parted(same_setting, lambda run: apart(run.data))
+        found = [_comparison(part, problems) for part in parts]
+        names = differing([comparison.known for comparison in found])
+        for comparison in found if names else []:
+            values = [
+                f"{name} ({', '.join(dict.fromkeys(c.known.get(name, 'unknown') for c in found))})"
+                for name in names
+            ]
+            comparison.apart = (
+                "runs of the same settings stand apart and are not compared, because they differ "
+                f"in {'; '.join(values)}."
+            )
+        comparisons += found
+    comparisons.sort(
+        key=lambda c: (
+            c.model, c.dataset, c.length, _setting_key(c.arms[0].runs[0]), sorted(c.known.items())
+        )
+    )  # fmt: skip
+    comparisons = _without_lonely_baselines(comparisons)
+    _label_arms(comparisons)
+    _label_comparisons(comparisons)
+    return comparisons, problems
+
+
+def _comparison(runs: Sequence[Record], problems: list[Problem]) -> Comparison:
+    """The arms of runs that may be compared; what is left out is added to the problems."""
+    first = runs[0].data
+    comparison = Comparison(first["model"], first["dataset"], first["length"], "")
+    for same_method in _grouped(runs, _method_key):
+        for alike in parted(same_method, lambda run: beside(run.data)):
             by_seed: dict[int, Record] = {}
-            for run in sorted(same_method, key=lambda r: (not r.ok, str(r.path))):
+            for run in sorted(alike, key=lambda r: (not r.ok, str(r.path))):
                 if run.seed in by_seed:
                     reason = f"the same method and seed as {by_seed[run.seed].path}, which is used"
                     problems.append(Problem(run.path / "result.json", reason))
                 else:
                     by_seed[run.seed] = run
-            name = same_method[0].data["method"]
+            name = alike[0].data["method"]
             comparison.arms.append(Arm(name, name, [by_seed[seed] for seed in sorted(by_seed)]))
-        comparison.arms.sort(key=_arm_order)
-        _label_arms(comparison.arms)
-        comparisons.append(comparison)
-    comparisons.sort(key=lambda c: (c.model, c.dataset, c.length, _setting_key(c.arms[0].runs[0])))
-    comparisons = _without_lonely_baselines(comparisons)
-    _label_comparisons(comparisons)
-    return comparisons, problems
+    comparison.arms.sort(key=_arm_order)
+    return comparison
 
 
 def _grouped(records: Iterable[Record], key: Any) -> list[list[Record]]:
@@ -132,7 +173,13 @@ def _setting_key(record: Record) -> str:
 
 def _method_key(record: Record) -> str:
     # The name alone decides nothing: a method is its settings.
-    return json.dumps([record.data["method"], record.data["config"].get("method")], sort_keys=True)
+    return json.dumps([record.data["method"], _method(record)], sort_keys=True)
+
+
+def _method(record: Record) -> dict[str, Any]:
+    """Settings of the method, flat: `lora.r` -> 8."""
+    flat = _flat(record.data["config"].get("method") or {}, "method.")
+    return {key.removeprefix("method."): value for key, value in flat.items()}
 
 
 def setting(record: Record) -> dict[str, Any]:
@@ -157,29 +204,76 @@ def setting(record: Record) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    """Dotted key -> value; what a record from before a key existed did is said for it."""
+    flat = dict(_leaves(tree, prefix))
+    parts = {key.partition(".")[0] for key in flat} if not prefix else {prefix.rstrip(".")}
+    whole = {key for key in parts if key not in flat}
+    implied = {k: v for k, v in IMPLIED.items() if k.partition(".")[0] in whole and "." in k}
+    return implied | flat
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A number in one spelling: 16 for 16.0."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _differences(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each tree the values of the keys that are not equal in all, as text."""
+    keys = _differing_keys(trees)
+    return [", ".join(f"{key}={tree.get(key)}" for key in keys) for tree in trees]
+
+
+def _differing_keys(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = sorted({key for tree in trees for key in tree})
-    differing = [key for key in keys if len({json.dumps(tree.get(key)) for tree in trees}) > 1]
-    return [", ".join(f"{key}={tree.get(key)}" for key in differing) for tree in trees]
+    return [key for key in keys if len({json.dumps(tree.get(key)) for tree in trees}) > 1]
 
 
-def _label_arms(arms: Sequence[Arm]) -> None:
-    for name in {arm.method for arm in arms}:
-        same = [arm for arm in arms if arm.method == name]
-        if len(same) > 1:
-            trees = [_flat(arm.runs[0].data["config"].get("method") or {}) for arm in same]
-            for arm, text in zip(same, _differences(trees), strict=True):
-                arm.label = f"{name} ({text})"
+def _label_arms(comparisons: Sequence[Comparison]) -> None:
+    """Name arms by what tells them apart: settings of the method, versions, skipped steps."""
+    tables: dict[tuple[str, str, str], list[Arm]] = {}
+    for comparison in comparisons:
+        for arm in comparison.arms:
+            key = (comparison.model, comparison.dataset, arm.method)
+            tables.setdefault(key, []).append(arm)
+    for (_, _, name), arms in tables.items():
+        trees = [_method(arm.runs[0]) for arm in arms]
+        for arm, text in zip(arms, _settings_in_short(trees), strict=True):
+            arm.label = f"{name} {text}".rstrip()
+    for comparison in comparisons:
+        for label in dict.fromkeys(arm.label for arm in comparison.arms):
+            same = [arm for arm in comparison.arms if arm.label == label]
+            known = [together([beside(run.data) for run in arm.runs]) for arm in same]
+            names = [name for name in differing(known) if name != SKIPPED]
+            for arm, facts in zip(same, known, strict=True):
+                told = [f"{name} {facts[name]}" for name in names if name in facts]
+                skipped = int(facts.get(SKIPPED, 0))
+                if skipped:
+                    told.append(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
+                if told:
+                    arm.label = f"{label} ({', '.join(told)})"
+
+
+def _settings_in_short(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each tree the settings that are not equal in all, as in "r=16 position_bias=false"."""
+    keys = _differing_keys(trees)
+    short = {key: key.removesuffix(".enabled").rpartition(".")[2] for key in keys}
+    names = list(short.values())
+    shown = {key: name if names.count(name) == 1 else key for key, name in short.items()}
+    return [" ".join(f"{shown[key]}={_value(tree.get(key))}" for key in keys) for tree in trees]
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
 def _label_comparisons(comparisons: Sequence[Comparison]) -> None:
@@ -190,8 +284,11 @@ def _label_comparisons(comparisons: Sequence[Comparison]) -> None:
     for same in groups.values():
         if len(same) > 1:
             trees = [setting(comparison.arms[0].runs[0]) for comparison in same]
-            for comparison, text in zip(same, _differences(trees), strict=True):
-                comparison.label = text
+            known = [comparison.known for comparison in same]
+            names = differing(known)
+            for comparison, text, facts in zip(same, _differences(trees), known, strict=True):
+                told = [f"{name}={facts[name]}" for name in names if name in facts]
+                comparison.label = ", ".join(filter(None, [text, *told]))
 
 
 def _without_lonely_baselines(comparisons: list[Comparison]) -> list[Comparison]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from hylorada.errors import DataError
 from hylorada.products import altered, damage
+from hylorada.report.conditions import apart, beside, differing
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "interrupted", "diverged", "running")
@@ -91,7 +92,8 @@ def collect(folders: Sequence[Path | str]) -> Collection:
     """Read every result.json below the folders.
 
     A file that cannot be read or misses a field is a `Problem`, not an exception. Of several
-    records of one fingerprint (the same settings, copied or run twice) the first that is ok counts.
+    records of one run (the same settings under the same conditions, copied or run twice) the first
+    that is ok counts.
 
     Raises:
         DataError: a folder does not exist, or no record is below any of them.
@@ -100,7 +102,7 @@ def collect(folders: Sequence[Path | str]) -> Collection:
     for root in roots:
         if not root.exists():
             raise DataError(f"report: there is no folder {root}")
-    found: dict[str, Record] = {}
+    found: list[Record] = []
     problems: list[Problem] = []
     seen: set[Path] = set()
     for path in (p for root in roots for p in _result_files(root)):
@@ -112,16 +114,17 @@ def collect(folders: Sequence[Path | str]) -> Collection:
         except ValueError as error:
             problems.append(Problem(path, str(error)))
             continue
-        fingerprint = record.data["fingerprint"]
-        other = found.get(fingerprint)
-        if other is None:
-            found[fingerprint] = record
-        else:
-            loser = other if record.ok and not other.ok else record
-            winner = record if loser is other else other
-            found[fingerprint] = winner
-            reason = f"the same settings as {winner.path}, which is used"
-            problems.append(Problem(loser.path / "result.json", reason))
+        place = next((i for i, other in enumerate(found) if _same(record, other)), None)
+        if place is None:
+            found.append(record)
+            continue
+        winner, loser = found[place], record
+        if record.ok and not winner.ok:
+            winner, loser = record, winner
+            # In the place of the other, so that records stay in the order of paths.
+            found[place] = winner
+        reason = f"the same settings as {winner.path}, which is used"
+        problems.append(Problem(loser.path / "result.json", reason))
     if not found:
         where = ", ".join(str(root) for root in roots)
         listed = "; ".join(f"{p.path}: {p.reason}" for p in problems[:3])
@@ -129,7 +132,15 @@ def collect(folders: Sequence[Path | str]) -> Collection:
             f"report: no usable result.json below {where}"
             + (f" ({listed})" if listed else "; hylorada-train writes one for each run")
         )
-    return Collection(list(found.values()), problems)
+    return Collection(found, problems)
+
+
+def _same(record: Record, other: Record) -> bool:
+    """Whether two records are of one run, copied or made twice: nothing that is known differs."""
+    if record.data["fingerprint"] != other.data["fingerprint"]:
+        return False
+    known = [apart(each.data) | beside(each.data) for each in (record, other)]
+    return not differing(known)
 
 
 def read(path: Path) -> Record:

@@ -68,8 +68,8 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         own = next(
             (
                 m
-                for a in comparison.arms
-                for m in a.base_metrics("own_window", "eval/ppl_sliding").values()
+                for base in bases(comparison, "own_window")
+                for m in base.values("eval/ppl_sliding")
             ),
             None,
         )

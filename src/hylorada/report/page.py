@@ -170,6 +170,8 @@ def _runs(records: Sequence[Record]) -> str:
         status = record.status
         if error := one_line(record.data.get("error"), 120):
             status += f": {error}"
+        elif skipped := training.get("skipped_steps"):
+            status += f", {skipped} steps skipped"
         values = [
             f"{record.data['length']:,}",
             str(record.seed),
@@ -208,7 +210,9 @@ def _provenance(records: Sequence[Record]) -> list[str]:
     """What was the same for many runs is said once, with the runs it holds for."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        facts = {k: v for k, v in record.part("provenance").items() if k != "time"}
+        facts = {
+            k: v for k, v in record.part("provenance").items() if k not in ("time", "inputs")
+        }  # what was read has its hashes beside these
         if "dataset" in facts:
             facts["text"] = facts.pop("dataset")
         facts["model"] = record.part("config").get("model") or record.data["model"]

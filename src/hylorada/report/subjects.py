@@ -13,14 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hylorada.bases import base_label, is_extended, own_window
 from hylorada.report.arms import Arm, Comparison
 from hylorada.report.collect import Record
 from hylorada.report.names import METRICS
 
 Metric = dict[str, Any]
 Metrics = dict[str, Metric]
-BASES = {"own_window": "base, own window", "extended": "base, extended, untrained"}
-"""The untouched bases by their names in records, in the order of rows, and their labels."""
+BASES = ("own_window", "extended")
+"""The untouched bases by their names in records, in the order of rows."""
+
+OWN_WINDOW = "base, own window"
 
 _ASKED = ("prompts_sha256", "text_sha256", "questions_sha256", "window", "targets", "places")
 
@@ -43,7 +46,7 @@ class Subject:
         """What the record of each run holds of it, by name of the metric."""
         if not self.which:
             return [run.data["metrics"] for run in self.runs]
-        return [run.data["base"].get(self.which) or {} for run in self.runs]
+        return [_held(run, self.which) for run in self.runs]
 
     def values(self, name: str) -> list[Metric]:
         """The metric of each seed; a base's, which is the same in every record, once."""
@@ -82,12 +85,29 @@ def bases(comparison: Comparison, which: str) -> list[Subject]:
     groups: dict[str, Subject] = {}
     for arm in comparison.arms:
         for run in arm.runs:
-            if run.part("base").get(which):
-                base = Subject(f"{BASES[which]} (as in {arm.label})", [], which)
+            if _held(run, which):
+                base = Subject(f"{_label(run, which)} (as in {arm.label})", [], which)
                 groups.setdefault(_identity(run, which), base).runs.append(run)
     if len(groups) == 1:
-        return [Subject(BASES[which], base.runs, which) for base in groups.values()]
+        return [Subject(_label(base.runs[0], which), base.runs, which) for base in groups.values()]
     return list(groups.values())
+
+
+def expected_base(comparison: Comparison, which: str) -> str | None:
+    """The label of a base that no record holds; None where there is none to miss."""
+    runs = [run for arm in comparison.arms for run in arm.runs]
+    if which == "own_window" and not any(is_extended(run.data) for run in runs):
+        return None
+    return _label(runs[0], which)
+
+
+def _label(run: Record, which: str) -> str:
+    return OWN_WINDOW if which == "own_window" else base_label(run.data)
+
+
+def _held(run: Record, which: str) -> Metrics:
+    """A base's metrics in a record; its own window's only where that is shorter than the run's."""
+    return own_window(run.data) if which == "own_window" else run.part("base").get(which) or {}
 
 
 def of_arm(arm: Arm) -> Subject:
@@ -138,7 +158,7 @@ def all_metrics(comparison: Comparison, name: str) -> Iterator[Metric]:
 
 def _identity(run: Record, which: str) -> str:
     """The same for the same base: its perplexities, or else how its range was extended."""
-    measured = run.data["base"][which]
+    measured = _held(run, which)
     perplexities = {
         # Values to six digits: what another thread count changes is no other base.
         name: (f"{m['sum_nll'] / m['tokens']:.6g}" if m.get("sum_nll") else None, m["tokens"])
@@ -146,4 +166,5 @@ def _identity(run: Record, which: str) -> str:
         if name in METRICS.values()
     }
     method = run.part("config").get("method") or {}
-    return json.dumps(perplexities or method.get("position_range"), sort_keys=True)
+    extended = which == "extended" and is_extended(run.data)
+    return json.dumps([extended, perplexities or method.get("position_range")], sort_keys=True)

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hylorada.bases import is_extended
 from hylorada.report.arms import Arm, Comparison
 from hylorada.report.benchmarks import benchmark_cells, benchmark_columns, benchmark_notes
 from hylorada.report.cells import Cell, Column, number
 from hylorada.report.collect import Record
 from hylorada.report.context import context_cells, context_columns, context_notes
 from hylorada.report.conventions import convention_notes, other_cells, other_columns
+from hylorada.report.differences import difference_notes
 from hylorada.report.names import METRICS
 from hylorada.report.statistics import (
     LEVEL,
@@ -26,7 +28,7 @@ from hylorada.report.statistics import (
     params_per_percent,
     pooled_ppl,
 )
-from hylorada.report.subjects import BASES, Subject, bases, of_arm, shown_arms
+from hylorada.report.subjects import BASES, Subject, bases, expected_base, of_arm, shown_arms
 
 NOT_MEASURED = "not measured"
 GROUP_NAMES = {
@@ -84,6 +86,8 @@ def _table(comparisons: Sequence[Comparison], reference: str, extra: list[Column
     notes = _Notes()
     sections = [_section(comparison, reference, notes, bases) for comparison in comparisons]
     main = " and ".join(dict.fromkeys(bases)) or "blocks"
+    reach = any(is_extended(r.data) for c in comparisons for arm in c.arms for r in arm.runs)
+    base, untrained = ("extended base", "extended, untrained base") if reach else ("base", "base")
     columns = [
         Column("method", "method", numeric=False),
         Column("length", "length, tokens"),
@@ -91,7 +95,7 @@ def _table(comparisons: Sequence[Comparison], reference: str, extra: list[Column
         Column("ppl_blocks", "PPL, blocks"),
         Column("ppl_sliding", "PPL, sliding"),
         Column("change_reference", f"PPL against {reference}, %"),
-        Column("change_base", "PPL against extended base, %"),
+        Column("change_base", f"PPL against {base}, %"),
         *extra,
         Column("trainable", "trainable parameters"),
         Column("params_per_percent", "parameters per 1 % gain"),
@@ -104,9 +108,10 @@ def _table(comparisons: Sequence[Comparison], reference: str, extra: list[Column
         "seeds. Lower is better.",
         f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
         f"better. [Intervals]: {LEVEL:.0%}, paired bootstrap over seeds and documents, as far as "
-        "there are two of them. The base in its own window is compared in the sliding convention.",
-        "Parameters per 1 % gain: trainable parameters / percent of PPL gained on the extended, "
-        "untrained base.",
+        "there are two of them."
+        + (" The base in its own window is compared in the sliding convention." if reach else ""),
+        "Parameters per 1 % gain: trainable parameters / percent of PPL gained on the "
+        f"{untrained}.",
         "tokens/s: tokens trained on per second, median over seeds. Peak memory: largest over "
         "seeds; on a CPU of the whole process, libraries included, on a GPU what was allocated.",
     ]
@@ -133,7 +138,8 @@ def _section(
         heading += f" ({comparison.label})"
     section = Section(heading)
     asked = [*context_notes(comparison), *benchmark_notes(comparison)]
-    for text in [*_texts(comparison), *convention_notes(comparison), *asked]:
+    differences = difference_notes(comparison)
+    for text in [*differences, *_texts(comparison), *convention_notes(comparison), *asked]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -158,11 +164,12 @@ def _texts(comparison: Comparison) -> list[str]:
 def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
     """The untouched base in its own window, and with its range extended and untrained."""
     rows = []
-    for which, label in BASES.items():
+    for which in BASES:
         distinct = bases(comparison, which)
         rows += [_base_row(comparison, base) for base in distinct]
-        if not distinct:
-            rows.append(Row("base", {"method": Cell(label, f"base_{which}")}))
+        missed = None if distinct else expected_base(comparison, which)
+        if missed:
+            rows.append(Row("base", {"method": Cell(missed, f"base_{which}")}))
         if len(distinct) > 1:
             notes.add(
                 "The methods extend the base in different ways; each extended base is shown with "
@@ -196,7 +203,9 @@ def _base_row(comparison: Comparison, base: Subject) -> Row:
     else:
         extended = base.runs[0].base("extended", "eval/ppl_sliding")
         own = base.runs[0].base("own_window", "eval/ppl_sliding")
-        if extended and own:
+        if not is_extended(base.runs[0].data):  # the same model: no difference of two
+            cells["change_base"] = Cell("-")
+        elif extended and own:
             change = paired_change({0: own}, {0: extended})
             cells["change_base"] = change_cell(change)
     return Row("base", cells)

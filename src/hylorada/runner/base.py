@@ -42,7 +42,8 @@ def base_metrics(
 
     Returns:
         {"extended": metrics, "own_window": metrics}; the latter empty without perplexity, since
-        prompts for the run's window do not fit its own.
+        prompts for the run's window do not fit its own, and where the run's window is no longer
+        than the trained one: then the base is what is measured as "extended".
 
     Raises:
         Interrupted: a signal came.
@@ -93,7 +94,7 @@ def base_metrics(
 
     # The copy is extended after it was measured as it is.
     measured: dict[str, Metrics] = {"own_window": {}, "extended": {}}
-    if settings.conventions:
+    if settings.conventions and own_window < length:
         by_words = [name for name in settings.conventions if name == "word"]
         own = dataclasses.replace(settings, conventions=["sliding", *by_words])
         measured["own_window"] = cached(

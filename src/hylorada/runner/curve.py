@@ -11,6 +11,7 @@ import io
 import logging
 from typing import Any
 
+from hylorada.bases import is_extended
 from hylorada.errors import HyloradaError
 from hylorada.runner.measure import SUFFIXES, Metrics
 from hylorada.runner.summary import tracked_summary
@@ -49,7 +50,8 @@ def mirror(record: dict[str, Any], tracker: Tracker) -> None:
 
 def arms(record: dict[str, Any]) -> list[tuple[str, Metrics]]:
     """The base and, where something was trained, the run: label and metrics."""
-    found: list[tuple[str, Metrics]] = [("base, extended", record["base"].get("extended") or {})]
+    label = "base, extended" if is_extended(record) else "base"
+    found: list[tuple[str, Metrics]] = [(label, record["base"].get("extended") or {})]
     if record["parameters"]["trainable"]:
         found.append((record["method"], record["metrics"]))
     return found

@@ -18,6 +18,7 @@ from hylorada import config as configs
 from hylorada import products
 from hylorada.benchmarks import benchmark
 from hylorada.config import RunConfig
+from hylorada.data.packing import tokenizer_sha256
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods.position_range import extend_range
 from hylorada.redaction import remember
@@ -33,6 +34,7 @@ from hylorada.runner.base import base_metrics
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
+from hylorada.runner.finished import Record, load_finished
 from hylorada.runner.inputs import Inputs
 from hylorada.runner.measure import Meter, Metrics
 from hylorada.runner.preflight import Preflight
@@ -40,7 +42,6 @@ from hylorada.runner.product_weights import make_fast
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import add_texts, name_of, provenance
 from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
-from hylorada.runner.run import Record, load_finished
 from hylorada.runner.seeding import seed_everything
 from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
@@ -150,13 +151,14 @@ def _add(
         "context_gain": config.eval.context_gain.enabled,
         "harness": config.eval.harness.enabled,
     }
+    whole = measured["perplexity"] and not _same_text(record, config, exam)
     record.setdefault("evaluations", []).append(
         {
             "eval": {part: settings[part] for part in PARTS if measured[part]},
             "metrics": sorted(metrics),
-            "replaced": _put(record["metrics"], metrics),
+            "replaced": _put(record["metrics"], metrics, whole),
             "replaced_base": {
-                which: _put(record["base"].setdefault(which, {}), found)
+                which: _put(record["base"].setdefault(which, {}), found, whole)
                 for which, found in base.items()
             },
             "text": exam.corpus.label,
@@ -175,14 +177,31 @@ def _add(
         add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
 
 
-def _put(metrics: Metrics, new: Metrics) -> Metrics:
+def _same_text(record: Record, config: RunConfig, exam: Exam) -> bool:
+    """Whether perplexity is measured on the tokens that the record's own was measured on."""
+    before = dict(record["config"]["eval"]["perplexity"])
+    now = dataclasses.asdict(config.eval.perplexity)
+    for settings in (before, now):
+        settings.pop("conventions")
+    text = (record["provenance"].get("dataset_sha256") or {}).get(now["split"])
+    return before == now and text in (None, exam.corpus.sha256)
+
+
+def _put(metrics: Metrics, new: Metrics, whole: bool) -> Metrics:
     """Update metrics in place; return those that had to go.
 
     With one depth or context all of its kind go: they belong to one set of prompts or places. So do
     all tasks of a benchmark with one of them: they belong to one average.
+
+    Args:
+        metrics: of a record.
+        new: what was measured now.
+        whole: whether perplexities of all conventions go with one, being of another text.
     """
 
     def kind(name: str) -> str:
+        if whole and name.startswith("eval/ppl"):
+            return "eval/ppl"
         return benchmark(name) or name.partition("@")[0]
 
     kinds = {kind(name) for name in new}
@@ -262,7 +281,13 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             add_texts(record["provenance"], split, exam.corpus)
             inputs = Inputs().describe(config, {split: exam.corpus.sha256})
             record["provenance"]["inputs"] = inputs
+            record["provenance"] |= {
+                "precision": meter.precision,
+                "tokenizer_sha256": tokenizer_sha256(exam.tokenizer),
+            }
             model = _attach(folder, backbone, config, own_range=bool(reach))
+            reached = getattr(backbone.model.config, "hylorada_range", None)
+            record["position_range"] = reached or {"kind": "none", "from": backbone.trained_length}
             record["base"] = base_metrics(config, meter, backbone, exam)
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}

@@ -123,6 +123,7 @@ def blank_result(config: RunConfig) -> dict[str, Any]:
         "metrics": {},
         "base": {},
         "left_out": {},
+        "position_range": None,
         "parameters": None,
         "training": None,
         "integrity": None,

@@ -14,32 +14,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from hylorada import anatomy, products
 from hylorada import config as configs
-from hylorada.config import ModelConfig, PositionRangeConfig, RunConfig
+from hylorada.config import RunConfig
 from hylorada.data.blocks import Blocks
-from hylorada.data.packing import TokenCorpus, load_token_corpus
+from hylorada.data.packing import TokenCorpus, load_token_corpus, tokenizer_sha256
 from hylorada.disk import replace_file
-from hylorada.errors import DataError
 from hylorada.methods import adapt
 from hylorada.methods.experts import reached_experts
 from hylorada.methods.integrity import check_integrity
-from hylorada.methods.position_range import RangeReport, extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
 from hylorada.redaction import remember
-from hylorada.runner.adapter import WEIGHTS, attach_adapter, save_adapter
+from hylorada.runner.adapter import save_adapter
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.checkpoint import load_newest
 from hylorada.runner.curve import mirror
-from hylorada.runner.device import choose_device
 from hylorada.runner.ending import exit_code, recorded
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.faults import fault_point
+from hylorada.runner.finished import extend, load_run
 from hylorada.runner.inputs import Inputs
 from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
 from hylorada.runner.loss import LossModel
@@ -47,7 +42,7 @@ from hylorada.runner.preflight import Preflight
 from hylorada.runner.product_weights import make_fast
 from hylorada.runner.progress import Reporter
 from hylorada.runner.provenance import add_texts, provenance
-from hylorada.runner.record import JsonLines, blank_result, read_result, to_json
+from hylorada.runner.record import JsonLines, blank_result, to_json
 from hylorada.runner.retrieval_task import RetrievalBlocks
 from hylorada.runner.seeding import seed_everything
 from hylorada.runner.session import make_meter, session
@@ -63,6 +58,8 @@ from hylorada.runner.summary import print_summary
 from hylorada.runner.tracking import Tracker
 from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
+
+__all__ = ["load_run", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +129,10 @@ class _Run:
             backbone = load_backbone(config.model, self.device, config.train.precision, opened)
             self.meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
+            record["provenance"] |= {
+                "precision": self.meter.precision,
+                "tokenizer_sha256": tokenizer_sha256(tokenizer),
+            }
             self.inputs = Inputs().describe(config, self._texts(exam, blocks, validation))
             record["provenance"]["inputs"] = self.inputs
             model = self._attach(backbone)
@@ -192,11 +193,12 @@ class _Run:
         method = from_method(config.method, length, model.config)
         left_out: dict[str, str] = {}
         if method is None:
-            reached = _extend(model, length, config.method.position_range)
+            reached = extend(model, length, config.method.position_range)
         else:
             adapted: Any = adapt(model, method, length, seed=config.seed)
             model, reached = adapted, adapted.base_model.range_report
             left_out |= adapted.peft_config["default"].left_out
+        self.record["position_range"] = reached.to_dict()
         if reached.reason:
             left_out["position_range"] = reached.reason
         self.record["left_out"] = left_out
@@ -312,89 +314,3 @@ class _Run:
         mirror(self.record, tracker)
         self.record["files"] = products.describe(self.directory)
         fault_point("before_record")
-
-
-def _extend(model: Any, length: int, settings: PositionRangeConfig) -> RangeReport:
-    return extend_range(
-        model, length, settings.learned_init, settings.rope_type, settings.rope_factor
-    )
-
-
-def load_run(path: Path | str, device: str = "auto") -> Any:
-    """The model of a finished run: base, extension and adapter, in evaluation mode.
-
-    Args:
-        path: the run's directory.
-        device: auto, cpu or cuda.
-
-    Returns:
-        A `PeftModel`; for method=baseline the base model with its range extended.
-
-    Raises:
-        DataError: no record, no adapter, or one that is damaged; or the base model cannot be had or
-            is another one.
-    """
-    directory = Path(path)
-    record = read_result(directory)
-    if record is None:
-        raise DataError(f"{directory}: no result.json here; give the directory of a run")
-    return load_finished(directory, record, choose_device(device))[0]
-
-
-def load_finished(
-    directory: Path, record: Record, device: torch.device, precision: str = ""
-) -> tuple[Any, Backbone]:
-    """`load_run` for a record that is read already; also the base that the model is built on.
-
-    Args:
-        directory: of the run.
-        record: its record.
-        device: auto, cpu or cuda, resolved.
-        precision: that it is to run in (``train.precision``); empty: the record's.
-    """
-    if "lora" not in record["config"]["method"]:
-        raise DataError(
-            f"{directory}: the record of an adapter that was only measured here; load the adapter "
-            f"itself, {record['config']['method'].get('adapter')}"
-        )
-    adapter, trained = directory / "adapter", record["config"]["method"]["lora"]["enabled"]
-    if trained and not (adapter / WEIGHTS).is_file():
-        raise DataError(
-            f"{directory}: no adapter/{WEIGHTS} (status {record['status']}); "
-            "run it to its end first"
-        )
-    reason = products.damage(directory, record, "adapter/")
-    if reason:
-        raise DataError(f"{reason}; restore it from a copy, or train it again")
-    settings = ModelConfig(**record["config"]["model"])
-    precision = precision or record["config"]["train"]["precision"]
-    backbone = load_backbone(settings, device, precision)
-    _refuse_other_base(directory, record["provenance"], backbone, settings.path)
-    if not trained:
-        position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
-        _extend(backbone.model, record["length"], position_range)
-        return backbone.model.eval(), backbone
-    return attach_adapter(backbone.model, adapter, settings.path), backbone
-
-
-def _refuse_other_base(directory: Path, then: Record, backbone: Backbone, path: str) -> None:
-    """A run belongs to the weights and settings of its base; older records do not say which."""
-    same_reader = then.get("versions", {}).get("transformers") == transformers.__version__
-    for key, what in (
-        ("base_model_sha256", "weights"),
-        ("base_model_config_sha256", "settings (config.json)"),
-    ):
-        before, now = then.get(key), backbone.identity[key]
-        if before in (None, now):
-            continue
-        if what != "weights" and not same_reader:
-            # Another transformers may complete the same config.json otherwise.
-            logger.warning(
-                "%s: trained under transformers %s, which read the settings of %s otherwise",
-                directory, then.get("versions", {}).get("transformers"), path,
-            )  # fmt: skip
-            continue
-        raise DataError(
-            f"{directory}: trained on other {what} of {path} (sha256 {before[:12]}, here "
-            f"{now[:12]}); set model.revision or restore the folder"
-        )

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hylorada.bases import base_label, own_window
 from hylorada.runner.measure import NAMES, SUFFIXES
 
 BENCHMARKS = ("longbench/", "ruler/")
@@ -46,7 +47,7 @@ def summary_tables(record: dict[str, Any], metrics: Metrics) -> list[Table]:
         metrics: those of its metrics that are to be shown.
     """
     extended: Metrics = record["base"].get("extended") or {}
-    arms = [("base, extended, untrained", extended)]
+    arms = [(base_label(record), extended)]
     if record["parameters"]["trainable"]:
         arms.append((_label(record), metrics))
     tables = []
@@ -65,11 +66,16 @@ def summary_tables(record: dict[str, Any], metrics: Metrics) -> list[Table]:
 
 def _label(record: dict[str, Any]) -> str:
     training = record["training"]
-    return f"{record['method']}, {training['steps']} steps" if training else record["method"]
+    if not training:
+        return record["method"]
+    skipped = training.get("skipped_steps")
+    return f"{record['method']}, {training['steps']} steps" + (
+        f", {skipped} skipped" if skipped else ""
+    )
 
 
 def _perplexity(record: dict[str, Any], metrics: Metrics, extended: Metrics) -> Table:
-    own: Metrics = record["base"].get("own_window") or {}
+    own = own_window(record)
     shown = [name for name in metrics if name in CONVENTIONS]
     first = metrics[shown[0]]
     if NAMES["sliding"] in own and NAMES["sliding"] not in shown:
@@ -86,7 +92,7 @@ def _perplexity(record: dict[str, Any], metrics: Metrics, extended: Metrics) -> 
 
     if own:
         add("base, as it is", next(iter(own.values()))["window"], own)
-    add("base, extended, untrained", record["length"], extended)
+    add(base_label(record), record["length"], extended)
     if record["parameters"]["trainable"]:
         change = ""
         if compared:
