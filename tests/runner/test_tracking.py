@@ -89,7 +89,10 @@ def test_the_newest_folder_of_a_continued_run_holds_the_whole_run(tmp_path, quie
     write_lines(tmp_path / "timing.jsonl", *timing)
     kept = sum(len(json.dumps(line)) + 1 for line in LINES[:2])
     second = Tracker(settings, tmp_path, "n", {})
-    second.replay(tmp_path, kept, (tmp_path / "timing.jsonl").stat().st_size)
+    second.replay(
+        tmp_path,
+        {"metrics_bytes": kept, "timing_bytes": (tmp_path / "timing.jsonl").stat().st_size},
+    )
     second.log({"step": 3, "train/loss": 1.0})
     second.finish(0)
 
@@ -119,7 +122,7 @@ def test_what_was_written_in_an_earlier_attempt_is_all_replayed_without_a_limit(
 ):
     write_lines(tmp_path / "metrics.jsonl", *LINES, {"step": 3, "eval/ppl": 7.0}, torn='{"st')
     tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
-    tracker.replay(tmp_path)
+    tracker.replay(tmp_path, {})
     tracker.finish(0)
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     wait_for_exit_record(path)
@@ -247,7 +250,7 @@ def test_tensorboard_shows_a_continued_run_once(tmp_path):
     time.sleep(1.1)  # it names files by the second
     write_lines(tmp_path / "metrics.jsonl", *LINES[:2])
     second = Tracker(TrackConfig("tensorboard"), tmp_path, "n", {})
-    second.replay(tmp_path)
+    second.replay(tmp_path, {})
     second.log({"step": 3, "train/loss": 1.0})
     second.finish(0)
     assert len(list(tmp_path.glob("tensorboard/events*"))) == 2

@@ -47,7 +47,7 @@ from hylorada.runner.session import make_meter, session
 from hylorada.runner.signals import Stop
 from hylorada.runner.standing import refuse_changed
 from hylorada.runner.summary import print_summary, summary_console, summary_tables
-from hylorada.runner.tracking import Tracker
+from hylorada.runner.tracking import start_tracker
 from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
 
@@ -322,9 +322,8 @@ def _exam(config: RunConfig, stop: Stop) -> Exam:
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:
-    settings = configs.to_dict(config)
-    tracker = Tracker(config.track, directory, record["name"], settings, configs.group_name(config))
+    tracker = start_tracker(config, directory, record["name"])
     with ExitStack() as stack:
         stack.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
-        tracker.replay(directory)
+        tracker.replay(directory, {})
         mirror(record, tracker)

@@ -55,7 +55,7 @@ from hylorada.runner.standing import (
     set_earlier_attempt_aside,
 )
 from hylorada.runner.summary import print_summary
-from hylorada.runner.tracking import Tracker
+from hylorada.runner.tracking import Tracker, start_tracker
 from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
 
@@ -122,9 +122,10 @@ class _Run:
             record["provenance"] = provenance(self.device)
             opened = Preflight().check(config)
             tokenizer = opened.tokenizer
-            exam = prepare(config, tokenizer, self.stop)
-            blocks = self._blocks(tokenizer) if config.method.lora.enabled else None
-            validation = self._validation(tokenizer)
+            with self.reporter.working("text"):
+                exam = prepare(config, tokenizer, self.stop)
+                blocks = self._blocks(tokenizer) if config.method.lora.enabled else None
+                validation = self._validation(tokenizer)
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
             backbone = load_backbone(config.model, self.device, config.train.precision, opened)
             self.meter.weigh(backbone.dtype)
@@ -136,13 +137,13 @@ class _Run:
             self.inputs = Inputs().describe(config, self._texts(exam, blocks, validation))
             record["provenance"]["inputs"] = self.inputs
             model = self._attach(backbone)
-            self._gate(model, backbone)
+            with self.reporter.working("integrity gate"):
+                self._gate(model, backbone)
             record["base"] = base_metrics(config, self.meter, backbone, exam)
-            group = configs.group_name(config)
-            tracker = Tracker(config.track, self.directory, record["name"], record["config"], group)
+            tracker = start_tracker(config, self.directory, record["name"])
             self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
-                tracker.replay(self.directory, 0, 0)
+                tracker.replay(self.directory, {"metrics_bytes": 0})
                 self._describe_training(Counters())
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
@@ -269,8 +270,7 @@ class _Run:
         else:
             check_continuation(checkpoint.state, config)
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
-        kept = {} if checkpoint is None else checkpoint.state
-        tracker.replay(self.directory, kept.get("metrics_bytes"), kept.get("timing_bytes"))
+        tracker.replay(self.directory, {} if checkpoint is None else checkpoint.state)
         seed_everything(config.seed)
         try:
             with gradient_checkpointing(

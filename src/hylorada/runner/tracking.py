@@ -15,11 +15,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from hylorada.config import TrackConfig
+from hylorada.config import RunConfig, TrackConfig, group_name, to_dict
 from hylorada.redaction import redacted
 from hylorada.runner.tensorboard_backend import TensorBoardBackend
 from hylorada.runner.wandb_backend import WandbBackend
@@ -120,19 +120,17 @@ class Tracker:
             step = int(values.pop("step"))
             self._add("log", lambda: backend.log(step, values))
 
-    def replay(
-        self, run_dir: Path, metrics_bytes: int | None = None, timing_bytes: int | None = None
-    ) -> None:
+    def replay(self, run_dir: Path, state: Mapping[str, Any]) -> None:
         """Give a tracker that does not have it what earlier attempts at this run logged.
 
         Args:
             run_dir: with metrics.jsonl and timing.jsonl.
-            metrics_bytes: of metrics.jsonl, from its start, that still count; None: all.
-            timing_bytes: of timing.jsonl.
+            state: of the checkpoint that is continued, whose `metrics_bytes` and `timing_bytes` say
+                how much of the files counts; all of them where it does not say.
         """
         if (backend := self._backend) is None or not backend.lacks_history:
             return
-        for line, timing in history(run_dir, metrics_bytes, timing_bytes):
+        for line, timing in history(run_dir, state.get("metrics_bytes"), state.get("timing_bytes")):
             self.log(line, timing)
         self._add("log", backend.replace_earlier)
 
@@ -236,6 +234,11 @@ class _Calls:
             self._running = None
 
 
+def start_tracker(config: RunConfig, run_dir: Path, name: str) -> Tracker:
+    """The tracker of a run's settings."""
+    return Tracker(config.track, run_dir, name, to_dict(config), group_name(config))
+
+
 def speed(timing: dict[str, Any]) -> dict[str, float]:
     """What trackers show of a line of timing.jsonl: time and tokens of a step, memory so far."""
     values: dict[str, float] = {}
@@ -248,7 +251,7 @@ def speed(timing: dict[str, Any]) -> dict[str, float]:
 
 
 def history(
-    run_dir: Path, metrics_bytes: int | None = None, timing_bytes: int | None = None
+    run_dir: Path, metrics_bytes: int | None, timing_bytes: int | None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The lines of a run's metrics.jsonl, each with the line of timing.jsonl of its step."""
     timings = {line["step"]: line for line in _lines(run_dir / "timing.jsonl", timing_bytes)}
