@@ -14,6 +14,8 @@ from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 from test_position_bias import shaken
 
+from hylorada import anatomy
+from hylorada.errors import ConfigError
 from hylorada.methods import HyloradaConfig, HyloradaModel, adapt, load_adapter
 
 IDS = tokens(2, 40)
@@ -141,3 +143,24 @@ def test_adapters_of_earlier_versions_load(tmp_path):
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "peft_type": "HYLORADA"}))
     assert torch.equal(logits(load_adapter(make_model("llama"), tmp_path)), logits(model))
+
+
+def test_the_length_that_the_user_says_a_base_was_trained_on_goes_with_the_adapter(tmp_path):
+    """It is where the extension counts from; the base's own config says another."""
+    base = make_model("llama")  # 64 tokens, by its config
+    base.config.hylorada_trained_length = 32
+    model = shaken(adapt(base, HyloradaConfig(max_length=64), seed=0))
+    model.save_pretrained(str(tmp_path))
+    assert model.config.hylorada_range["from"] == 32
+    plain = make_model("llama")
+    before = logits(plain)
+    loaded = load_adapter(plain, tmp_path)
+    assert loaded.config.hylorada_range == model.config.hylorada_range
+    assert torch.equal(logits(loaded), logits(model))
+    unloaded = loaded.unload()
+    assert torch.equal(logits(unloaded), before)
+    assert anatomy.trained_length(unloaded.config) == 64
+    other = make_model("llama")
+    other.config.hylorada_trained_length = 16
+    with pytest.raises(ConfigError, match=r"trained on 32 tokens, but model.trained_length is 16"):
+        load_adapter(other, tmp_path)

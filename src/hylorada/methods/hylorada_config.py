@@ -72,6 +72,9 @@ class HyloradaConfig(LoraConfig):
         train_norms: train the norms of the residual path.
         max_length: tokens that the model must reach; its range is extended to it before the
             adapter is attached, also when the adapter is loaded. 0 leaves the range as it is.
+        base_trained_length: tokens that the base was trained on, where the user has said so
+            (`model.trained_length`); 0: what the base's own config says. It is saved, since the
+            extension counts from there.
         chosen_by_rule: the fields that the adaptive rule chose. On a model that cannot have such a
             part they are left out; one that was set by hand is refused there.
         left_out: component -> reason, of those that the rule chose and the model cannot have.
@@ -104,6 +107,7 @@ class HyloradaConfig(LoraConfig):
     train_embeddings: bool = False
     train_norms: bool = False
     max_length: int = 0
+    base_trained_length: int = 0
     chosen_by_rule: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 

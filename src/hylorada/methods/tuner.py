@@ -36,7 +36,12 @@ from hylorada.methods.position_range import extend_range, restore_range
 from hylorada.methods.positions import Positions
 from hylorada.methods.s2_attention import S2, attention_of, disable_s2, enable_s2, use_attention
 
-_RANGE_FIELDS = ("max_length", "learned_init", "rope_scaling_type", "rope_scaling_factor")
+_RANGE_FIELDS = (
+    "max_length", "base_trained_length", "learned_init", "rope_scaling_type", "rope_scaling_factor",
+)  # fmt: skip
+
+
+_TOLD = "hylorada_trained_length"  # in the base's config: what the user says, see `anatomy`
 
 
 class HyloradaModel(LoraModel):
@@ -63,13 +68,19 @@ class HyloradaModel(LoraModel):
         self.s2_layers = 0
         self.s2_settings: dict[str, Any] | None = None
         self.range_report: Any = None
+        self.told: dict[str, Any] = {}
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False, state_dict: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Resolve the config against the model, then inject and add the shared parts."""
+        told = vars(anatomy.causal_lm(model).config)
+        if _TOLD not in told and self.peft_config[adapter_name].base_trained_length:
+            told[_TOLD] = self.peft_config[adapter_name].base_trained_length
+            self.told = told
         config = resolve(self.peft_config[adapter_name], model)
+        config.base_trained_length = config.base_trained_length or told.get(_TOLD, 0)
         self.peft_config[adapter_name] = config
         requires_grad = [(p, p.requires_grad) for p in self._shared_parameters()]
         context = init_empty_weights if low_cpu_mem_usage else nullcontext
@@ -113,6 +124,13 @@ class HyloradaModel(LoraModel):
                     f"{getattr(config, differing[0])} for the new adapter and "
                     f"{getattr(other, differing[0])} for {name!r}; load it onto its own copy"
                 )
+
+        told = vars(anatomy.causal_lm(self.model).config).get(_TOLD, 0)
+        if config.base_trained_length != told:
+            raise ConfigError(
+                f"method: the adapter is for a base that was trained on "
+                f"{config.base_trained_length} tokens, but model.trained_length is {told}; use one"
+            )
 
     @skip_init_on_device  # low_cpu_mem_usage must not send the longer embeddings to the meta device
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
@@ -304,6 +322,7 @@ class HyloradaModel(LoraModel):
         if not merge and self.range_report is not None:
             restore_range(model, self.range_report)
             self.range_report = None
+            self.told.pop(_TOLD, None)
         return model
 
     @contextmanager

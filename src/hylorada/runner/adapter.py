@@ -111,6 +111,7 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         # The base's size of vocabulary is not looked up on the hub: it never changes here.
         model.save_pretrained(str(partial), save_embedding_layers=False)
+        (partial / "README.md").unlink()  # of PEFT; the run's own needs its numbers
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
 

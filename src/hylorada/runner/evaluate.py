@@ -31,6 +31,7 @@ from hylorada.runner.adapter import (
 )
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
+from hylorada.runner.card import write_card
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, explained, recorded
 from hylorada.runner.exam import Exam, prepare
@@ -131,6 +132,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
     if "files" in record:
         record["files"] |= products.describe(directory, "metrics.jsonl")
     write_result(directory, record)
+    write_card(directory, record)
     _mirror(config, directory, record)
     return metrics
 
@@ -235,6 +237,10 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     folder = Path(adapter).expanduser()
     weights, settings = folder / WEIGHTS, read_settings(folder)
     reach = getattr(settings, "max_length", 0)
+    # The base beside it is extended from the same length.
+    config.model.trained_length = config.model.trained_length or getattr(
+        settings, "base_trained_length", 0
+    )
     window = config.length.max_length
     if reach and reach < window:
         raise ConfigError(

@@ -29,6 +29,7 @@ from hylorada.redaction import remember
 from hylorada.runner.adapter import save_adapter
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
+from hylorada.runner.card import write_card
 from hylorada.runner.checkpoint import load_newest
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, recorded
@@ -312,5 +313,6 @@ class _Run:
         lines.append(line)
         tracker.log(line)
         mirror(self.record, tracker)
+        write_card(self.directory, self.record)
         self.record["files"] = products.describe(self.directory)
         fault_point("before_record")
