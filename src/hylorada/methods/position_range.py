@@ -29,6 +29,7 @@ from hylorada import anatomy
 from hylorada.anatomy import PositionForm
 from hylorada.errors import ConfigError
 from hylorada.methods import rope_tables
+from hylorada.methods.own_range import Asked, forget, put, remember
 
 LEARNED_INITS = ("interpolate", "tile")
 ROPE_TYPES = ("auto", "linear", "yarn", "dynamic", "none")
@@ -92,6 +93,15 @@ def extend_range(
         ConfigError: a setting that is wrong or cannot take effect on this model.
     """
     lm = anatomy.causal_lm(model)
+    asked = Asked(max_length, learned_init, rope_type, float(rope_factor))
+    report = _extended(lm, asked)
+    remember(lm, asked, report)
+    return report
+
+
+def _extended(lm: Any, asked: Asked) -> RangeReport:
+    max_length, learned_init, rope_type = asked.max_length, asked.learned_init, asked.rope_type
+    rope_factor = asked.rope_factor
     kind = type(lm).__name__
     trained = anatomy.trained_length(lm.config)
     form = anatomy.position_form(lm)
@@ -162,24 +172,10 @@ def nothing_to_extend(model: nn.Module) -> str:
 def restore_range(model: nn.Module, report: RangeReport) -> None:
     """Undo `extend_range`: the trained rows or rotary modules and the config as they were."""
     lm = anatomy.causal_lm(model)
-    originals = report.originals
-    if report.kind == "none" or not originals:
+    if report.kind == "none" or not report.originals:
         return
-    if report.kind == "learned":
-        embedding = lm.get_submodule(originals["name"])
-        now = embedding.weight
-        weight = originals["weight"]
-        weight.data = weight.data.to(now.device, now.dtype)
-        embedding.weight = weight
-        embedding.num_embeddings = weight.shape[0]
-        for module, name, buffer in originals["buffers"]:
-            setattr(module, name, buffer.to(now.device))
-        setattr(anatomy.text_config(lm.config), *originals["count"])
-    else:
-        rope_tables.undo(lm, originals["rescaled"])
-    lm.config.__dict__.pop("hylorada_range", None)
-    if originals["range"] is not None:
-        lm.config.hylorada_range = originals["range"]
+    put(lm, report.kind, report.originals)
+    forget(lm)
     report.originals = {}
 
 

@@ -188,6 +188,12 @@ def rescale(
     return done
 
 
+def present(lm: Any, done: Rescaled) -> Rescaled:
+    """What a model has now where a rescaling changed it, for `undo` to put it back later."""
+    modules = {path: lm.get_submodule(path) for path in done.modules}
+    return Rescaled(done.type, modules, [(config, _settings(config)) for config, _ in done.configs])
+
+
 def undo(lm: Any, done: Rescaled) -> None:
     """Put the modules and the configs back."""
     for path, module in done.modules.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -33,6 +33,7 @@ from hylorada.runner.gguf_file import check_read, refuse_unreadable, unpacking
 from hylorada.runner.provenance import config_sha256, name_of, weights_sha256
 
 EMBEDDED = "embedded"
+_PROBED = 8  # tokens
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Backbone:
         config_sha256: of its settings as loaded (see `provenance.config_sha256`).
         dtype: of its weights, float32 or bfloat16; bfloat16 is to be run under bf16 autocast.
         trained_length: in tokens, as the user or its config says.
+        logits: its `probe_logits` when it was loaded.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Backbone:
     config_sha256: str
     dtype: torch.dtype
     trained_length: int
+    logits: Tensor
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -171,8 +174,22 @@ def load_backbone(
     output_head(model)  # whether its loss can be computed at all, before anything is measured
     return Backbone(
         model, opened.tokenizer, weights_sha256(model), config_sha256(model.config), dtype,
-        anatomy.trained_length(model.config),
+        anatomy.trained_length(model.config), probe_logits(model),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module) -> Tensor:
+    """The logits of a few tokens from the middle of the vocabulary, by the model itself, [1, T, V].
+
+    Args:
+        model: in evaluation mode.
+    """
+    lm = anatomy.causal_lm(model)
+    weight = lm.get_input_embeddings().weight
+    count = min(_PROBED, anatomy.trained_length(lm.config))
+    ids_T = (torch.arange(count, device=weight.device) * 5 + weight.shape[0] // 2) % weight.shape[0]
+    return lm(input_ids=ids_T[None], use_cache=False).logits
 
 
 @contextlib.contextmanager

@@ -12,33 +12,40 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from torch import nn
 
-from hylorada import anatomy
 from hylorada.config import RunConfig
 from hylorada.data.packing import tokenizer_sha256
 from hylorada.disk import disk_errors, make_directory, replace_file
 from hylorada.evaluation.benchmark_questions import lm_eval_version, questions_sha256
-from hylorada.methods.position_range import extend_range
 from hylorada.redaction import redacted
 from hylorada.runner.backbone import Backbone, load_backbone
+from hylorada.runner.base_below import BaseBelow
 from hylorada.runner.exam import Exam
-from hylorada.runner.frozen import use_frozen_kernels
 from hylorada.runner.measure import Meter, Metrics
 
 _CACHE_FORMAT = 3
 
 
 def base_metrics(
-    config: RunConfig, meter: Meter, backbone: Backbone, exam: Exam
+    config: RunConfig, meter: Meter, backbone: Backbone, exam: Exam, model: nn.Module
 ) -> dict[str, Metrics]:
     """The measurements of the base, from the cache or made now.
 
-    They are made on a second copy of the model, so that the run's own stays as it was loaded and
-    its generators do not depend on whether the cache was hit.
+    They are made on the run's own model with its adapter switched off (see `BaseBelow`), which is
+    left as it was.
+
+    Args:
+        config: the run's settings.
+        meter: measures.
+        backbone: the base as it was loaded.
+        exam: what is measured.
+        model: of the run: the base with its range extended, and an adapter on it if there is one.
 
     Returns:
         {"extended": metrics, "own_window": metrics}; the latter empty without perplexity, since
@@ -49,7 +56,7 @@ def base_metrics(
         Interrupted: a signal came.
         DiskError: the cache cannot be written.
     """
-    own_window = anatomy.trained_length(backbone.model.config)
+    own_window = backbone.trained_length
     length = config.length.max_length
     settings = exam.settings.perplexity
     position_range = config.method.position_range
@@ -58,6 +65,7 @@ def base_metrics(
         "model": [backbone.sha256, backbone.config_sha256],
         "tokenizer": tokenizer_sha256(backbone.tokenizer),
         "length": length,
+        "trained_length": own_window,
         "attention": config.model.attn_implementation,
         **meter.conditions,
     }
@@ -65,42 +73,31 @@ def base_metrics(
     extension = {"position_range": dataclasses.asdict(position_range)}
     folder = Path(config.output_root) / ".cache" / "base"
     make_directory(folder)
-    copy: Any = None
-    extended = False
+    below = BaseBelow(
+        model, backbone, length, position_range,
+        lambda: load_backbone(config.model, meter.device, config.train.precision),
+    )  # fmt: skip
 
-    def untouched() -> Any:
-        nonlocal copy
-        if copy is None:
-            copy = load_backbone(config.model, meter.device).model
-            use_frozen_kernels(copy)
-        return copy
-
-    def stretched() -> Any:
-        nonlocal extended
-        model = untouched()
-        if not extended:
-            extend_range(
-                model, length, position_range.learned_init, position_range.rope_type,
-                position_range.rope_factor,
-            )  # fmt: skip
-            extended = True
-        return model
-
-    def cached(key: dict[str, Any], call: Callable[[Path], Metrics]) -> Metrics:
+    def cached(
+        key: dict[str, Any],
+        base: Callable[[], AbstractContextManager[Any]],
+        call: Callable[[Any, Path], Metrics],
+    ) -> Metrics:
         with _CacheEntry(folder, key) as entry:
             if entry.value is None:
-                entry.value = call(entry.partial)
+                with base() as base_model:
+                    entry.value = call(base_model, entry.partial)
             return entry.value
 
-    # The copy is extended after it was measured as it is.
     measured: dict[str, Metrics] = {"own_window": {}, "extended": {}}
     if settings.conventions and own_window < length:
         by_words = [name for name in settings.conventions if name == "word"]
         own = dataclasses.replace(settings, conventions=["sliding", *by_words])
         measured["own_window"] = cached(
             {**text, "window": own_window, "settings": dataclasses.asdict(own)},
-            lambda partial: meter.measure(
-                untouched(), exam.corpus, own, own_window,
+            below.as_loaded,
+            lambda base, partial: meter.measure(
+                base, exam.corpus, own, own_window,
                 f"base, own window {own_window}", cover=length, partial=partial,
             ),
         )  # fmt: skip
@@ -108,8 +105,9 @@ def base_metrics(
     if settings.conventions:
         found |= cached(
             {**text, **extension, "settings": dataclasses.asdict(settings)},
-            lambda partial: meter.measure(
-                stretched(),
+            below.extended,
+            lambda base, partial: meter.measure(
+                base,
                 exam.corpus,
                 settings,
                 length,
@@ -122,19 +120,22 @@ def base_metrics(
         asked = [exam.prompts.sha256, exam.settings.lost_in_middle.scorings]
         found |= cached(
             {**common, **extension, "prompts": [*asked, exam.prompts.max_new_tokens]},
-            lambda partial: meter.retrieval(stretched(), exam, title, partial=partial),
+            below.extended,
+            lambda base, partial: meter.retrieval(base, exam, title, partial=partial),
         )
     if exam.settings.context_gain.enabled:
         gain = dataclasses.asdict(exam.settings.context_gain)
         found |= cached(
             {**text, **extension, "context_gain": gain},
-            lambda partial: meter.context_gain(stretched(), exam, title, partial=partial),
+            below.extended,
+            lambda base, partial: meter.context_gain(base, exam, title, partial=partial),
         )
     if exam.questions:
         harness = [questions_sha256(exam.questions), lm_eval_version()]
         found |= cached(
             {**common, **extension, "harness": [*harness, exam.settings.harness.limit]},
-            lambda partial: meter.harness(stretched(), exam, title, partial=partial),
+            below.extended,
+            lambda base, partial: meter.harness(base, exam, title, partial=partial),
         )
     return measured
 

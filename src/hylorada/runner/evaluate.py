@@ -112,7 +112,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         precision = config.train.precision
         model, backbone = load_finished(directory, record, meter.device, precision)
         meter.weigh(backbone.dtype)
-        base = base_metrics(config, meter, backbone, exam)
+        base = base_metrics(config, meter, backbone, exam, model)
         if config.method.lora.enabled:
             make_fast(model, meter.bf16)
             asked = json.dumps(dataclasses.asdict(config.eval), sort_keys=True)
@@ -294,7 +294,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             model = _attach(folder, backbone, config, own_range=bool(reach))
             reached = getattr(backbone.model.config, "hylorada_range", None)
             record["position_range"] = reached or {"kind": "none", "from": backbone.trained_length}
-            record["base"] = base_metrics(config, meter, backbone, exam)
+            record["base"] = base_metrics(config, meter, backbone, exam, model)
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
             }  # fmt: skip

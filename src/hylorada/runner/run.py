@@ -140,7 +140,7 @@ class _Run:
             model = self._attach(backbone)
             with self.reporter.working("integrity gate"):
                 self._gate(model, backbone)
-            record["base"] = base_metrics(config, self.meter, backbone, exam)
+            record["base"] = base_metrics(config, self.meter, backbone, exam, model)
             tracker = start_tracker(config, self.directory, record["name"])
             self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
