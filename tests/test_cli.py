@@ -59,7 +59,8 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runner]:
 
 ERRORS = [
     ("foo", "cannot read 'foo'; write key=value"),
-    ("foo=[1", "cannot read 'foo'; write key=value"),
+    ("foo=[1", "unknown key foo"),
+    ("seed=[1", "cannot read the value of seed; put text with signs in two pairs of quotes"),
     ("methd=lora", "unknown key methd; did you mean method?"),
     ("lr=1e-3", "unknown key lr; did you mean train.lr?"),
     ("method.lora.rnak=3", "unknown key method.lora.rnak; did you mean method.lora."),
@@ -68,7 +69,8 @@ ERRORS = [
         "method=lroa",
         "method=lroa: there is no such option; did you mean lora? There are: baseline,",
     ),
-    ("length=513", "did you mean 512? There are: 512, 1k, 2k, 4k, 8k, 16k, 32k"),
+    ("length=5kk", "or any number of tokens, as in length=3000 or length=3k"),
+    ("length=x12", "did you mean 512? There are: 512, 1k, 2k, 4k, 8k, 16k, 32k"),
     ("experiment=smok", "did you mean smoke?"),
     ("model=distilgpt2", "model=custom model.path=distilgpt2"),
     ("train.lr=abc", "train.lr is 'abc'; it must be a number"),
@@ -333,6 +335,14 @@ def test_groups_of_a_folder_of_ones_own(
     (folder / "mine.yaml").write_text("defaults: [default]\nname: mine\n")
     assert cli.train(["--config-dir", "own", "eval=mine"]) == 0
     assert runner.configs[0].eval.name == "mine"
+
+
+def test_cells_that_are_one_run_run_once(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.train(["-m", "train.save_every=5,10", "output_root=o,./o/"]) == 0
+    assert len(runner.configs) == 1  # o and ./o/ are one place
+    err = capfd.readouterr().err
+    assert "3 cells are the same run as another" in err
+    assert "1 cells: 1 run" in err
 
 
 def test_flags_may_stand_anywhere(runner: Runner) -> None:

@@ -19,6 +19,7 @@ from hylorada.config import RunConfig, fingerprint, run_dir, run_name
 from hylorada.errors import ConfigError, DataError
 from hylorada.suggest import nearest
 from hylorada.validation import validate
+from hylorada.words import known_keys, rewrite
 
 LENGTHS = {"512": 512, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768}
 
@@ -36,7 +37,7 @@ def hydra() -> Iterator[Hydra]:
 def typed(hydra: Hydra, *words: str) -> RunConfig:
     """Composed once for the same words: Hydra takes a tenth of a second each time."""
     if words not in _TYPED:
-        _TYPED[words] = compose.to_typed(compose.compose(hydra, compose.rewrite(words)))
+        _TYPED[words] = compose.to_typed(compose.compose(hydra, rewrite(words)))
     return copy.deepcopy(_TYPED[words])
 
 
@@ -51,7 +52,7 @@ def set_key(config: RunConfig, key: str, value: Any) -> None:
 
 
 def grid(hydra: Hydra, *words: str) -> list[RunConfig]:
-    master = compose.compose(hydra, compose.rewrite(words), multirun=True)
+    master = compose.compose(hydra, rewrite(words), multirun=True)
     return [cell.config for cell in compose.cells(hydra, master)]
 
 
@@ -227,8 +228,8 @@ def test_the_command_line_replaces_an_axis_of_an_overlay(hydra: Hydra) -> None:
     ],
 )
 def test_words_are_rewritten_for_hydra(word: str, expected: list[str]) -> None:
-    assert compose.rewrite([word]) == expected
-    assert compose.rewrite(expected) == expected
+    assert rewrite([word]) == expected
+    assert rewrite(expected) == expected
 
 
 def test_free_form_models_alone_and_in_a_sweep(hydra: Hydra) -> None:
@@ -284,7 +285,7 @@ def test_only_settings_that_change_the_numbers_change_the_fingerprint(hydra: Hyd
      ("max_lenght", "length.max_length"), ("zzz", "")],
 )  # fmt: skip
 def test_the_nearest_key(word: str, found: str) -> None:
-    assert nearest(word, compose.known_keys()) == found
+    assert nearest(word, known_keys()) == found
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -433,7 +434,7 @@ def test_a_missing_folder_is_missing_data_not_a_wrong_setting(hydra: Hydra) -> N
 def test_every_number_in_the_tree_has_a_refused_value() -> None:
     """A range forgotten in `validate` shows here: minus one is wrong for every number."""
     forgotten = []
-    for key in compose.known_keys():
+    for key in known_keys():
         config = RunConfig()
         value = attrgetter(key)(config)
         if isinstance(value, bool) or not isinstance(value, int | float):

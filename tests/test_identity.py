@@ -12,6 +12,7 @@ from hydra._internal.hydra import Hydra
 
 from hylorada import compose, config, identity
 from hylorada.config import RunConfig, fingerprint, run_dir, run_name
+from hylorada.words import known_keys, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def hydra() -> Iterator[Hydra]:
 
 
 def typed(hydra: Hydra, *words: str) -> RunConfig:
-    return compose.to_typed(compose.compose(hydra, compose.rewrite(words)))
+    return compose.to_typed(compose.compose(hydra, rewrite(words)))
 
 
 def changed(key: str, value: Any) -> RunConfig:
@@ -33,9 +34,7 @@ def changed(key: str, value: Any) -> RunConfig:
 
 def leaves() -> list[str]:
     return [
-        key
-        for key in compose.known_keys()
-        if not dataclasses.is_dataclass(attrgetter(key)(RunConfig()))
+        key for key in known_keys() if not dataclasses.is_dataclass(attrgetter(key)(RunConfig()))
     ]
 
 

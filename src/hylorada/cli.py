@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import textwrap
 import traceback
@@ -37,6 +38,7 @@ from hylorada.runner.standing import already_done, check_start
 from hylorada.suggest import did_you_mean
 from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
+from hylorada.words import by_size, conf_dir, known_keys, quoted, rewrite, unknown_flag
 
 _HELP = """\
 hylorada-train: adapt a causal language model to a longer context, prove that every component acts,
@@ -59,9 +61,10 @@ Flags
 Groups (group=option)
 {groups}
   launcher    basic, processes, slurm: where the cells of a sweep run
-  model=... also takes a hub id or a folder.
+  model=... also takes a hub id or a folder, length=... any number of tokens (3000, 3k).
 
-Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all.
+Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all. A path stands
+as in any other command; in a sweep, where a comma separates values, "key='a,b'" is one.
 
 A run lies in <output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>; group=NAME names the
 folder (default: the experiment's name). The same command continues a run, or does nothing when it
@@ -147,14 +150,14 @@ def _train(words: list[str]) -> int:
         return 0
     with compose.session("hylorada-train") as hydra:
         if flags.multirun and not flags.cfg:
-            return _sweep(hydra, flags.overrides)
+            return _sweep(hydra, flags.overrides, flags.own)
         cfg = compose.compose(hydra, flags.overrides)
         config = compose.to_typed(cfg)
         if flags.cfg:
             if flags.package and OmegaConf.select(cfg, flags.package) is None:
                 raise ConfigError(
                     f"--package {flags.package}: there is no such part"
-                    f"{did_you_mean(flags.package, compose.known_keys())}"
+                    f"{did_you_mean(flags.package, known_keys())}"
                 )
             hydra.show_cfg(
                 compose.PRIMARY, flags.overrides, flags.cfg, flags.package, flags.resolve
@@ -167,8 +170,8 @@ def _train(words: list[str]) -> int:
 
 def _groups() -> str:
     lines = []
-    for folder in sorted(compose.conf_dir().iterdir()):
-        options = sorted((file.stem for file in folder.glob("*.yaml")), key=compose.by_size)
+    for folder in sorted(conf_dir().iterdir()):
+        options = sorted((file.stem for file in folder.glob("*.yaml")), key=by_size)
         if options:
             lines.append(
                 f"  {folder.name:<12}"
@@ -193,15 +196,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _flags(words: Sequence[str]) -> argparse.Namespace:
-    flags = _parser().parse_intermixed_args(words)
+    parser = _parser()
+    known = [text for action in parser._actions for text in action.option_strings]
+    for word in words:
+        short = not word.startswith("--") and word[:2] in known  # also -pmethod
+        if word.startswith("-") and not short and word.partition("=")[0] not in known:
+            raise ConfigError(f"{unknown_flag(word, known)}; see hylorada-train --help")
+    flags = parser.parse_intermixed_args(words)
     if (flags.package or flags.resolve) and not flags.cfg:
         raise ConfigError("--package and --resolve belong to --cfg; see hylorada-train --help")
-    flags.overrides = compose.rewrite(flags.overrides)
+    flags.own = None
     if flags.config_dir:
-        folder = Path(flags.config_dir).expanduser().resolve()
-        if not folder.is_dir():
-            raise ConfigError(f"--config-dir: there is no folder {folder}")
-        flags.overrides.append(f"hydra.searchpath=[{compose.quoted(f'file://{folder}')}]")
+        flags.own = Path(flags.config_dir).expanduser().resolve()
+        if not flags.own.is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {flags.own}")
+    flags.overrides = rewrite(flags.overrides, multirun=flags.multirun, own=flags.own)
+    if flags.own:
+        flags.overrides.append(f"hydra.searchpath=[{quoted(f'file://{flags.own}')}]")
     return flags
 
 
@@ -221,7 +232,7 @@ def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
     return 0
 
 
-def _sweep(hydra: Hydra, overrides: list[str]) -> int:
+def _sweep(hydra: Hydra, overrides: list[str], own: Path | None) -> int:
     """Every cell runs, whatever happens to the others; the first failure gives the exit code."""
     master = compose.compose(hydra, [*overrides, "hydra.mode=MULTIRUN"], multirun=True)
     failed: list[Outcome] = []
@@ -234,8 +245,12 @@ def _sweep(hydra: Hydra, overrides: list[str]) -> int:
         failed.append(Outcome(name, error.exit_code, str(error)))
         _complain("hylorada-train", f"{name}: {error}")
 
-    for cell in compose.cells(hydra, master):
-        name, directory = run_name(cell.config), run_dir(cell.config)
+    found = compose.cells(hydra, master, own)
+    cells = {run_dir(cell.config): cell for cell in found}
+    if len(cells) < len(found):
+        _say(f"{len(found) - len(cells)} cells are the same run as another and run once with it")
+    for directory, cell in cells.items():
+        name = run_name(cell.config)
         remember(to_dict(cell.config))
         try:
             validate(cell.config)
@@ -295,22 +310,24 @@ def _common_folder(directories: Iterable[str]) -> str:
 
 def _evaluate(words: list[str]) -> int:
     if "-h" in words or "--help" in words:
-        groups = sorted(file.stem for file in (compose.conf_dir() / "eval").glob("*.yaml"))
+        groups = sorted(file.stem for file in (conf_dir() / "eval").glob("*.yaml"))
         sys.stdout.write(_EVAL_HELP.format(evaluations=", ".join(groups)))
         return 0
     if "--version" in words:
         sys.stdout.write(f"{version('hylorada')}\n")
         return 0
-    flags = [word for word in words if word.startswith("-")]
-    if flags:
-        raise ConfigError(f"unrecognized arguments: {' '.join(flags)}; see hylorada-eval --help")
+    for word in words:
+        if word.startswith("-"):
+            line = unknown_flag(word, ("-h", "--help", "--version"))
+            raise ConfigError(f"{line}; see hylorada-eval --help")
     subjects = [word for word in words if word.partition("=")[0] in ("run", "adapter")]
     if len(subjects) != 1 or not subjects[0].partition("=")[2]:
         raise ConfigError(
             "name one thing to measure: run=DIRECTORY or adapter=FOLDER; see hylorada-eval --help"
         )
     kind, _, place = subjects[0].partition("=")
-    overrides = compose.rewrite([word for word in words if word not in subjects])
+    place = os.path.expanduser(place)  # noqa: PTH111, which drops the ./ that was typed
+    overrides = rewrite([word for word in words if word not in subjects])
     keys = [word.partition("=")[0].lstrip("+") for word in overrides]
     if kind == "adapter" and not {"model", "model.path"} & set(keys):
         raise ConfigError("adapter= needs its base: model=..., as in model=gpt2 or model=./folder")

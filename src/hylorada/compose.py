@@ -8,7 +8,9 @@ meets it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +27,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hylorada.config import SWITCH_KEYS, RunConfig
+from hylorada.config import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS, RunConfig
 from hylorada.errors import ConfigError
 from hylorada.suggest import did_you_mean
+from hylorada.words import PRIMARY, by_size, conf_dir, key_type, rewrite, unknown_key
 
-PRIMARY = "config"  # conf/config.yaml
 # What a launcher's own package adds to the name of its extra in pyproject.toml.
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm"}
 _WORDS = {
@@ -43,6 +45,9 @@ _WORDS = {
     "0": "false",
     "auto": "auto",
 }
+_NO_AXES = ("experiment", "group", "output_root", "resume", "hydra/launcher")
+# A reference that is not escaped and is more than the name of a setting.
+_OTHER_REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{(?!\.*[\w.]+\})")
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -58,15 +63,6 @@ class Cell:
 
     overrides: list[str]
     config: RunConfig
-
-
-def conf_dir() -> Path:
-    """The folder of YAML groups: beside this file in a wheel, at the repository's top otherwise."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "conf", here.parents[1] / "conf"):
-        if (folder / f"{PRIMARY}.yaml").is_file():
-            return folder
-    raise ConfigError(f"no conf/ beside {here}; the installation is incomplete, install it again")
 
 
 @contextmanager
@@ -91,11 +87,16 @@ def compose(hydra: Hydra, overrides: Sequence[str], *, multirun: bool = False) -
         raise ConfigError(_explain(error)) from error
 
 
-def cells(hydra: Hydra, master: DictConfig) -> list[Cell]:
+def cells(hydra: Hydra, master: DictConfig, own: Path | None = None) -> list[Cell]:
     """Every combination of a sweep, composed and typed before the first one starts.
 
+    Args:
+        hydra: the session.
+        master: composed without the axes.
+        own: a folder with more groups.
+
     Raises:
-        ConfigError: a key, an option or a type is wrong in one of them.
+        ConfigError: a key, an option or a type is wrong in one of them; there is no axis.
     """
     sweeper = master.hydra.sweeper
     if not sweeper._target_.endswith("BasicSweeper") or sweeper.max_batch_size is not None:
@@ -104,7 +105,8 @@ def cells(hydra: Hydra, master: DictConfig) -> list[Cell]:
             "max_batch_size unset"
         )
     words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    words = rewrite([*words, *master.hydra.overrides.task])
+    typed = cast("list[str]", OmegaConf.to_container(master.hydra.overrides.task))  # unresolved
+    words = rewrite([*words, *typed], multirun=True, own=own)
     axes: dict[str, list[str]] = {}  # a later word replaces an earlier one, as on one command line
     try:
         for word in OverridesParser.create(hydra.config_loader).parse_overrides(words):
@@ -115,9 +117,15 @@ def cells(hydra: Hydra, master: DictConfig) -> list[Cell]:
                 axes[key] = [f"{key}={value}" for value in word.sweep_string_iterator()]
             else:
                 raise ConfigError(f"{key}: an interval cannot be swept; list its values")
+        if not any(len(values) > 1 or key not in _NO_AXES for key, values in axes.items()):
+            raise ConfigError(
+                "-m runs every combination of the values of its axes, and there is none; write "
+                "one, as in -m method=lora,hylorada, or name an experiment that is a sweep, as in "
+                "-m experiment=table_short, or leave out -m"
+            )
         grid = []
         for combination in itertools.product(*axes.values()):
-            overrides = rewrite(combination)
+            overrides = rewrite(combination, own=own)
             config = to_typed(hydra.config_loader.load_sweep_config(master, overrides))
             grid.append(Cell(overrides, config))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -133,18 +141,18 @@ def to_typed(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
     """
-    try:
-        whole = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-        own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        container = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error)) from error
-    tree = cast("dict[str, Any]", container)
+    tree = _resolved(cfg) if isinstance(cfg, DictConfig) else cfg
     _refuse_unknown(tree, RunConfig(), "")
     typed = OmegaConf.structured(RunConfig)
+    literal: dict[str, Any] = {}  # what OmegaConf would take for a reference once more
     for key, value in _leaves(tree, ""):
         if key in SWITCH_KEYS:
             value = _WORDS.get(str(value).lower(), str(value))
+        elif key in LOCAL_KEYS | HUB_KEYS and isinstance(value, str):
+            value = os.path.expanduser(value)  # noqa: PTH111, which drops a slash at the end
+        if "${" in str(value):
+            literal[key] = value
+            value = [] if isinstance(value, list) else ""
         try:
             OmegaConf.update(typed, key, value, merge=False)
         except OmegaConfBaseException as error:
@@ -153,76 +161,28 @@ def to_typed(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{key} is {shown}; it must be {wanted}") from error
     config = OmegaConf.to_object(typed)
     assert isinstance(config, RunConfig)
+    for key, value in literal.items():
+        *path, last = key.split(".")
+        setattr(functools.reduce(getattr, path, config), last, value)
     return config
 
 
-def rewrite(overrides: Sequence[str]) -> list[str]:
-    """The words as Hydra can read them.
-
-    ``length=512`` becomes ``length='512'`` (Hydra takes a bare number for an integer, and a group's
-    option must be a string), alone and in a list. ``model=org/name`` and ``model=./folder`` become
-    ``model=custom`` with that path. ``launcher=`` is short for ``hydra/launcher=``.
-
-    Raises:
-        ConfigError: a word that would remove a part of the tree or move a run's directory.
-    """
-    words: list[str] = []
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if key.startswith("~"):
-            raise ConfigError(f"{key}: a part of the settings cannot be removed; set it instead")
-        if key.lstrip("+") in (
-            "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir",
-        ):  # fmt: skip
-            raise ConfigError(
-                f"{key}: a run's directory follows from its settings; output_root=FOLDER moves all"
-            )
-        if key == "hydra.mode":
-            raise ConfigError("hydra.mode: give the flag -m for a sweep instead")
-        if key == "launcher" and equals:
-            words.append(f"hydra/launcher={value}")
-        elif key == "length" and equals:
-            words.append(f"length={_quoted_numbers(value)}")
-        elif key == "model" and equals and _is_free_form(bare := value.strip("'\"")):
-            words += ["model=custom", f"model.path={quoted(bare)}"]
-        else:
-            words.append(word)
-    return words
-
-
-def quoted(value: str) -> str:
-    """The value as a string of Hydra's grammar."""
-    return "'" + value.replace("'", "\\'") + "'"
-
-
-def by_size(option: str) -> tuple[float, str]:
-    """Sorts 512, 1k, 16k by what they say and names by the alphabet."""
-    match = re.fullmatch(r"(\d+)(k?)", option)
-    return (int(match[1]) * (1024 if match[2] else 1), "") if match else (0.0, option)
-
-
-def known_keys() -> list[str]:
-    """Every key of the tree, dotted: groups and parts as well as values."""
-
-    def walk(part: Any, prefix: str) -> Iterator[str]:
-        for item in dataclasses.fields(part):
-            key = f"{prefix}{item.name}"
-            yield key
-            value = getattr(part, item.name)
-            if dataclasses.is_dataclass(value):
-                yield from walk(value, f"{key}.")
-
-    return list(walk(RunConfig(), ""))
-
-
-def _quoted_numbers(value: str) -> str:
-    return re.sub(r"(?<![\w.'\"])\d+(?![\w.'\"])", r"'\g<0>'", value)
-
-
-def _is_free_form(value: str) -> bool:
-    if "," in value or not ("/" in value or value.startswith((".", "~"))):
-        return False
-    return not (conf_dir() / "model" / f"{value}.yaml").is_file()
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Our own tree as plain containers, references between settings followed."""
+    raw = cast("dict[str, Any]", OmegaConf.to_container(cfg))
+    raw.pop("hydra", None)
+    for key, value in _leaves(raw, ""):
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and _OTHER_REFERENCE.search(text):
+                raise ConfigError(
+                    f"{key}: ${{...}} may only name another setting, as in ${{length.name}}; "
+                    "nothing is read from the environment, so write the value itself"
+                )
+    try:
+        own = OmegaConf.masked_copy(cfg, list(raw))
+        return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -238,7 +198,7 @@ def _refuse_unknown(tree: Mapping[str, Any], schema: Any, prefix: str) -> None:
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if key not in parts:
-            raise ConfigError(f"unknown key {path}{did_you_mean(path, known_keys())}")
+            raise ConfigError(unknown_key(path))
         if dataclasses.is_dataclass(parts[key]):
             if not isinstance(value, Mapping):
                 raise ConfigError(
@@ -254,16 +214,21 @@ def _explain(error: Exception) -> str:
     """One line for an error of Hydra or OmegaConf, naming what is near and what exists."""
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override.partition('=')[0]!r}; write key=value"
+        key, equals, _ = error.override.partition("=")
+        if equals and key.strip("+"):
+            return (
+                f"cannot read the value of {key}; put text with signs in two pairs of quotes, as "
+                f"in \"{key}='a=b'\""
+            )
+        return f"cannot read {key!r}; write key=value"
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
-        key = match[1].replace("/", ".")
-        return f"unknown key {key}{did_you_mean(key, known_keys())}"
+        return unknown_key(match[1].replace("/", "."))
     match = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]+)=", text)
     if match:
-        return f"{match[1]} has several values; add -m to run each, or write a list as [a,b]"
+        return _several(match[1])
     match = re.search(r"An item is already at '([^']+)'|Multiple values for (\w+)\.", text)
     if match:
         return f"{match[1] or match[2]} exists already; leave out the +"
@@ -276,6 +241,16 @@ def _explain(error: Exception) -> str:
     if match and error.__cause__ is not None:
         return f"{match[1]}: {_first_line(error.__cause__)}"
     return _first_line(cause)
+
+
+def _several(key: str) -> str:
+    kind = key_type(key)
+    line = f"{key} has several values; add -m to run each"
+    if not kind:
+        return f"{line}, as in -m {key}=a,b"
+    if kind.startswith("list"):
+        return f"{line}, or write a list as [a,b]"
+    return line if kind != "str" else f"{line}; a comma in a value needs \"{key}='a,b'\""
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -294,6 +269,8 @@ def _missing_option(error: MissingConfigException) -> str:
         )
     near = did_you_mean(option, options) or "."
     line = f"{name}={option}: there is no such option{near} There are: {', '.join(options)}"
+    if group == "length":
+        line += "; or any number of tokens, as in length=3000 or length=3k"
     if group == "model":
         line += f"; a hub model of that name: model=custom model.path={option}"
     return line

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from hylorada import identity, redaction
@@ -373,4 +374,4 @@ def group_name(config: RunConfig) -> str:
 
 def run_dir(config: RunConfig) -> str:
     """``<output_root>/<group>/<run_name>``."""
-    return f"{config.output_root}/{group_name(config)}/{run_name(config)}"
+    return str(PurePath(config.output_root, group_name(config), run_name(config)))
