@@ -31,7 +31,7 @@ help: ## this list
 setup: $(INSTALLED) ## install into .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu: no CUDA)
 
 # torch first and from its own index if one is given: a plain install may fetch CUDA libraries
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt src/hylorada/__init__.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

@@ -11,10 +11,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import hylorada
 from hylorada import cli, compose
+from hylorada.runner.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -37,6 +42,18 @@ def test_every_command_has_its_function() -> None:
         module, _, name = target.partition(":")
         assert module == "hylorada.cli"
         assert callable(getattr(cli, name))
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert "version" not in PROJECT
+    assert ProjectMetadata(str(ROOT), PluginManager()).version == hylorada.__version__
+    # what an older checkout has installed does not matter: the code says what runs
+    assert provenance(torch.device("cpu"))["versions"]["hylorada"] == hylorada.__version__
+    code = "import sys; from hylorada import cli; sys.exit(getattr(cli, sys.argv[1])(sys.argv[2:]))"
+    for target in PROJECT["scripts"].values():
+        command = [sys.executable, "-c", code, target.partition(":")[2], "--version"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{hylorada.__version__}\n"
 
 
 def test_make_knows_the_promised_targets() -> None:
@@ -65,6 +82,8 @@ def test_a_wheel_carries_conf_weights_and_licence_and_runs(tmp_path: Path) -> No
         assert shipped
         for file in shipped:
             assert f"{inside}/{file.relative_to(folder).as_posix()}" in names
+    assert "hylorada/py.typed" in names
+    assert wheel.name.startswith(f"hylorada-{hylorada.__version__}-")
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "build/"))]
 

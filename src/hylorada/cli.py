@@ -15,7 +15,6 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
@@ -25,7 +24,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from hylorada import compose
+from hylorada import __version__, compose
 from hylorada.arguments import Parser
 from hylorada.config import RunConfig, run_dir, run_name, to_dict
 from hylorada.disk import disk_error, make_directory
@@ -105,6 +104,9 @@ def report(argv: Sequence[str] | None = None) -> int:
     """``hylorada-report DIR...``: tables and figures from records. Returns the exit code."""
 
     def call(words: list[str]) -> int:
+        if "--version" in words:
+            sys.stdout.write(f"{__version__}\n")
+            return 0
         from hylorada import report as room
 
         return room.main(words)
@@ -185,7 +187,7 @@ def _groups() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hylorada-train", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("--version", action="version", version=version("hylorada"))
+    parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
     parser.add_argument("-p", "--package")
@@ -314,7 +316,7 @@ def _evaluate(words: list[str]) -> int:
         sys.stdout.write(_EVAL_HELP.format(evaluations=", ".join(groups)))
         return 0
     if "--version" in words:
-        sys.stdout.write(f"{version('hylorada')}\n")
+        sys.stdout.write(f"{__version__}\n")
         return 0
     for word in words:
         if word.startswith("-"):

@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-_PACKAGES = ("hylorada", "torch", "transformers", "peft", "datasets", "safetensors", "numpy")
+import hylorada
+
+_PACKAGES = ("torch", "transformers", "peft", "datasets", "safetensors", "numpy")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def add_texts(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"hylorada": hylorada.__version__}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
