@@ -186,14 +186,6 @@ def test_settings_that_cannot_work_are_refused(family, options, words):
     assert model.config.to_dict() == config
 
 
-def test_a_model_rescaled_by_its_makers_is_not_rescaled_again():
-    config = CONFIGS["llama"](SHORT)
-    config.rope_parameters = {**config.rope_parameters, "rope_type": "linear", "factor": 2.0}
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ConfigError, match="comes with rope_type=linear"):
-        extend_range(model, LONG)
-
-
 def test_a_rotary_module_that_ignores_its_config_is_refused():
     model = make_model("llama", SHORT)
 

@@ -50,6 +50,20 @@ def forget(lm: nn.Module) -> None:
     _known.pop(lm, None)
 
 
+def adopt_range(model: nn.Module) -> None:
+    """An extended model was trained in its longer range and merged: from now on that is its own.
+
+    Its config says the length (``hylorada_trained_length``), so that it can be saved, read, and
+    extended again from there.
+    """
+    lm = anatomy.causal_lm(model)
+    known = _known.pop(lm, None)
+    if known is not None and known[1].originals:
+        config: Any = lm.config
+        config.__dict__.pop("hylorada_range", None)
+        config.hylorada_trained_length = known[0].max_length
+
+
 def is_extended_as(
     model: nn.Module, max_length: int, learned_init: str, rope_type: str, rope_factor: float
 ) -> bool:
@@ -79,20 +93,20 @@ def unextended(model: nn.Module) -> Iterator[None]:
         yield
         return
     now, originals = _present(lm, report), report.originals
-    if report.kind == "rope":  # some modules count how far they were used: not this use
+    if "rescaled" in originals:  # some modules count how far they were used: not this use
         done = originals["rescaled"]
         fresh = {path: copy.deepcopy(module) for path, module in done.modules.items()}
         originals = {**originals, "rescaled": replace(done, modules=fresh)}
-    put(lm, report.kind, originals)
+    put(lm, originals)
     try:
         yield
     finally:
-        put(lm, report.kind, now)
+        put(lm, now)
 
 
-def put(lm: Any, kind: str, state: dict[str, Any]) -> None:
+def put(lm: Any, state: dict[str, Any]) -> None:
     """Give a model the positions of a state, as ``originals`` of a report has them."""
-    if kind == "learned":
+    if "weight" in state:
         embedding = _below_adapter(lm.get_submodule(state["name"]))
         now, weight = embedding.weight, state["weight"]
         weight.data = weight.data.to(now.device, now.dtype)
@@ -100,8 +114,9 @@ def put(lm: Any, kind: str, state: dict[str, Any]) -> None:
         embedding.num_embeddings = weight.shape[0]
         for module, name, buffer in state["buffers"]:
             setattr(module, name, buffer.to(now.device))
+    if "count" in state:
         setattr(anatomy.text_config(lm.config), *state["count"])
-    else:
+    if "rescaled" in state:
         rope_tables.undo(lm, state["rescaled"])
     lm.config.__dict__.pop("hylorada_range", None)
     if state["range"] is not None:
@@ -112,18 +127,17 @@ def _present(lm: Any, report: Report) -> dict[str, Any]:
     """The state that a model is in, for `put`."""
     originals = report.originals
     state: dict[str, Any] = {"range": getattr(lm.config, "hylorada_range", None)}
-    if report.kind == "rope":
-        return {**state, "rescaled": rope_tables.present(lm, originals["rescaled"])}
-    name = originals["name"]
-    return {
-        **state,
-        "name": name,
-        "weight": _below_adapter(lm.get_submodule(name)).weight,
-        "count": anatomy.position_count(lm.config),
-        "buffers": [
+    if "rescaled" in originals:
+        state["rescaled"] = rope_tables.present(lm, originals["rescaled"])
+    if "count" in originals:
+        state["count"] = anatomy.position_count(lm.config)
+    if "weight" in originals:
+        state["name"] = originals["name"]
+        state["weight"] = _below_adapter(lm.get_submodule(originals["name"])).weight
+        state["buffers"] = [
             (module, part, getattr(module, part)) for module, part, _ in originals["buffers"]
-        ],
-    }
+        ]
+    return state
 
 
 def _below_adapter(embedding: Any) -> Any:

@@ -174,7 +174,7 @@ def restore_range(model: nn.Module, report: RangeReport) -> None:
     lm = anatomy.causal_lm(model)
     if report.kind == "none" or not report.originals:
         return
-    put(lm, report.kind, report.originals)
+    put(lm, report.originals)
     forget(lm)
     report.originals = {}
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hylorada import anatomy
 from hylorada.errors import ConfigError
+from hylorada.methods import rope_further
 
 LINEAR_UP_TO = 8192  # tokens; "auto" takes YaRN beyond
 
@@ -31,8 +32,6 @@ LINEAR_UP_TO = 8192  # tokens; "auto" takes YaRN beyond
 _FULL_ATTENTION_WITHOUT_POSITIONS = {
     "afmoe", "cohere2", "exaone4", "exaone_moe", "flint", "kolibri1",
 }  # fmt: skip
-# Rope types that are a factor on the frequencies (or built on it), by what "auto" continues with.
-_SCALED_FURTHER = {"linear": "linear", "yarn": "yarn"}
 
 
 @dataclass(frozen=True)
@@ -154,17 +153,20 @@ def rescale(
     configs = _configs(lm, [table.module for table in tables])
     before = [(config, _settings(config)) for config in configs]
     done = Rescaled(rope_type, {t.path: t.module for t in tables}, before)
-    news = []
+    news, came, count = [], {}, trained
     for config in configs:
         parameters = copy.deepcopy(getattr(config, "rope_parameters", None) or {})
         for name in {table.kind for table in chosen}:
             own = parameters_of(config, name)
-            new, done.type = _scaled(kind, own, rope_type, factor, trained, max_length, told)
+            came[name] = own.get("rope_type", "default")
+            new, done.type, count = _scaled(
+                kind, own, rope_type, factor, trained, max_length, told, _count(config)
+            )
             parameters = {**parameters, name: new} if name else new
         news.append(parameters)
     for config, parameters in zip(configs, news, strict=True):
         config.rope_parameters = parameters
-        _set_count(config, trained if done.type == "dynamic" else int(trained * factor))
+        _set_count(config, count)
     for path, old in done.modules.items():
         device = next(iter(old._buffers.values())).device
         lm.set_submodule(path, type(old)(config=rope_config(lm, old)).to(device))
@@ -175,6 +177,8 @@ def rescale(
         now = renewed[table.name]
         same = torch.equal(now.inv_freq.to(table.inv_freq.dtype), table.inv_freq)
         follows = table in chosen and done.type != "dynamic"  # dynamic rescales when it runs
+        if done.type == "dynamic" and came.get(table.kind) not in (None, "default", "dynamic"):
+            follows = not same  # instead of a scaling that may act from the first token on or not
         reason = "does not follow the RoPE scaling of its config" if same == follows else ""
         failure = _failure(now, width) if table.name in ran else ""
         if failure:
@@ -226,44 +230,26 @@ def _scaled(
     trained: int,
     length: int,
     told: bool,
-) -> tuple[dict[str, Any], str]:
-    """The settings of a table, scaled, and the type of the scaling."""
+    count: int,
+) -> tuple[dict[str, Any], str, int]:
+    """The settings of a table, scaled; the type of the scaling; the positions for the config."""
+    reached = int(trained * factor)
+    if told and trained <= rope_further.starts_at(own, count):
+        own = rope_further.unscaled(own)
     comes = own.get("rope_type", "default") if own else None
     if comes == "default":
         rope_type = wanted if wanted != "auto" else "linear" if length <= LINEAR_UP_TO else "yarn"
         new = {**own, "rope_type": rope_type, "factor": factor}
         if rope_type == "yarn":
             new["original_max_position_embeddings"] = trained
-        return new, rope_type
+        # for dynamic it is the length from which the scaling begins
+        return new, rope_type, trained if rope_type == "dynamic" else reached
     if comes == "proportional" and wanted in ("auto", "linear"):  # a linear factor is part of it
-        return {**own, "factor": own.get("factor", 1.0) * factor}, "linear"
-    further = _SCALED_FURTHER.get(str(comes))
-    if further is not None and wanted in ("auto", further):
-        if told:
-            return {**own, "factor": own["factor"] * factor}, further
-        readings = sorted({trained, _other_reading(own, trained)})
-        if len(readings) > 1:
-            how = (
-                f"either it was trained on {readings[0]} tokens as it stands, or on {readings[1]}; "
-                "set model.trained_length to the one that is true"
-            )
-        else:
-            how = f"set model.trained_length={trained} to scale it further from there"
-        raise ConfigError(
-            f"position_range: {kind} comes with rope_type={comes}, factor {own['factor']:g}, for "
-            f"{trained} positions and is not scaled again to {length} by itself: {how}, or use "
-            "rope_type=none"
-        )
-    raise ConfigError(
-        f"position_range: {kind} comes with rope_type={comes} for {trained} positions and cannot "
-        f"be rescaled to {length}; use rope_type=none"
-    )
-
-
-def _other_reading(own: dict[str, Any], count: int) -> int:
-    """The length a scaled model reaches if its config counts the positions before the scaling."""
-    original = own.get("original_max_position_embeddings") or count
-    return int(original * own["factor"])
+        return {**own, "factor": own.get("factor", 1.0) * factor}, "linear", reached
+    if not told:
+        raise rope_further.ask(kind, own, count, length)
+    new = rope_further.scaled_further(kind, own, wanted, factor, length)
+    return new, str(comes), count if comes == "dynamic" else reached
 
 
 def _configs(lm: Any, modules: list[Any]) -> list[Any]:
@@ -277,6 +263,12 @@ def _settings(config: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"rope_parameters": config.rope_parameters}
     found = anatomy.position_count(config)
     return settings if found is None else {**settings, found[0]: found[1]}
+
+
+def _count(config: Any) -> int:
+    """The positions that a config speaks of; 0 if of none."""
+    found = anatomy.position_count(config)
+    return 0 if found is None else found[1]
 
 
 def _set_count(config: Any, value: int) -> None:

@@ -30,6 +30,7 @@ from hylorada import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods.landmarks import Landmark, add_to_output
 from hylorada.methods.loaded import reads_as_lora, refuse_unfitting
+from hylorada.methods.own_range import adopt_range
 from hylorada.methods.placement import resolve
 from hylorada.methods.position_bias import PositionBias, PositionBiasVariant
 from hylorada.methods.position_range import extend_range, restore_range
@@ -305,7 +306,7 @@ class HyloradaModel(LoraModel):
         self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:  # fmt: skip
-        """Merged, the model keeps its longer range; unloaded, it is the base model as it was."""
+        """Merged, it was trained in the longer range; unloaded, it is the base model as it was."""
         if merge:
             self._refuse_merge(adapter_names)
         else:
@@ -319,7 +320,9 @@ class HyloradaModel(LoraModel):
         model: Any = super()._unload_and_optionally_merge(
             merge, progressbar, safe_merge, adapter_names
         )
-        if not merge and self.range_report is not None:
+        if merge:
+            adopt_range(model)
+        elif self.range_report is not None:
             restore_range(model, self.range_report)
             self.range_report = None
             self.told.pop(_TOLD, None)
