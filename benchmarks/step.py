@@ -293,7 +293,7 @@ def render(results: dict[str, Any]) -> str:
         f"Python {m['python']}. Batch 1, random weights, no dropout.",
         "",
         "Median seconds, peak MiB above the loaded model; in brackets the ratio to `peft-sdpa` in "
-        "the same rounds. `x3` marks medians of that many steps where they are fewer than five.",
+        "the same rounds.\n`x3` marks medians of that many steps where they are fewer than five.",
         "",
         *(f"* `{arm}`: {text}" for arm, text in ARMS.items()),
     ]
