@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from families import CONFIGS
-from tiny_runs import LENGTH, make_config, make_model_folder, make_texts
+from safetensors.torch import load_file, save_file
+from tiny_runs import LENGTH, make_config, make_model_folder, make_texts, result
 from transformers import AutoModelForCausalLM
 
 from hylorada import config as configs
 from hylorada.errors import ConfigError, DataError, DiskError, HyloradaError
 from hylorada.runner import preflight as module
+from hylorada.runner.evaluate import evaluate_run
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.run import run
 from hylorada.runner.standing import check_start
@@ -142,10 +144,69 @@ def test_rope_out_of_reach_is_refused_without_weights(root, tmp_path):
         Preflight().check(make_config(root, **wanted, method__position_range__rope_factor=5.0))
 
 
-def test_weights_are_looked_at_before_text_is(root, damaged, tmp_path):
-    config = make_config(root, model__path=str(damaged), dataset__path=str(tmp_path / "none"))
+def test_headers_of_weights_are_looked_at_before_text_is_tokenised(root, damaged, tmp_path):
+    config = make_config(
+        root, model__path=str(damaged), dataset__cache_dir=str(tmp_path / "cache"),
+        output_root=str(tmp_path),
+    )  # fmt: skip
     with pytest.raises(DataError, match=r"model\.safetensors is damaged"):
-        Preflight().check(config)
+        run(config)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors, key: tensors.pop(key), "its weights lack 1 tensor of GPT2LMHeadModel"),
+        (lambda tensors, key: tensors.update({key: tensors[key][:-1].clone()}), "another shape"),
+    ],
+)
+def test_tensors_are_missed_by_the_headers_alone(root, tmp_path, change, said):
+    folder = shutil.copytree(root / "model", tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors, "transformer.h.1.mlp.c_fc.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = make_config(root, model__path=str(folder))
+    for trains in (True, False):
+        with pytest.raises(DataError, match=said):
+            Preflight().check(config, trains=trains)
+
+
+def test_a_model_without_safetensors_is_told_before_text_is_tokenised(root, tmp_path):
+    folder = shutil.copytree(root / "model", tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match="no safetensors weights"):
+        Preflight().check(make_config(root, model__path=str(folder)))
+    (folder / "other.safetensors").write_bytes(b"")  # nothing that would be loaded
+    shutil.copy(root / "model" / "model.safetensors", folder)
+    Preflight().check(make_config(root, model__path=str(folder)))
+
+
+def test_what_the_check_itself_cannot_do_refuses_nothing(root, monkeypatch):
+    """A model that cannot be built without weights, and a bug of ours in a sweep."""
+
+    def fail(*_, **__):
+        raise NotImplementedError("Cannot copy out of meta tensor")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.AutoModelForCausalLM, "from_config", fail)
+        Preflight().check(make_config(root))
+    with monkeypatch.context() as patch:
+        patch.setattr(module.AutoModelForCausalLM, "from_pretrained", fail)
+        Preflight().check(make_config(root))
+    monkeypatch.setattr(module.Preflight, "check", fail)
+    assert module.refused_cells({"a": make_config(root)}, here=True) == {}
+
+
+def test_a_later_measurement_is_refused_before_weights_too(root, tmp_path):
+    folder = shutil.copytree(root / "model", tmp_path / "model")
+    config = make_config(root, model__path=str(folder), train__max_steps=1)
+    record = run(config, tmp_path / "run")
+    (folder / "model.safetensors").write_bytes(b"")
+    config.eval.lost_in_middle.enabled = True
+    with pytest.raises(DataError, match="not even two uuid pairs fit"):
+        evaluate_run(tmp_path / "run", config)
+    assert result(tmp_path / "run") == record
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -84,6 +84,31 @@ def check_loaded(model: Any, info: Mapping[str, Any], what: str) -> None:
     Raises:
         DataError: tensors are missing, have another shape, or are not finite.
     """
+    unexpected = check_names(model, info, what)
+    if unexpected:
+        logger.warning(
+            "%s: its weights hold %s that %s does not have and that %s left out, first %s",
+            what, _count(unexpected), type(model).__name__,
+            "is" if len(unexpected) == 1 else "are", unexpected[0],
+        )  # fmt: skip
+    _untie_other_head(model, what)
+    _refuse_nonfinite(model, what)
+
+
+def check_names(model: Any, info: Mapping[str, Any], what: str) -> list[str]:
+    """The part of `check_loaded` that needs no weights: names and shapes, from the headers.
+
+    Args:
+        model: what `from_pretrained` returned, also on the meta device.
+        info: its loading info.
+        what: how the user named the model, for the messages.
+
+    Returns:
+        The tensors that are left over.
+
+    Raises:
+        DataError: tensors are missing or have another shape.
+    """
     kind = type(model).__name__
     if getattr(model, "_hf_peft_config_loaded", False):
         raise DataError(
@@ -112,13 +137,7 @@ def check_loaded(model: Any, info: Mapping[str, Any], what: str) -> None:
             f"{what}: its weights lack {_count(missing)} of {kind}, first {_names(missing)}; "
             f"{_why(model, missing, unexpected)}"
         )
-    if unexpected:
-        logger.warning(
-            "%s: its weights hold %s that %s does not have and that %s left out, first %s",
-            what, _count(unexpected), kind, "is" if len(unexpected) == 1 else "are", unexpected[0],
-        )  # fmt: skip
-    _untie_other_head(model, what)
-    _refuse_nonfinite(model, what)
+    return unexpected
 
 
 def _why(model: Any, missing: list[str], unexpected: list[str]) -> str:

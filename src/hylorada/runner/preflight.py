@@ -2,9 +2,9 @@
 
 config.json and the tokenizer tell most of what a run cannot do: the model without weights, on the
 meta device, has every module and every shape. The cheapest comes first: the device, the model and
-its tokenizer, the method on the model, the questions of the evaluation, the headers of the files of
-weights, the first document of each split. A single run, every cell of a sweep before the first one
-starts, and `hylorada-eval` go through it.
+its tokenizer, the method on the model, the questions of the evaluation, the first document of each
+split, names and shapes in the headers of the files of weights. A single run, every cell of a sweep
+before the first one starts, and `hylorada-eval` go through it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from hylorada.methods.position_range import extend_range
 from hylorada.methods.presets import from_method
 from hylorada.methods.s2_attention import enable_s2
 from hylorada.runner.backbone import Blueprint, explained, open_base, stored
+from hylorada.runner.base_files import weight_files
+from hylorada.runner.base_weights import check_names, reported_here
 from hylorada.runner.device import choose_bf16, choose_device, choose_dtype
 from hylorada.runner.ending import recorded
 from hylorada.runner.exam import make_prompts
@@ -90,12 +92,6 @@ class Preflight:
                 [*base, "task", task, window],
                 lambda: RetrievalBlocks(opened.tokenizer, window, task, config.seed),
             )
-        self._once([*base, "weights"], lambda: _check_weights(config.model, opened))
-        if here:
-            choose_dtype(
-                config.model.dtype, config.train.precision, choose_device(config.device),
-                lambda: stored(opened),
-            )  # fmt: skip
         splits = [settings.perplexity.split]
         if learns and config.train.task == "text":
             splits.append("train")
@@ -106,6 +102,12 @@ class Preflight:
                 ["text", config.dataset, split],
                 functools.partial(_check_split, config.dataset, split),
             )
+        self._once([*base, "weights"], lambda: _check_weights(config.model, opened))
+        if here:
+            choose_dtype(
+                config.model.dtype, config.train.precision, choose_device(config.device),
+                lambda: stored(opened),
+            )  # fmt: skip
         return opened
 
     def _once(self, what: list[Any], call: Callable[[], T]) -> T:
@@ -153,12 +155,19 @@ def _recorded(config: RunConfig, directory: Path, error: HyloradaError) -> Hylor
 
 
 def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
-    """The model without weights, which its tokenizer must fit."""
+    """The model without weights, which its tokenizer must fit; None where it cannot be built so."""
     config = copy.deepcopy(opened.config)  # from_config writes into it
-    with explained(settings, opened.where), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=settings.attn_implementation
-        )
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=settings.attn_implementation
+            )
+    except (NotImplementedError, RuntimeError) as error:
+        logger.debug("preflight: no model without weights: %s", error)
+        return None
+    except Exception as error:
+        with explained(settings, opened.where):
+            raise error
     vocabulary_size(model, opened.tokenizer)
     anatomy.output_head(model)
     anatomy.trained_length(model.config)
@@ -168,6 +177,8 @@ def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
 def _check_method(config: RunConfig, opened: Blueprint) -> None:
     """The method, attached to the model without weights."""
     model, length = _skeleton(config.model, opened), config.length.max_length
+    if model is None:
+        return
     if config.train.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise ConfigError(
             f"train.gradient_checkpointing=true: {type(model).__name__} does not support it; "
@@ -219,11 +230,12 @@ def _check_prompts(config: RunConfig, opened: Blueprint) -> None:
 
 
 def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
-    """Files of weights in a folder: there, in safetensors, and as long as their headers say."""
-    if opened.where == "hub":
-        return
-    folder = Path(opened.source)
-    files = sorted(folder.glob("*.safetensors"))
+    """Files of weights: there, as long as their headers say, with the tensors of the model."""
+    what = f"model.path={settings.path}"
+    if opened.where == "gguf":
+        return  # read as a whole
+    with explained(settings, opened.where):
+        files = weight_files(opened.source, opened.config, **opened.options)
     for file in files:
         try:
             with safe_open(str(file), "pt"):
@@ -231,9 +243,25 @@ def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
         except (SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"model.path={settings.path}: {file.name} is damaged ({reason}); replace it with a "
-                "whole copy"
+                f"{what}: {file.name} is damaged ({reason}); replace it with a whole copy"
             ) from error
+    try:
+        with explained(settings, opened.where), reported_here():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                opened.source,
+                config=copy.deepcopy(opened.config),
+                device_map="meta",
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **opened.options,
+            )
+    except HyloradaError:
+        if not files:
+            raise
+        return  # what the meta device cannot do is no fault of the files: the run itself will tell
+    model, info = loaded
+    check_names(model, info, what)
 
 
 def _check_split(dataset: DatasetConfig, split: str) -> None:
