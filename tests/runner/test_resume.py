@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -231,3 +232,20 @@ def test_seconds_add_up_over_attempts_and_stay_out_of_metrics(root, config, unin
     assert [row["step"] for row in timing] == list(range(1, STEPS + 1))
     total = sum(row["seconds"] for row in timing)
     assert result(root / "whole")["training"]["seconds"] == pytest.approx(total)
+
+
+def test_what_cannot_be_continued_is_told_before_anything_is_read_or_measured(
+    root, config, uninterrupted
+):
+    directory = root / "told"
+    assert killed(run_to_end(config, directory, HYLORADA_FAULT="after_step:5"))
+    shutil.rmtree(root / "outputs" / ".cache")
+    lines = (directory / "metrics.jsonl").read_bytes()
+    (directory / "metrics.jsonl").write_bytes(lines[:100])
+    assert run_to_end(config, directory) == 3
+    assert "changed by hand" in result(directory)["error"]
+    (directory / "metrics.jsonl").write_bytes(lines)
+    (directory / "checkpoints" / "step-00000004" / "MANIFEST.json").unlink()
+    assert run_to_end(config, directory) == 3
+    assert "no usable checkpoint" in result(directory)["error"]
+    assert not (root / "outputs" / ".cache").exists()

@@ -176,11 +176,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise Damaged(f"{type(error).__name__}: {error}") from error
 
 
-def restore(checkpoint: Checkpoint, trainables: Named, optimizer: torch.optim.Optimizer) -> None:
-    """Put parameters and moments back, bit for bit.
+def refuse_other_parameters(checkpoint: Checkpoint, trainables: Named) -> None:
+    """Refuse a checkpoint of another model.
 
     Raises:
-        DataError: the checkpoint holds other parameters than the model trains.
+        DataError: it holds other parameters than the model trains.
     """
     shapes = {name: tuple(p.shape) for name, p in trainables}
     saved = {name: tuple(t.shape) for name, t in checkpoint.trainables.items()}
@@ -190,6 +190,15 @@ def restore(checkpoint: Checkpoint, trainables: Named, optimizer: torch.optim.Op
             f"{checkpoint.path}: it holds other parameters than this run trains, first "
             f"{differing[0]}; use another directory or resume=never"
         )
+
+
+def restore(checkpoint: Checkpoint, trainables: Named, optimizer: torch.optim.Optimizer) -> None:
+    """Put parameters and moments back, bit for bit.
+
+    Raises:
+        DataError: the checkpoint holds other parameters than the model trains.
+    """
+    refuse_other_parameters(checkpoint, trainables)
     for name, parameter in trainables:
         with torch.no_grad():
             parameter.copy_(checkpoint.trainables[name])

@@ -139,9 +139,7 @@ class Training:
     evaluate: Callable[[int], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        self.trainables: Named = [
-            (name, p) for name, p in self.model.named_parameters() if p.requires_grad
-        ]
+        self.trainables: Named = trainable(self.model)
         self.optimizer = make_optimizer(self.trainables, self.settings)
         self.plan = make_plan(len(self.blocks), self.blocks.length, self.settings)
         self.counters = Counters()
@@ -304,6 +302,11 @@ class Training:
         self.timing.truncate(state["timing_bytes"])
         for name in asdict(self.counters):
             setattr(self.counters, name, state[name])
+
+
+def trainable(model: nn.Module) -> Named:
+    """The parameters that train, with their full names."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 @contextlib.contextmanager

@@ -57,14 +57,22 @@ class JsonLines:
             DataError: the file is shorter than when the checkpoint was written.
         """
         with disk_errors(self.path):
-            present = self.path.stat().st_size if self.path.exists() else 0
-            if present < size:
-                raise DataError(
-                    f"{self.path}: {present} bytes, but it had {size} at the checkpoint; it was "
-                    "changed by hand, so start again with resume=never"
-                )
-            if present > size:
+            if self.refuse_shorter(size) > size:
                 os.truncate(self.path, size)
+
+    def refuse_shorter(self, size: int) -> int:
+        """Refuse a file that lost lines since a checkpoint was written; its size in bytes.
+
+        Raises:
+            DataError: it did.
+        """
+        present = self.path.stat().st_size if self.path.exists() else 0
+        if present < size:
+            raise DataError(
+                f"{self.path}: {present} bytes, but it had {size} at the checkpoint; it was "
+                "changed by hand, so start again with resume=never"
+            )
+        return present
 
 
 def read_result(run_dir: Path) -> dict[str, Any] | None:

@@ -30,14 +30,19 @@ from hylorada.runner.adapter import save_adapter
 from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
 from hylorada.runner.base import base_metrics
 from hylorada.runner.card import write_card
-from hylorada.runner.checkpoint import load_newest
+from hylorada.runner.checkpoint import Checkpoint, load_newest
 from hylorada.runner.curve import mirror
 from hylorada.runner.ending import exit_code, recorded
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.faults import fault_point
 from hylorada.runner.finished import extend, load_run
 from hylorada.runner.inputs import Inputs
-from hylorada.runner.loop import BlockSource, Counters, Training, gradient_checkpointing
+from hylorada.runner.loop import (
+    BlockSource,
+    Counters,
+    Training,
+    gradient_checkpointing,
+)
 from hylorada.runner.loss import LossModel
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.product_weights import make_fast
@@ -121,6 +126,7 @@ class _Run:
             self.meter = make_meter(config, self.stop, self.reporter)
             self.device = self.meter.device
             record["provenance"] = provenance(self.device)
+            checkpoint = self._checkpoint()
             opened = Preflight().check(config)
             tokenizer = opened.tokenizer
             with self.reporter.working("text"):
@@ -149,13 +155,23 @@ class _Run:
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
                 make_fast(model, self.meter.bf16)
-                self._train(model, blocks, validation, tracker)
+                self._train(model, blocks, validation, checkpoint, tracker)
                 save_adapter(model, self.directory)
                 fault_point("before_evaluation")
                 metrics = self.meter.examine(
                     model, exam, config.method.name, partial=self.directory / ".evaluation.partial"
                 )
                 self._finish(metrics, record["training"]["steps"], tracker)
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """What is continued from; `check_start` may have looked at one that is damaged."""
+        if not self.config.method.lora.enabled:
+            return None
+        checkpoint = load_newest(self.directory / "checkpoints")
+        if checkpoint is not None:
+            check_continuation(checkpoint.state, self.config)
+            logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
+        return checkpoint
 
     def _corpus(self, tokenizer: Any, split: str) -> TokenCorpus:
         config = self.config
@@ -245,7 +261,12 @@ class _Run:
         logger.info("integrity: passed %s", ", ".join(ran))
 
     def _train(
-        self, model: Any, blocks: BlockSource, validation: TokenCorpus | None, tracker: Tracker
+        self,
+        model: Any,
+        blocks: BlockSource,
+        validation: TokenCorpus | None,
+        checkpoint: Checkpoint | None,
+        tracker: Tracker,
     ) -> None:
         config = self.config
         training = Training(
@@ -264,13 +285,9 @@ class _Run:
         )
         if validation is not None:
             training.evaluate = lambda step: self._validate(model, validation, step)
-        checkpoint = load_newest(self.directory / "checkpoints")
         if checkpoint is None:
             for lines in (training.metrics, training.timing):
                 lines.truncate(0)
-        else:
-            check_continuation(checkpoint.state, config)
-            logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
         tracker.replay(self.directory, {} if checkpoint is None else checkpoint.state)
         seed_everything(config.seed)
         try:

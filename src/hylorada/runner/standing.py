@@ -19,7 +19,7 @@ from hylorada.identity import IMPLIED
 from hylorada.products import damage
 from hylorada.redaction import matches
 from hylorada.runner.inputs import Described, Inputs
-from hylorada.runner.record import read_result
+from hylorada.runner.record import JsonLines, read_result
 from hylorada.validation import check_splits
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
     Raises:
         ConfigError: the newest checkpoint was made under other settings.
         DataError: resume=must, and there is no checkpoint; a checkpoint that was made on another
-            text or other weights; a split that the data set never has.
+            text or other weights, or whose lines are lost; a split that the data set never has.
         DiskError: the directory cannot be written.
     """
     check_splits(config)
@@ -94,6 +94,8 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
     newest = _newest_state(checkpoints)
     if newest is not None:
         check_continuation(newest, config, inputs)
+        for name in ("metrics", "timing"):
+            JsonLines(directory / f"{name}.jsonl").refuse_shorter(newest.get(f"{name}_bytes", 0))
         return
     trains = config.method.lora.enabled
     if config.resume == "must" and trains and not any(checkpoints.glob("*step-*")):
