@@ -60,6 +60,7 @@ def runner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Runner]:
 ERRORS = [
     ("foo", "cannot read 'foo'; write key=value"),
     ("foo=[1", "unknown key foo"),
+    ("lora", "cannot read 'lora'; write key=value, as in method=lora"),
     ("seed=[1", "cannot read the value of seed; put text with signs in two pairs of quotes"),
     ("methd=lora", "unknown key methd; did you mean method?"),
     ("lr=1e-3", "unknown key lr; did you mean train.lr?"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import itertools
 import os
 import re
@@ -220,7 +221,9 @@ def _explain(error: Exception) -> str:
                 f"cannot read the value of {key}; put text with signs in two pairs of quotes, as "
                 f"in \"{key}='a=b'\""
             )
-        return f"cannot read {key!r}; write key=value"
+        groups = (file.parent.name for file in conf_dir().glob(f"*/{glob.escape(key)}.yaml"))
+        group = next(groups, "")
+        return f"cannot read {key!r}; write key=value" + (f", as in {group}={key}" if group else "")
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     match = re.search(r"Could not override '([^']+)'", text)

@@ -25,6 +25,7 @@ SETTINGS = [
     "track.project='Bearer CANARYbearer'",
     "dataset.hub_id='https://me:CANARYhub@hub.example/x?token=CANARYquery'",
     "+hydra.job.env_set.MY_TOKEN=CANARYenvset",
+    "dataset.name=hf_CANARYname0",
     "dataset.hub_config='said CANARY-in-password here'",  # the value of a variable
 ]
 
@@ -97,7 +98,7 @@ def test_a_killed_run_continues_with_the_true_values(root):
     state = (
         directory_of(root, "killed") / "checkpoints" / "step-00000002" / "state.json"
     ).read_text()
-    assert json.loads(state)["identity"]["dataset"]["hub_id"].startswith("https://***@")
+    assert json.loads(state)["identity"]["config"]["dataset"]["hub_id"].startswith("https://***@")
     assert run_command("train", words, streams(root), **ENVIRONMENT) == 0
     assert "continuing from step 2" in (directory_of(root, "killed") / "run.log").read_text()
     assert found_in(root) == []

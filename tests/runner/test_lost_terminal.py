@@ -55,6 +55,24 @@ def test_a_sweep_goes_on_to_its_end(root, request, lost):
         assert (found[0] / name).read_bytes() == (shown / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_real_shell_and_head(root):
+    import shlex
+    import subprocess
+    import sys
+
+    words = words_of_a_run(root, "group=shell", "seed=0,1")
+    program = [sys.executable, "-c", "from hylorada.cli import train; raise SystemExit(train())"]
+    line = f"{shlex.join([*program, '-m', *words])} 2>&1 | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""
+    statuses = [json.loads((d / "result.json").read_text()) for d in directories(root, "shell")]
+    assert [record["status"] for record in statuses] == ["ok", "ok"]
+
+
 def test_the_other_commands_end_well_too(root):
     words = words_of_a_run(root, "group=measured")
     assert run_command("train", words, Into(root / "out", root / "err")) == 0

@@ -135,6 +135,7 @@ def test_replacing_a_file_is_all_or_nothing(tmp_path, monkeypatch):
         (OSError(errno.ENOSPC, "No space left"), "failed", DiskError),
         (RuntimeError("I/O error: Read-only file system (os error 30)"), "failed", DiskError),
         (RuntimeError("a bug"), "failed", RuntimeError),
+        (SystemExit(3), "failed", RuntimeError),  # of a library: an Exception stops no sweep
     ],
 )
 def test_however_it_ends_the_record_says_so(tmp_path, raised, status, becomes):

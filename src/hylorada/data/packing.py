@@ -28,6 +28,7 @@ from hylorada.data.corpora import describe, official_words, read_documents
 from hylorada.data.documents import Document
 from hylorada.disk import disk_error, sync
 from hylorada.errors import DataError
+from hylorada.redaction import redacted
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +296,7 @@ def _build(
             for name in ("tokens.bin", "documents.npy", "names.bin")
         }
         meta = described | {"dtype": dtype.str, "tokens": tokens, "files": files}
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        (temporary / "meta.json").write_text(json.dumps(redacted(meta), indent=1), encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
             sync(path)
         temporary.rename(folder)

@@ -2,7 +2,8 @@
 
 SIGTERM, SIGINT and SIGUSR1 ask the run to stop. Inside `deferred()` (training, evaluation) the run
 itself looks at `requested` at each step or batch boundary; elsewhere, where nothing is lost, the
-handler raises at once. A second signal ends the process without waiting for anything.
+handler raises at once. A second signal ends the process without waiting for anything. SIGHUP, the
+loss of the terminal, stops nothing: see `terminal`.
 """
 
 from __future__ import annotations
