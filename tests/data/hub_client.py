@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,8 @@ from hylorada.config import DatasetConfig
 from hylorada.data.corpora import read_documents
 from hylorada.data.hub import check_model
 from hylorada.errors import HyloradaError
+
+ONE_AT_A_TIME = threading.Lock()
 
 
 def do(job: dict) -> dict:
@@ -41,9 +44,12 @@ def load_model(job: dict) -> dict:
     from hylorada.config import ModelConfig
     from hylorada.runner.backbone import load_backbone
 
-    backbone = load_backbone(ModelConfig(**job), torch.device("cpu"))
+    with ONE_AT_A_TIME:  # transformers patches itself while it builds a model
+        backbone = load_backbone(ModelConfig(**job), torch.device("cpu"))
     return {
         "type": type(backbone.model).__name__,
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "trained_length": backbone.trained_length,
         "sum": float(sum(p.double().abs().sum() for p in backbone.model.parameters())),
         "ids": backbone.tokenizer("ab")["input_ids"],
     }

@@ -16,9 +16,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
+import torch
 from conftest import make_byte_tokenizer
 from families import make_model
 from hub_server import Hub, Repository
+
+from hylorada.runner.device import cpu_has_bf16
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 WIKITEXT_README = """---
@@ -98,10 +102,17 @@ def longbench_zip() -> bytes:
     return buffer.getvalue()
 
 
-def model_files(folder: Path) -> dict[str, bytes]:
-    make_model("gpt2").save_pretrained(folder)
+def model_files(folder: Path, **options) -> dict[str, bytes]:
+    model = make_model("gpt2").to(options.pop("dtype", torch.float32))
+    model.save_pretrained(folder, **options)
     make_byte_tokenizer().save_pretrained(folder)
     return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def without_a_tensor(files: dict[str, bytes]) -> dict[str, bytes]:
+    tensors = safetensors.torch.load(files["model.safetensors"])
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    return {**files, "model.safetensors": safetensors.torch.save(tensors, {"format": "pt"})}
 
 
 FAULTS = ("missing", "gated", "503", "429", "truncated", "short", "garbage", "garbage-once")
@@ -142,6 +153,16 @@ def repositories(tmp_path_factory) -> dict[str, Repository]:
         Repository("datasets", "zai-org/LongBench", {"data.zip": longbench_zip()}),
         Repository("datasets", "deepmind/pg19", {"README.md": b"# PG-19", "pg19.py": b"raise"}),
         Repository("models", "tiny/gpt2", model_files(tmp_path_factory.mktemp("model"))),
+        Repository(
+            "models",
+            "tiny/shards",
+            model_files(
+                tmp_path_factory.mktemp("shards"), dtype=torch.bfloat16, max_shard_size="20KB"
+            ),
+        ),
+        Repository(
+            "models", "tiny/half", without_a_tensor(model_files(tmp_path_factory.mktemp("half")))
+        ),
         *(
             Repository("datasets", f"fault/{f}", wikitext_files(), f)
             for f in (*FAULTS, *SLOW_FAULTS)
@@ -176,6 +197,10 @@ def online(home, repositories) -> dict:
         "bad zip": {"dataset": longbench | {"hub_id": "fault/bad-zip"}, "split": "test"},
         "no zip": {"dataset": longbench | {"hub_id": "emozilla/pg19"}, "split": "test"},
         "model": {"model": {"name": "gpt2", "path": "tiny/gpt2"}},
+        "model of a revision": {"model": {
+            "name": "s", "path": "tiny/shards", "dtype": "file", "trained_length": 48,
+            "revision": repositories["tiny/shards"].commit}},
+        "model half": {"model": {"name": "h", "path": "tiny/half"}},
         "model missing": {"model": {"name": "x", "path": "tiny/nothing"}},
         "check missing": {"check": "tiny/nothing"},
         "check 503": {"check": "fault/model-503"},
@@ -213,6 +238,14 @@ def test_a_model_id_goes_through_the_same_hub(online):
     assert "error" not in online["check"]
 
 
+def test_the_precision_of_a_model_on_the_hub_is_that_of_its_shards(online):
+    result = online["model of a revision"]
+    if cpu_has_bf16():
+        assert (result["model"]["dtype"], result["model"]["trained_length"]) == ("bfloat16", 48)
+    else:
+        assert "the weights are bfloat16, and this cpu has no bf16" in result["message"]
+
+
 def assert_one_line(result: dict, words: str) -> None:
     assert result.get("error") == "DataError", result
     assert result["code"] == 3
@@ -238,6 +271,7 @@ def assert_one_line(result: dict, words: str) -> None:
         ("bad zip", r"data\.zip cannot be read"),
         ("no zip", "no data.zip in the repository"),
         ("longbench train", "test set and has no train split"),
+        ("model half", "lack 1 tensor of GPT2LMHeadModel, first transformer.h.1.mlp.c_fc.weight"),
         ("model missing", "model.path=tiny/nothing: no such repository"),
         ("check missing", "model.path=tiny/nothing: no such repository"),
         ("check 503", "model.path=fault/model-503: the hub .* answers 503"),
