@@ -1,4 +1,4 @@
-"""The commands: hylorada-train, hylorada-eval, hylorada-report.
+"""The commands: hylorada-train, hylorada-eval, hylorada-report, hylorada-export.
 
 Torch is imported only by a run that starts. Standard output carries results (the directory of each
 run, a table); everything else goes to standard error. Whatever a user can cause ends in one line
@@ -24,7 +24,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from hylorada import __version__, compose
+from hylorada import __version__, compose, export_command
 from hylorada.arguments import Parser
 from hylorada.config import RunConfig, run_dir, run_name, to_dict
 from hylorada.disk import disk_error, make_directory
@@ -112,6 +112,11 @@ def report(argv: Sequence[str] | None = None) -> int:
         return room.main(words)
 
     return _guarded("hylorada-report", call, argv)
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """``hylorada-export run=DIR``: a finished run as files for others. Returns the exit code."""
+    return _guarded("hylorada-export", export_command.main, argv)
 
 
 def _guarded(program: str, call: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:

@@ -162,7 +162,9 @@ def test_new_numbers_reach_the_card(own, root):
     assert card(directory) == model_card(record, directory / "adapter")
 
 
-@pytest.mark.parametrize("point", ["before_evaluation", "before_record"])
+@pytest.mark.parametrize(
+    "point", [pytest.param("before_evaluation", marks=pytest.mark.slow), "before_record"]
+)
 def test_a_kill_between_leaves_a_run_that_the_same_command_finishes(root, point):
     config, directory = settings(root, **PLAIN, seed=7), root / f"killed-{point}"
     assert killed(run_to_end(config, directory, HYLORADA_FAULT=f"{point}:0"))

@@ -109,11 +109,16 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
     final, partial = directory / "adapter", directory / ".adapter.partial"
     with disk_errors(final):
         shutil.rmtree(partial, ignore_errors=True)
-        # The base's size of vocabulary is not looked up on the hub: it never changes here.
-        model.save_pretrained(str(partial), save_embedding_layers=False)
-        (partial / "README.md").unlink()  # of PEFT; the run's own needs its numbers
+        save_weights(model, partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
+
+
+def save_weights(model: PeftModel, folder: Path) -> None:
+    """Configuration and weights of an adapter, without PEFT's card, which would be empty."""
+    # The base's size of vocabulary is not looked up on the hub: it never changes here.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink()
 
 
 @torch.no_grad()

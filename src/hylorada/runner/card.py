@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from hylorada import bases
 from hylorada.disk import replace_file
 from hylorada.redaction import redacted_text
 from hylorada.runner.adapter import SETTINGS
@@ -54,24 +55,40 @@ def write_card(directory: Path, record: Record) -> None:
 
 
 def model_card(record: Record, adapter: Path) -> str:
-    """The card as Markdown with a YAML header.
+    """The card of an adapter, as Markdown with a YAML header.
 
     Args:
         record: of a run that trained an adapter.
         adapter: the folder of that adapter; only its configuration is read.
     """
     settings = json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
-    parts = [
-        _header(record, settings),
-        f"# {record['method']}, {record['length']:,} tokens, on {base_name(record)}",
-        _method(record, settings),
-        _base(record),
-        _training(record),
-        _results(record),
-        _integrity(record),
-        _loading(record, settings),
-    ]
+    parts = [_header(record, settings), _title(record), _method(record, settings)]
+    return _card([*parts, *_common(record), _loading(record, settings)])
+
+
+def merged_card(record: Record, adapter: Path | None) -> str:
+    """The card of a whole model: a base with its extension, and what was trained in its weights.
+
+    Args:
+        record: of the run.
+        adapter: the folder of its adapter; None for a run without one (baseline).
+    """
+    settings = adapter and json.loads((adapter / SETTINGS).read_text(encoding="utf-8"))
+    method = _method(record, settings) if settings else "## Method\n\nNothing was trained."
+    parts = [_header(record, None), _title(record), method, *_common(record)]
+    return _card([*parts, _loading_merged()])
+
+
+def _card(parts: list[str]) -> str:
     return redacted_text("\n\n".join(parts)) + "\n"
+
+
+def _title(record: Record) -> str:
+    return f"# {record['method']}, {record['length']:,} tokens, on {base_name(record)}"
+
+
+def _common(record: Record) -> list[str]:
+    return [_base(record), _training(record), _results(record), _integrity(record)]
 
 
 def base_name(record: Record) -> str:
@@ -94,12 +111,18 @@ def _plain(settings: Record) -> bool:
     return settings["peft_type"] == "LORA"
 
 
-def _header(record: Record, settings: Record) -> str:
+def _header(record: Record, settings: Record | None) -> str:
+    """The YAML header; of a merged model without the settings of an adapter."""
     method, hub_set = record["method"], record["config"]["dataset"].get("hub_id")
-    tags = ["hylorada", "long-context", *(["lora"] if _plain(settings) else []), method]
+    tags = [
+        "hylorada",
+        "long-context",
+        *(["lora"] if settings and _plain(settings) else []),
+        method,
+    ]
     data = ModelCardData(
         base_model=base_name(record),
-        library_name="peft",
+        library_name="peft" if settings else "transformers",
         pipeline_tag="text-generation",
         tags=list(dict.fromkeys(tags)),
         datasets=[hub_set] if hub_set and not record["config"]["dataset"].get("path") else None,
@@ -176,20 +199,18 @@ def _training(record: Record) -> str:
 
 
 def _results(record: Record) -> str:
-    base = record.get("base") or {}
-    extended, own = base.get("extended") or {}, base.get("own_window") or {}
-    rows = []
-    for name, metric in record["metrics"].items():
-        rows.append(
-            [f"`{name}`", _number(metric), _number(extended.get(name)), _described(name, metric)]
-        )
-    lines = [_table(["metric", "this adapter", "base, untrained", "what it is"], rows)]
-    for name, metric in own.items():
+    measured = (record.get("base") or {}).get("extended") or {}
+    rows = [
+        [f"`{name}`", _number(metric), _number(measured.get(name)), _described(name, metric)]
+        for name, metric in record["metrics"].items()
+    ]
+    lines = [_table(["metric", "this model", bases.base_label(record), "what it is"], rows)]
+    for name, metric in bases.own_window(record).items():
         lines.append(
             f"The base as it is, in its own window of {metric['window']:,} tokens: `{name}` "
             f"{_number(metric)}."
         )
-    lines.append("Brackets: 95 % intervals. The base is extended to the same length, untrained.")
+    lines.append("Brackets: 95 % intervals.")
     return "## Results\n\n" + "\n\n".join(lines)
 
 
@@ -262,6 +283,20 @@ def _loading(record: Record, settings: Record) -> str:
         "in that package. It is loaded onto the base as it is; the extension comes with it."
     )
     program = "\n".join(code)
+    return f"## How to load it\n\n{why}\n\n```python\n{program}\n```"
+
+
+def _loading_merged() -> str:
+    program = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "merged"  # the folder of this file
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)"""
+    why = (
+        "It is a model of transformers and needs nothing else. Its weights are float32: in "
+        "bfloat16 they round, and with them what was trained. Dropout is 0, as in training."
+    )
     return f"## How to load it\n\n{why}\n\n```python\n{program}\n```"
 
 
