@@ -214,10 +214,11 @@ def test_many_bad_rows_make_a_short_line(tmp_path, caplog):
         ("train.jsonl", b'{"text": ""}\nnonsense\n', "2 rows, none usable"),
         ("train.jsonl", b"", "no rows"),
         ("train.json", b'[{"text": "a"}, {"te', "element 2.*replace it"),
-        ("train.txt", b"\xff\xfe\x00", "invalid UTF-8 at byte 0"),
+        ("train.txt", b"\xff\xfe\x00", "begins as UTF-16 and is not"),
+        ("train.txt", b"\xff\xff", "invalid UTF-8 at byte 0.*iconv -f"),
         ("train.jsonl.gz", b"\x1f\x8b\x08\x00damaged", "train.jsonl.gz cannot be read"),
         ("train.parquet", b"PAR1 not really PAR1", "train.parquet cannot be read"),
-        ("train.csv", b"text\nx", r"no file ending in \.parquet.*found: train\.csv"),
+        ("train.csv", b"text\n", "no rows"),
         ("odd.txt", b"", r"no rows|none usable"),
     ],
 )
@@ -249,7 +250,7 @@ def test_unnamed_files_are_split_by_the_hash_of_the_text(tmp_path):
     assert sum(len(s) for s in seen.values()) == 150  # no text on two sides
     assert 0 < len(seen["test"]) < 20 < 100 < len(seen["train"])
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "a.txt").write_text("a single document")
+    (tmp_path / "one" / "a.jsonl").write_text('{"text": "a single document"}')
     with pytest.raises(DataError, match=r"its 1 documents.*leave none for"):
         read("test", path=str(tmp_path / "one"), kind="local")
 

@@ -365,7 +365,7 @@ def test_bad_input_is_one_line_and_a_record(root, tmp_path, monkeypatch):
         "text": (
             make_config(root, dataset__path=str(tmp_path / "empty")),
             DataError,
-            "no file ending in",
+            "no file of a form that is read",
         ),
         "block": (
             make_config(root, length__max_length=4096),
@@ -408,3 +408,16 @@ def test_load_run_says_what_is_missing(tmp_path, done):
     write_unhashed(tmp_path, record)
     with pytest.raises(DataError, match="trained on other weights"):
         load_run(tmp_path)
+
+
+def test_a_document_that_is_trained_on_and_measured_is_told(root, tmp_path, caplog):
+    texts = make_texts(tmp_path / "texts")
+    shutil.copy(texts / "train" / "3.txt", texts / "test" / "again.txt")
+    config = make_config(
+        root, dataset__path=str(texts), train__max_steps=1, eval__perplexity__max_blocks=2
+    )
+    record = run(config, tmp_path / "run")
+    assert (
+        "1 of 3 documents of the test split are trained on as well (test/again.txt)" in caplog.text
+    )
+    assert record["provenance"]["documents_in_both"] == 1

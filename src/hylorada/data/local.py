@@ -1,37 +1,37 @@
-"""Text of one's own: a file or a folder of parquet, JSON-lines or text files.
+"""Text of one's own: a file or a folder of parquet, JSON, CSV or text files.
 
-A row is a document, a text file is one. Files or folders named train*, validation* and test* are
-those splits; where no name says so, each document goes by the hash of its text, so that equal
-texts never stand on both sides.
+A row is a document, a text file is one. Files or folders named for train, validation and test are
+those splits (`splits.named_splits`); where no name says so, each document goes by the hash of its
+text, so that equal texts never stand on both sides, and a text file alone is cut in three. What is
+hidden, or left behind by a system or an editor, is no text of anybody's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.data.rows import (
-    NOT_UNICODE,
-    SUFFIXES,
+from hylorada.data.files import (
+    FORMS,
     TEXT_SUFFIXES,
-    Row,
-    RowAccount,
+    UNREADABLE,
     damaged,
-    document,
+    form_of,
+    list_files,
     open_text,
-    read_rows,
-    suffix_of,
+    unknown_form,
 )
-from hylorada.data.sources import labelled_split, local_path
+from hylorada.data.formats import read_rows
+from hylorada.data.rows import NOT_TEXT, NOT_UNICODE, Row, RowAccount, document
+from hylorada.data.sources import local_path
+from hylorada.data.splits import named_splits, part_of_text, split_of_text
 from hylorada.errors import DataError
 
 log = logging.getLogger(__name__)
-
-_PERCENT = (("test", 5), ("validation", 10), ("train", 100))  # upper bounds
 
 
 def read_local(dataset: DatasetConfig, split: str) -> Iterator[Document]:
@@ -43,30 +43,31 @@ def read_local(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     """
     path = local_path(dataset)
     root = path.parent if path.is_file() else path
-    files = [path] if path.is_file() else _files(path)
-    labels = {f: labelled_split(f.relative_to(root)) for f in files}
-    named = {label for label in labels.values() if label}
-    if named and None in labels.values():
-        odd = next(f for f, label in labels.items() if label is None)
-        raise DataError(
-            f"{path}: {odd.relative_to(root)} is in no split while other files are named for one; "
-            "name each file train*, validation* or test*, or none"
+    files = _files(path)
+    labels = named_splits(files, root)
+    if labels is not None and split not in labels.values():
+        raise DataError(_no_such_split(path, split, sorted(set(labels.values()))))
+    alone = len(files) == 1 and form_of(files[0]) in TEXT_SUFFIXES
+    if labels is None:
+        _say_once(
+            f"{path}: no file is named for a split; its first 90 % are train, then 5 % validation, "
+            "5 % test"
+            if alone
+            else f"{path}: no file is named for a split; 90 / 5 / 5 % by the hash of each text"
         )
-    if named and split not in named:
-        raise DataError(
-            f"{path}: no file of the {split} split (found {', '.join(sorted(named))}); "
-            f"add one named {split}*, or choose a split that is there"
-        )
-    if not named:
-        log.info("%s: no file is named for a split; 90 / 5 / 5 %% by the hash of each text", path)
     account = RowAccount(f"dataset {dataset.name}, {path}")
     documents, yielded = 0, 0
     for file in files:
-        if named and labels[file] != split:
+        if labels is not None and labels[file] != split:
             continue
         for item in _documents(file, root, dataset.text_column, account):
             documents += 1
-            if named or _hash_split(item.text) == split:
+            if labels is None and alone:
+                part = part_of_text(item.text, split)
+                if part.strip():
+                    yielded += 1
+                    yield document(f"{item.name} ({split})", part)
+            elif labels is not None or split_of_text(item.text) == split:
                 yielded += 1
                 yield item
     account.close()
@@ -77,18 +78,37 @@ def read_local(dataset: DatasetConfig, split: str) -> Iterator[Document]:
         )
 
 
-def _files(folder: Path) -> list[Path]:
-    everything = sorted(p for p in folder.rglob("*") if p.is_file())
-    files = [p for p in everything if suffix_of(p) in SUFFIXES]
-    if not files:
-        found = ", ".join(p.name for p in everything[:5]) or "it is empty"
-        raise DataError(f"{folder}: no file ending in {', '.join(SUFFIXES)} (found: {found})")
-    return files
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        if not form_of(path):
+            raise unknown_form(path)
+        return [path]
+    found = list_files(path)
+    left_out = found.left_out(path)
+    if not found.data:
+        raise DataError(f"{path}: no file of a form that is read, which are {FORMS}; "
+                        + (f"there are {left_out}" if left_out else "it is empty"))  # fmt: skip
+    if left_out:
+        _say_once(f"{path}: not read: {left_out}")
+    return found.data
+
+
+def _no_such_split(path: Path, split: str, found: list[str]) -> str:
+    if path.is_file():
+        return (
+            f"{path}: named for {found[0]}, and there is nothing for {split} beside it in "
+            "dataset.path; give a folder with a file for each split, or a file of another name, "
+            "which is split by itself"
+        )
+    return (
+        f"{path}: no file of the {split} split (found {', '.join(found)}); "
+        f"add one named {split}*, or choose a split that is there"
+    )
 
 
 def _documents(file: Path, root: Path, column: str, account: RowAccount) -> Iterator[Document]:
     name = file.relative_to(root).as_posix()
-    if suffix_of(file) in TEXT_SUFFIXES:
+    if form_of(file) in TEXT_SUFFIXES:
         text = account.text(_whole(file, column), column)
         if text is not None:
             yield document(name, text)
@@ -100,15 +120,18 @@ def _documents(file: Path, root: Path, column: str, account: RowAccount) -> Iter
 
 
 def _whole(file: Path, column: str) -> Row:
+    """A text file as one row."""
     try:
         with open_text(file) as source:
-            return Row(file, 1, {column: source.read().decode("utf-8-sig")})
+            text = source.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return Row(file, 1, None, f"{NOT_UNICODE} at byte {error.start}")
-    except (OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise damaged(file, error) from error
+    return Row(file, 1, None, NOT_TEXT) if "\0" in text else Row(file, 1, {column: text})
 
 
-def _hash_split(text: str) -> str:
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 * 100
-    return next(split for split, bound in _PERCENT if place < bound)
+@lru_cache(maxsize=64)
+def _say_once(message: str) -> None:
+    """A data set is read twice when it is tokenised: first for its hash."""
+    log.info(message)

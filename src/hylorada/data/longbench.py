@@ -18,7 +18,10 @@ from typing import Any
 from hylorada.benchmarks import LONGBENCH, LONGBENCH_E, longbench_file
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.data.rows import Row, RowAccount, damaged, document, json_lines, read_rows
+from hylorada.data.files import damaged
+from hylorada.data.formats import read_rows
+from hylorada.data.json_rows import json_lines
+from hylorada.data.rows import Row, RowAccount, document
 from hylorada.data.sources import local_path
 from hylorada.errors import ConfigError, DataError
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.data.rows import RowAccount, document, read_rows, unique_names
+from hylorada.data.formats import read_rows
+from hylorada.data.rows import RowAccount, document, unique_names
 from hylorada.data.sources import split_files
 
 OFFICIAL_BOOKS = {"train": 28602, "validation": 50, "test": 100}

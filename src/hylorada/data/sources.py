@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from hylorada.config import DatasetConfig
-from hylorada.data.rows import SUFFIXES, suffix_of
+from hylorada.data.files import form_of, is_litter, suffix_of
+from hylorada.data.splits import WORDS
 from hylorada.errors import DataError
 
 # `train.parquet`, `test-00000-of-00001.parquet`, `test-00000-of-00001-29a571947c0b5ccc.parquet`,
@@ -15,7 +16,6 @@ _OFFICIAL = re.compile(
     r"(?:wiki\.)?(train|validation|valid|test)(?:-\d{5}-of-(\d{5})(?:-[0-9a-f]{16})?)?"
 )
 _PARTIAL = re.compile(r"(train|validation|valid|test)[-_]partial")
-_SPLIT_OF_WORD = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 
 def split_files(dataset: DatasetConfig, split: str, folders: tuple[str, ...]) -> list[Path]:
@@ -25,7 +25,8 @@ def split_files(dataset: DatasetConfig, split: str, folders: tuple[str, ...]) ->
         dataset: Its `path` is a folder in the hub's layout (or one above it) or one file of it;
             without a path the hub is asked.
         split: train, validation or test.
-        folders: Where below `path` the files may lie; the first that has any is taken.
+        folders: Where below `path` the files may lie; the first that has any of such a name is
+            taken.
 
     Raises:
         DataError: No path, no files for this split, or not all of its shards.
@@ -40,8 +41,9 @@ def split_files(dataset: DatasetConfig, split: str, folders: tuple[str, ...]) ->
     if path.is_file():
         candidates = [path]
     else:
-        nonempty = (_data_files(path / f) for f in folders if (path / f).is_dir())
-        candidates = next((files for files in nonempty if files), [])
+        listed = [_data_files(path / f) for f in folders if (path / f).is_dir()]
+        listed.sort(key=lambda files: not any(map(_is_official, files)))  # else the first that has
+        candidates = next((files for files in listed if files), [])
     return official_files(candidates, split, path, partial_allowed="partial" in dataset.name)
 
 
@@ -62,7 +64,10 @@ def official_files(
 ) -> list[Path]:
     """Of some files, those that hold `split` by the names that the hub uses."""
     files, shards, partial = [], 0, []
+    raw = {file.stem for file in candidates if file.suffix == ".raw"}
     for file in candidates:
+        if file.suffix == ".tokens" and file.stem in raw:
+            continue  # WikiText's other form of the same split
         stem = file.name.removesuffix(suffix_of(file))
         if (match := _OFFICIAL.fullmatch(stem)) and _split(match[1]) == split:
             files.append(file)
@@ -88,18 +93,15 @@ def official_files(
     )
 
 
-def labelled_split(relative: Path) -> str | None:
-    """The split that a file of one's own is named for, by its name or a folder's; else None."""
-    for part in reversed(relative.parts):
-        match = re.match(r"(train|validation|valid|val|dev|test)(?![a-z])", part.lower())
-        if match:
-            return _split(match[1])
-    return None
+def _is_official(file: Path) -> bool:
+    stem = file.name.removesuffix(suffix_of(file))
+    return bool(_OFFICIAL.fullmatch(stem) or _PARTIAL.fullmatch(stem))
 
 
 def _split(word: str) -> str:
-    return _SPLIT_OF_WORD.get(word, word)
+    return WORDS[word]
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and suffix_of(p) in SUFFIXES)
+    files = (p for p in folder.iterdir() if p.is_file() and not is_litter(p.name))
+    return sorted(p for p in files if form_of(p))

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Iterator
 
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.data.rows import RowAccount, plain_newlines, read_rows, unique_names
+from hylorada.data.files import form_of
+from hylorada.data.formats import read_rows
+from hylorada.data.rows import RowAccount, plain_newlines, unique_names
 from hylorada.data.sources import split_files
+from hylorada.errors import DataError
 
 PARAGRAPH_CHARACTERS = 100
 
@@ -30,6 +33,11 @@ def read_wikitext(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     config = dataset.hub_config
     folders = (config, f"wikitext/{config}", ".") if config else (".",)
     files = split_files(dataset, split, folders)
+    if "raw" in config and (other := [file.name for file in files if form_of(file) == ".tokens"]):
+        raise DataError(
+            f"dataset {dataset.name}: {other[0]} has <unk> for rare words, which is another text "
+            f"than {config}; give its wiki.*.raw, or read it as dataset=local"
+        )
     account = RowAccount(f"dataset {dataset.name}, {split}")
     unique = unique_names()
 

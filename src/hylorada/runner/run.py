@@ -18,6 +18,7 @@ from hylorada import anatomy, products
 from hylorada import config as configs
 from hylorada.config import RunConfig
 from hylorada.data.blocks import Blocks
+from hylorada.data.overlap import shared_documents
 from hylorada.data.packing import TokenCorpus, load_token_corpus, tokenizer_sha256
 from hylorada.disk import replace_file
 from hylorada.methods import adapt
@@ -134,6 +135,7 @@ class _Run:
                 blocks = self._blocks(tokenizer) if config.method.lora.enabled else None
                 validation = self._validation(tokenizer)
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
+            self._tell_shared(exam, blocks)
             backbone = load_backbone(config.model, self.device, config.train.precision, opened)
             self.meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
@@ -172,6 +174,20 @@ class _Run:
             check_continuation(checkpoint.state, self.config)
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
         return checkpoint
+
+    def _tell_shared(self, exam: Exam, blocks: Blocks | RetrievalBlocks | None) -> None:
+        """Say which documents are trained on and measured."""
+        split = self.config.eval.perplexity.split
+        if not isinstance(blocks, Blocks) or split == "train":
+            return
+        shared = shared_documents(blocks.corpus, exam.corpus)
+        self.record["provenance"]["documents_in_both"] = len(shared)
+        if shared:
+            logger.warning(
+                "%d of %d documents of the %s split are trained on as well (%s): its perplexity is "
+                "not that of unseen text",
+                len(shared), len(exam.corpus.documents), split, ", ".join(shared[:3]),
+            )  # fmt: skip
 
     def _corpus(self, tokenizer: Any, split: str) -> TokenCorpus:
         config = self.config

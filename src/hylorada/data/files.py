@@ -1,0 +1,219 @@
+"""Which files of a folder are data, and how they are opened: forms, compression, encodings."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import os
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hylorada.errors import DataError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (".csv", ".tsv")
+TEXT_SUFFIXES = (".txt", ".raw", ".tokens")
+SUFFIXES = (".parquet", *JSON_SUFFIXES, *TABLE_SUFFIXES, *TEXT_SUFFIXES)
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")  # of all but parquet, which compresses by itself
+FORMS = f"{', '.join(SUFFIXES)} (all but parquet also with {', '.join(COMPRESSIONS)} after it)"
+
+# What a stream raises that is not what its name says.
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+# Forms that text is often kept in, and how it becomes one that is read.
+_CURES = {
+    (".zip", ".tar", ".tgz", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"): "unpack it",
+    (
+        ".arrow",
+        ".feather",
+    ): "write it again, as by datasets.load_from_disk(FOLDER).to_parquet(FILE)",
+    (".pkl", ".pickle", ".pt", ".npy", ".npz"): "write its texts to JSON lines",
+    (".xlsx", ".xls", ".ods"): "save it as CSV",
+    (".pdf", ".docx", ".doc", ".rtf", ".epub", ".html", ".htm"): "save it as plain text",
+    (".db", ".sqlite", ".sqlite3"): "export its table as CSV",
+}
+_BACKUP = re.compile(
+    r".*~|#.*#|~\$.*|.*\.(bak|backup|orig|old|swp|swo|tmp|temp|part|partial|crdownload)",
+    re.IGNORECASE,
+)
+_LITTER = ("__macosx", "__pycache__", "thumbs.db", "desktop.ini")
+_LISTED = 4  # names in a message
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # in this order: the first begins with the third
+
+
+@dataclass
+class Listing:
+    """What lies below a folder.
+
+    Attributes:
+        data: the files that are read, in the order of their paths.
+        litter: files and folders that are hidden, or that systems and editors leave behind.
+        others: files of other forms.
+    """
+
+    data: list[Path] = field(default_factory=list)
+    litter: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+    def left_out(self, folder: Path) -> str:
+        """What is not read and why, in words; empty if all is."""
+        parts = []
+        if self.litter:
+            what = "hidden or left by a system or an editor"
+            parts.append(f"{len(self.litter)} {what} ({_named(self.litter, folder)})")
+        if self.others:
+            parts.append(f"{len(self.others)} of other forms ({_named(self.others, folder)})")
+        cures = {f"{cure(path)}: {path.name}" for path in self.others if cure(path)}
+        told = f"; to have it read, {min(cures)}" if cures else ""
+        return f"{' and '.join(parts)}{told}" if parts else ""
+
+
+def list_files(folder: Path) -> Listing:
+    """Look through a folder and those below it, linked ones too, each once."""
+    found, seen = Listing(), set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        state = here.stat()
+        known = (state.st_dev, state.st_ino) in seen
+        seen.add((state.st_dev, state.st_ino))
+        if known:  # a link that leads back
+            folders.clear()
+            continue
+        for name in [*folders, *names]:
+            if is_litter(name):
+                found.litter.append(here / name)
+        folders[:] = [name for name in folders if not is_litter(name)]
+        for path in (here / name for name in names if not is_litter(name)):
+            if path.is_file():
+                (found.data if suffix_of(path) in _READ else found.others).append(path)
+    for paths in (found.data, found.litter, found.others):
+        paths.sort()
+    return found
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is nobody's text: `.git`, `__MACOSX`, `a.txt~`."""
+    return name.startswith(".") or name.lower() in _LITTER or bool(_BACKUP.fullmatch(name))
+
+
+def cure(path: Path) -> str:
+    """What makes a file of another form one that is read; empty where nothing is known."""
+    suffix = path.suffix.lower()
+    return next((told for suffixes, told in _CURES.items() if suffix in suffixes), "")
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that decides the form, a compression with what is before it."""
+    suffixes = [s.lower() for s in path.suffixes[-2:]]
+    return (
+        "".join(suffixes)
+        if suffixes[-1:] and suffixes[-1] in COMPRESSIONS
+        else "".join(suffixes[-1:])
+    )
+
+
+def form_of(path: Path) -> str:
+    """`suffix_of` without the compression; empty if such a file is not read."""
+    suffix = suffix_of(path)
+    return suffix if suffix in SUFFIXES else suffix.rpartition(".")[0] if suffix in _READ else ""
+
+
+_READ = {
+    *SUFFIXES,
+    *(suffix + packed for suffix in SUFFIXES if suffix != ".parquet" for packed in COMPRESSIONS),
+}
+
+
+def unknown_form(path: Path) -> DataError:
+    """The error for a file that is not read."""
+    told = cure(path)
+    return DataError(
+        f"{path}: not of a form that is read; {told + ', or ' if told else ''}use {FORMS}"
+    )
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """The error for a file that exists and cannot be read through."""
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+    return DataError(f"{path} cannot be read ({reason}); replace it with a whole copy")
+
+
+def open_text(path: Path) -> io.BufferedIOBase:
+    """Open a file for reading UTF-8: unpacked as its name says, recoded as its mark says.
+
+    A mark of UTF-8 stays; UTF-16 and UTF-32 are known by theirs.
+    """
+    file = _unpacked(path)
+    head = _peek(file, 4)
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return io.BufferedReader(_Recoded(file, encoding))
+    return file
+
+
+def _unpacked(path: Path) -> io.BufferedIOBase:
+    packed = path.suffix.lower()
+    if packed == ".gz":
+        return io.BufferedReader(gzip.GzipFile(path))  # type: ignore[arg-type]
+    if packed == ".bz2":
+        return io.BufferedReader(bz2.BZ2File(path))  # type: ignore[arg-type]
+    if packed == ".xz":
+        return io.BufferedReader(lzma.LZMAFile(path))  # type: ignore[arg-type]
+    if packed == ".zst":
+        import pyarrow as pa
+
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
+    return path.open("rb")
+
+
+def _peek(file: io.BufferedIOBase, size: int) -> bytes:
+    return file.peek(size)[:size]  # type: ignore[attr-defined]
+
+
+class _Recoded(io.RawIOBase):
+    """A stream of another encoding as UTF-8.
+
+    Raises:
+        OSError: while reading, what is not of that encoding.
+    """
+
+    def __init__(self, file: io.BufferedIOBase, encoding: str) -> None:
+        self._file, self._encoding = file, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ready = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready and not self._ended:
+            data = self._file.read(1 << 16)
+            self._ended = not data
+            try:
+                self._ready = self._decoder.decode(data, self._ended).encode()
+            except UnicodeError as error:
+                raise OSError(f"it begins as {self._encoding.upper()} and is not") from error
+        part = self._ready[: len(buffer)]
+        buffer[: len(part)] = part
+        self._ready = self._ready[len(part) :]
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _named(paths: list[Path], folder: Path) -> str:
+    listed = ", ".join(path.relative_to(folder).as_posix() for path in paths[:_LISTED])
+    return listed if len(paths) <= _LISTED else f"{listed} and {len(paths) - _LISTED} more"
