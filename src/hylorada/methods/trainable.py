@@ -69,4 +69,6 @@ def _group(name: str, homes: dict[str, str]) -> str:
         return "landmark"
     if _LORA.search(name):
         return "lora"
+    if ".trainable_tokens_delta." in name:
+        return "token_embeddings"
     return homes.get(_bare(name).rpartition(".")[0], "other")

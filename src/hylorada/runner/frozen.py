@@ -27,6 +27,8 @@ Dimension letters: N tokens (all leading dimensions), I input features, O output
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,10 +40,16 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 from hylorada.linear import fast_linear, product_dtype, without_autocast
+from hylorada.methods import cpu_attention
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if bias is None else bias.to(dtype)
+
+
+def _unflattened(y_NO: Tensor, x: Tensor) -> Tensor:
+    """[N, O] in the shape of x, and not as a view: some models change it in place (Llama 4)."""
+    return torch.ops.aten._unsafe_view(y_NO, [*x.shape[:-1], y_NO.shape[1]])
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -57,7 +65,7 @@ class _FrozenProduct(torch.autograd.Function):
         with without_autocast(x):
             x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
             y_NO = fast_linear(x_NI, weight_OI.to(dtype), _cast(bias_O, dtype))
-        return y_NO.view(*x.shape[:-1], weight_OI.shape[0])
+        return _unflattened(y_NO, x)
 
     @staticmethod
     @once_differentiable
@@ -112,7 +120,7 @@ class _LowRankProduct(torch.autograd.Function):
         )
         ctx.factor, ctx.x_dtype, ctx.x_shape = factor, x.dtype, x.shape
         ctx.bias_dtype = None if bias_O is None else bias_O.dtype
-        return y_NO.view(*x.shape[:-1], weight_OI.shape[0])
+        return _unflattened(y_NO, x)
 
     @staticmethod
     @once_differentiable
@@ -292,6 +300,18 @@ def restore(model: nn.Module) -> int:
         how many layers were exchanged back.
     """
     return _exchange(model, _ORIGINAL)
+
+
+@contextmanager
+def own_kernels(model: nn.Module) -> Iterator[None]:
+    """The model's own kernels inside, peft's and torch's, attention included."""
+    exchanged = restore(model)
+    try:
+        with cpu_attention.left_out():
+            yield
+    finally:
+        if exchanged:
+            use_frozen_kernels(model)
 
 
 def _exchange(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> int:

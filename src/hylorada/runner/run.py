@@ -23,7 +23,6 @@ from hylorada.data.packing import TokenCorpus, load_token_corpus, tokenizer_sha2
 from hylorada.disk import replace_file
 from hylorada.methods import adapt
 from hylorada.methods.experts import reached_experts
-from hylorada.methods.integrity import check_integrity
 from hylorada.methods.presets import from_method
 from hylorada.methods.trainable import count_by_group
 from hylorada.redaction import remember
@@ -37,6 +36,7 @@ from hylorada.runner.ending import exit_code, recorded
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.faults import fault_point
 from hylorada.runner.finished import extend, load_run
+from hylorada.runner.gate import prove
 from hylorada.runner.inputs import Inputs
 from hylorada.runner.loop import (
     BlockSource,
@@ -257,22 +257,14 @@ class _Run:
 
     def _gate(self, model: Any, backbone: Backbone) -> None:
         """Refuse a model in which something does not act, or reads the future."""
-        gate = self.config.integrity
-        if not gate.enabled:
+        if not self.config.integrity.enabled:
             return
-        report = check_integrity(
-            model,
-            backbone.tokenizer,
-            self.config.length.max_length,
-            allow_leak=gate.allow_leak,
-            packed=self.config.dataset.packing == "reset",
-            probe_length=gate.probe_length,
-            seed=self.config.seed,
-        )
+        report = prove(model, backbone.tokenizer, self.config, self.meter.bf16, self.stop)
         self.record["integrity"] = report.to_dict()
         replace_file(self.directory / "integrity.json", to_json(report.to_dict()))
-        self.stop.check()  # the gate takes whatever is raised inside it for a failed check
         report.raise_if_failed()
+        for warning in report.warnings:
+            logger.warning("integrity: %s", warning)
         ran = [name for name, check in report.checks.items() if not check.skipped]
         logger.info("integrity: passed %s", ", ".join(ran))
 

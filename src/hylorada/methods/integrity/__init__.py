@@ -2,21 +2,28 @@
 
 | check             | refuses                                                                   |
 | ----------------- | ------------------------------------------------------------------------- |
+| position_range    | fewer learned positions than max_length                                   |
+| tokenizer         | a tokenizer that begins a text with its special token twice               |
 | parameter_audit   | a component without parameters, a base parameter that trains              |
-| identity_at_start | an untrained adapter that changes the logits                              |
+| identity_at_start | an untrained LoRA adapter that changes the logits                         |
+| evaluation_mode   | dropout, or another random draw, in evaluation mode                       |
+| scored_logits     | a loss or score that is not of the logits of the model's own forward pass |
 | no_op             | a component whose parameters change nothing                               |
 | gradient_coverage | a trainable tensor that gets no gradient                                  |
 | causality         | a logit that moves when later tokens change; exactly 0 is asked for       |
+| rows              | a row of a batch that reads another                                       |
+| requests          | state that survives from one request into the next                        |
 | packed_documents  | a document that reads the one before it in the same row (packing=reset)   |
+| positions         | a component that looks up another position, or another bucket             |
 | s2_layers         | shifted sparse attention that some layer does not take, or that is full   |
-| rope              | frequencies that are not those of the config                              |
-| position_range    | fewer learned positions than max_length                                   |
+| rope              | frequencies that are not those of the config, scaling without effect      |
 | cache_parity      | decoding with a KV cache that differs from one pass                       |
 | save_load         | an adapter that is not the same after saving and loading                  |
 
-The checks work on a short random text and on perturbed parameters (an untrained component does
-nothing yet, so neither its leak nor its absence would show); S2 groups are shortened with it. The
-model is left exactly as it was.
+These work on a short random text and on perturbed parameters (an untrained component does nothing
+yet, so neither its leak nor its absence would show), in the model's own precision; S2 groups are
+shortened with the text. `in_place` asks once more what depends on length, kernels and precision, of
+the model as it trains. The model is left exactly as it was.
 """
 
 from __future__ import annotations
@@ -28,10 +35,19 @@ import torch
 from torch import nn
 
 from hylorada.errors import ConfigError
-from hylorada.methods.integrity import acting, faithful, reach
+from hylorada.methods.integrity import (
+    acting,
+    causal,
+    faithful,
+    positions,
+    reach,
+    rope,
+    special_tokens,
+    steady,
+)
+from hylorada.methods.integrity.adapters import refuse_what_cannot_be_asked
 from hylorada.methods.integrity.probe import DEFAULT_LENGTH, Probe, as_found, vocabulary_size
 from hylorada.methods.integrity.report import Check, IntegrityReport
-from hylorada.methods.trainable import count_by_group
 from hylorada.validation.settings import SHORTEST_PROBE
 
 __all__ = ["Check", "IntegrityReport", "check_integrity"]
@@ -46,6 +62,7 @@ def check_integrity(
     packed: bool = False,
     probe_length: int = 0,
     seed: int = 0,
+    autocast: torch.dtype | None = None,
 ) -> IntegrityReport:
     """Run every check that applies to ``model``, a PeftModel or a bare causal language model.
 
@@ -57,12 +74,15 @@ def check_integrity(
         packed: training rows hold several documents, told apart by their position ids.
         probe_length: tokens in the probe; 0 chooses 61 (at most max_length).
         seed: of the probe text and of the noise on the parameters.
+        autocast: the precision that training and evaluation run under; effects are held against
+            rounding in it.
 
     Returns:
         The report; ``report.raise_if_failed()`` stops on a failure.
 
     Raises:
-        ConfigError: the probe or the vocabulary does not fit the model.
+        ConfigError: the probe or the vocabulary does not fit the model, or the adapter puts virtual
+            tokens before the text.
     """
     length = probe_length or min(DEFAULT_LENGTH, max_length)
     if not SHORTEST_PROBE <= length <= max_length:
@@ -86,19 +106,30 @@ def check_integrity(
 
     with as_found(model):
         probe = Probe(model, vocabulary, length, seed)
+        refuse_what_cannot_be_asked(probe.adapter, probe.logits)
+        report.probed["short"] = probe.described()
         if probe.adapter is not None:
-            report.parameters = count_by_group(model)
-            report.position_buckets = acting.position_buckets(probe, max_length)
+            report.parameters = {
+                group: sum(parameter.numel() for _, parameter in members)
+                for group, members in probe.groups.items()
+            }
+            report.position_buckets = reach.position_buckets(probe, max_length)
         run("position_range", reach.position_range, max_length)
+        run("tokenizer", special_tokens.tokenizer, tokenizer_or_vocab_size)
         run("parameter_audit", acting.parameter_audit)
         run("identity_at_start", acting.identity_at_start)
         probe.perturb(list(probe.groups))
-        run("no_op", acting.no_op)
+        run("evaluation_mode", steady.evaluation_mode)
+        run("scored_logits", faithful.scored_logits)
+        run("no_op", acting.no_op, autocast)
         run("gradient_coverage", acting.gradient_coverage)
-        run("causality", faithful.causality, allow_leak)
-        run("packed_documents", faithful.packed_documents, packed)
+        run("causality", causal.causality, allow_leak)
+        run("rows", causal.rows)
+        run("requests", steady.requests)
+        run("packed_documents", causal.packed_documents, packed)
+        run("positions", positions.positions, max_length, packed)
         run("s2_layers", reach.s2_layers)
-        run("rope", reach.rope, max_length)
+        run("rope", rope.rope, max_length)
         run("cache_parity", faithful.cache_parity)
         run("save_load", faithful.save_load)
     return report

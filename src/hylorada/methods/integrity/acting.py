@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from hylorada.methods.integrity.adapters import is_own, own_names
 from hylorada.methods.integrity.probe import Probe
 from hylorada.methods.integrity.report import Check, skipped
-from hylorada.methods.positions import buckets_reached
 
 NO_ADAPTER = "the model has no adapter"
 # A change below this, relative to the spread of the logits, is rounding and not an effect.
 VISIBLE = 1e-6
+TIMES_ROUNDING = 10  # an effect below so many times rounding is worth a warning
 
 
-def switched_on(adapter: Any) -> list[str]:
+def switched_on(probe: Probe) -> list[str]:
     """The components that must have parameters, by the adapter's config."""
     switches = {
         "position_bias": "position_bias_enabled",
@@ -24,7 +26,8 @@ def switched_on(adapter: Any) -> list[str]:
         "position_embeddings": "train_embeddings",
         "norms": "train_norms",
     }
-    return ["lora", *(g for g, switch in switches.items() if getattr(adapter, switch, False))]
+    on = [group for group, switch in switches.items() if getattr(probe.adapter, switch, False)]
+    return [probe.kind, *on]
 
 
 def parameter_audit(probe: Probe) -> Check:
@@ -36,19 +39,23 @@ def parameter_audit(probe: Probe) -> Check:
         return Check(
             name, False, 0, 1, "nothing trains; load the adapter with is_trainable=True to train it"
         )
-    expected = switched_on(probe.adapter)
+    expected = switched_on(probe)
     missing = [group for group in expected if group not in probe.groups]
+    names = own_names(probe.model)
+    biases = getattr(probe.adapter, "bias", "none") != "none"
+    tokens = getattr(probe.adapter, "trainable_token_indices", None)
     unexpected = []
     for group, members in probe.groups.items():
         for path, _ in members:
-            copied = ".modules_to_save." in path  # listed in the adapter's config, so asked for
-            own = ".lora_" in path
-            if not (copied or own) or (own and group not in expected):
+            asked = ".modules_to_save." in path or (biases and path.endswith(".bias"))
+            asked = asked or (tokens and ".trainable_tokens_delta." in path)
+            own = is_own(path, names) and (probe.kind != "lora" or group in expected)
+            if not (asked or own):
                 unexpected.append(path)
     frozen = [
         path for path, p in probe.model.named_parameters()
         if not p.requires_grad and _belongs_to(path, probe.model.active_adapters[0])
-    ]  # fmt: skip
+    ] if probe.kind == "lora" else []  # other methods freeze parts of their own  # fmt: skip
     trainable = sum(p.numel() for members in probe.groups.values() for _, p in members)
     detail = f"{trainable} values train, in {', '.join(probe.groups)}"
     if missing:
@@ -65,42 +72,74 @@ def parameter_audit(probe: Probe) -> Check:
 
 
 def _belongs_to(path: str, adapter_name: str) -> bool:
-    """Whether a parameter is one of the adapter's own."""
+    """Whether a parameter is one of a LoRA adapter's own."""
     parts = path.split(".")
     own = any(part.startswith("lora_") or part == "modules_to_save" for part in parts)
     return own and adapter_name in parts
 
 
 def identity_at_start(probe: Probe) -> Check:
-    """An adapter that has not been trained (all B zero) leaves the logits exactly as they are."""
+    """An untrained adapter that starts as the identity leaves the logits exactly as they are.
+
+    LoRA with all B zero must; of other methods and initialisations it is only reported.
+    """
     name = "identity_at_start"
     if probe.adapter is None:
         return skipped(name, NO_ADAPTER)
-    if probe.adapter.peft_type not in ("LORA", "HYLORADA") or probe.adapter.use_dora:
-        return skipped(name, "DoRA divides by a norm, so it starts as the identity up to rounding")
-    b_matrices = [p for path, p in probe.groups.get("lora", []) if ".lora_B." in path]
-    if not b_matrices or any(b.detach().any() for b in b_matrices):
-        return skipped(name, "the adapter has been trained")
     if getattr(probe.adapter, "s2_in_evaluation", False):
         return skipped(name, "without the adapter, evaluation attends fully")
+    must = probe.kind == "lora"
+    if must:
+        reason = _why_not_identity(probe)
+        if reason:
+            return skipped(name, reason)
     with_adapter = probe.logits()
     with probe.attention_kept(), probe.model.disable_adapter():
         without = probe.logits()
     change = (with_adapter - without).abs().max().item()
+    if change and not must:
+        return skipped(
+            name,
+            f"{probe.kind.upper()} with these settings does not start as the identity, "
+            f"or has been trained: it moves the logits by {change:.3g}",
+        )
     detail = f"the untrained adapter moves the logits by {change:.3g}"
     if change:
         detail += "; a component does not start as the identity, attach it again"
     return Check(name, change == 0.0, change, 0.0, detail)
 
 
-def no_op(probe: Probe) -> Check:
-    """Other parameters of a component give other logits."""
+def _why_not_identity(probe: Probe) -> str:
+    """Why a LoRA adapter need not leave the logits as they are; empty if it must."""
+    if probe.adapter.use_dora:
+        return "DoRA divides by a norm, so it starts as the identity up to rounding"
+    zeros = [p for path, p in probe.groups.get("lora", []) if _starts_at_zero(path)]
+    if zeros and not any(p.detach().any() for p in zeros):
+        return ""
+    start = probe.adapter.init_lora_weights
+    if start not in (True, "gaussian"):
+        return f"init_lora_weights={start} starts with another B than zero"
+    return "the adapter has been trained"
+
+
+def _starts_at_zero(path: str) -> bool:
+    """B; of an embedding it is A."""
+    return ".lora_B." in path or ".lora_embedding_A." in path
+
+
+def no_op(probe: Probe, autocast: torch.dtype | None) -> Check:
+    """Other parameters of a component give other logits.
+
+    A component that is not applied changes nothing at all. One whose effect is of the size of
+    rounding acts, but can hardly be measured: a warning.
+    """
     name = "no_op"
     if probe.adapter is None:
         return skipped(name, NO_ADAPTER)
     before = probe.logits()
     spread = before.std().item()
-    effects = dict.fromkeys(switched_on(probe.adapter), 0.0)
+    chance = (probe.logits() - before).abs().max().item()  # of kernels that are not deterministic
+    effects = dict.fromkeys(switched_on(probe), 0.0)
     for group in probe.groups:
         with probe.perturbed([group]):
             after = probe.logits()
@@ -108,14 +147,47 @@ def no_op(probe: Probe) -> Check:
             return Check(name, False, None, None, f"{group}: the logits are not finite")
         effects[group] = (after - before).abs().max().item() / spread
     weakest = min(effects, key=lambda group: effects[group])
-    ok = effects[weakest] > VISIBLE
+    limit = chance / spread
     detail = (
         f"changing the parameters of {weakest} moves the logits by {effects[weakest]:.3g} of their "
         "spread"
     )
-    if not ok:
+    if not effects[weakest] > limit:
         detail += "; the component is attached but never applied, switch it off or attach it again"
-    return Check(name, ok, effects[weakest], VISIBLE, detail)
+        return Check(name, False, effects[weakest], limit, detail)
+    rounding = rounding_of(probe, autocast) / spread
+    warnings = [
+        f"{group}: changing its parameters moves the logits by {effect:.3g} of their spread, less "
+        f"than {TIMES_ROUNDING} times rounding ({rounding:.3g} in "
+        f"{_precision(autocast, probe.dtype)}); its effect can hardly be told from it"
+        for group, effect in effects.items()
+        if effect < TIMES_ROUNDING * rounding
+    ]
+    return Check(name, True, effects[weakest], limit, detail, warnings=warnings)
+
+
+def _precision(autocast: torch.dtype | None, dtype: torch.dtype) -> str:
+    """As a sentence says it."""
+    return str(autocast or dtype).removeprefix("torch.")
+
+
+def rounding_of(probe: Probe, autocast: torch.dtype | None) -> float:
+    """How far logits move for no other reason than rounding, in the run's precision.
+
+    The same text is computed in other shapes: as one row of several. Under autocast it is compared
+    with the model's own precision too. At least half a unit in the last place of a logit.
+    """
+    others = [probe.another_text() for _ in range(2)]
+    batch_BT = torch.cat([probe.ids_1T, *others])
+    in_full = probe.logits()
+    context: Any = contextlib.nullcontext()
+    if autocast is not None:
+        context = torch.autocast(probe.device.type, autocast)
+    with context:
+        alone, among = probe.logits(), probe.logits(batch_BT)
+    moved = max((alone - among).abs().max().item(), (alone - in_full).abs().max().item())
+    unit = torch.finfo(autocast or probe.dtype).eps / 2
+    return max(moved, unit * in_full.abs().max().item())
 
 
 def gradient_coverage(probe: Probe) -> Check:
@@ -149,18 +221,3 @@ def gradient_coverage(probe: Probe) -> Check:
             "not part of the forward pass, switch it off or attach it again"
         )
     return Check(name, not bad, len(bad), 0, detail)
-
-
-def position_buckets(probe: Probe, max_length: int) -> dict[str, dict[str, int]]:
-    """How many buckets of each table a text of max_length tokens reaches."""
-    adapter, found = probe.adapter, {}
-    tables = {
-        "position_bias": ("position_bias_enabled", "position_buckets"),
-        "landmark": ("landmark_enabled", "landmark_position_buckets"),
-    }
-    for component, (switch, size) in tables.items():
-        buckets = getattr(adapter, size, 0)
-        if getattr(adapter, switch, False) and buckets:
-            reached = buckets_reached(max_length, buckets, adapter.bucketing)
-            found[component] = {"reached": reached, "of": buckets}
-    return found

@@ -5,17 +5,20 @@ Legend: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from hylorada import anatomy
 from hylorada.errors import ConfigError
+from hylorada.methods.integrity.adapters import adapter_kind, own_groups
+from hylorada.methods.landmarks import LandmarkCacheLayer
 from hylorada.methods.s2_attention import attention_configs
-from hylorada.methods.trainable import parameter_groups
 
 SMALL_GROUP = 8  # tokens in an S2 group while probing
 DEFAULT_LENGTH = 3 * SMALL_GROUP + 37  # longer than the group, no multiple of it, odd
@@ -32,6 +35,8 @@ class Probe:
         model: as given: a PeftModel or a bare model.
         lm: the transformers model in it.
         adapter: the active adapter's config; None for a bare model.
+        kind: its PEFT type in lower case ("lora", "ia3"); this method's is "lora"; empty for a
+            bare model.
         groups: trainable parameters by component; empty for a bare model.
         ids_1T: the text.
     """
@@ -40,12 +45,15 @@ class Probe:
         self.model: Any = model
         self.lm = anatomy.causal_lm(model)
         self.adapter = _active_adapter(model)
-        self.groups = parameter_groups(model) if self.adapter is not None else {}
+        self.kind = adapter_kind(self.adapter)
+        self.groups = own_groups(model, self.kind) if self.adapter is not None else {}
         self.device = self.lm.get_input_embeddings().weight.device
         self.vocabulary = vocabulary
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         ids_1T = torch.randint(0, vocabulary, (1, length), generator=self.generator)
+        if invocation := getattr(self.adapter, "alora_invocation_tokens", None):
+            ids_1T[0, : len(invocation)] = torch.tensor(invocation)  # without them it rests
         self.ids_1T = ids_1T.to(self.device)
         configs = attention_configs(self.lm)
         self.s2_configs = [c for c in configs if hasattr(c, "s2_group_size")]
@@ -54,6 +62,21 @@ class Probe:
     def length(self) -> int:
         """Tokens of the text."""
         return self.ids_1T.shape[1]
+
+    def described(self) -> dict[str, Any]:
+        """What is probed, for the report."""
+        return {
+            "tokens": self.length,
+            "rows": 2,
+            "s2_group_size": self.group_size if self.s2_configs else None,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "kernels": "the model's own",
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights."""
+        return self.lm.get_input_embeddings().weight.dtype
 
     @property
     def group_size(self) -> int:
@@ -86,20 +109,69 @@ class Probe:
 
     def logits(
         self,
-        ids_1T: Tensor | None = None,
+        ids_BT: Tensor | None = None,
         training: bool = False,
-        positions_1T: Tensor | None = None,
+        positions_BT: Tensor | None = None,
+        row: int = 0,
+        draw: int = 0,
     ) -> Tensor:
-        """Logits [T, V] in float32, dropout the same at every call."""
+        """Logits of one row, [T, V], in float32; dropout the same at every call.
+
+        Args:
+            ids_BT: token ids; default: the text.
+            training: in training mode.
+            positions_BT: passed on.
+            row: which row.
+            draw: another number draws other dropout.
+        """
         self.model.train(training)
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.seed + draw)
         with torch.no_grad():
             output = self.model(
-                input_ids=self.ids_1T if ids_1T is None else ids_1T,
-                position_ids=positions_1T,
+                input_ids=self.ids_1T if ids_BT is None else ids_BT,
+                position_ids=positions_BT,
                 use_cache=False,
             )
-        return output.logits[0].float()
+        return output.logits[row].float()
+
+    def pieces(self, ids_1T: Tensor) -> Tensor:
+        """The same, [T, V], computed piece by piece with a KV cache."""
+        n = ids_1T.shape[1]
+        self.model.eval()
+        torch.manual_seed(self.seed)
+        cache: Any = None
+        parts: list[Tensor] = []
+        ends = [n // 2, n // 2 + 5, n - 2, n - 1, n]
+        with torch.no_grad():
+            while sum(map(len, parts)) < n:
+                start = sum(map(len, parts))
+                end = next(end for end in ends if end > start)
+                if cache is not None and not keeps_keys_and_values(cache):
+                    end = start + 1  # a recurrent state goes on token by token, as in generation
+                output = self.model(
+                    input_ids=ids_1T[:, start:end], past_key_values=cache, use_cache=True
+                )
+                cache = output.past_key_values
+                parts.append(output.logits[0].float())
+        return torch.cat(parts)
+
+    @functools.cached_property
+    def cache(self) -> Any:
+        """What the model keeps of a few tokens to go on from; None if it keeps nothing."""
+        self.model.eval()
+        with torch.no_grad():
+            output = self.model(input_ids=self.ids_1T[:, :2], use_cache=True)
+        return getattr(output, "past_key_values", None)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the model keeps a cache."""
+        return self.cache is not None
+
+    def another_text(self) -> Tensor:
+        """Random tokens, as many as the text has, [1, T]."""
+        shape = (1, self.length)
+        return torch.randint(0, self.vocabulary, shape, generator=self.generator).to(self.device)
 
     def perturb(self, groups: list[str]) -> None:
         """Add noise to all trainable parameters of some components."""
@@ -132,6 +204,12 @@ class Probe:
         shift = torch.randint(1, self.vocabulary, (1, length - start), generator=self.generator)
         ids_1T[:, start:] = (ids_1T[:, start:] + shift.to(self.device)) % self.vocabulary
         return ids_1T
+
+
+def keeps_keys_and_values(cache: Any) -> bool:
+    """Whether a cache holds nothing else, so that any number of tokens may follow at once."""
+    known = (DynamicLayer, DynamicSlidingWindowLayer, LandmarkCacheLayer)
+    return type(cache) is DynamicCache and all(isinstance(layer, known) for layer in cache.layers)
 
 
 def vocabulary_size(model: nn.Module, tokenizer_or_size: Any) -> int:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-import torch
-
 from hylorada import anatomy
 from hylorada.methods.integrity.acting import VISIBLE
 from hylorada.methods.integrity.probe import Probe
 from hylorada.methods.integrity.report import Check, skipped
+from hylorada.methods.positions import buckets_reached
 from hylorada.methods.s2_attention import count_s2_layers
 
 
@@ -37,65 +33,37 @@ def s2_layers(probe: Probe) -> Check:
     return Check(name, True, count, layers, f"{count} of {layers} attention layers take it")
 
 
-def rope(probe: Probe, max_length: int) -> Check:
-    """The frequencies in use are those of the config, and scaled if the range was extended."""
-    name = "rope"
-    rotary = anatomy.rotary_modules(probe.lm)
-    if not rotary:
-        return skipped(name, "the model has no rotary position embedding")
-    parameters = dict(getattr(probe.lm.config, "rope_parameters", None) or {})
-    kind = parameters.get("rope_type", "default")
-    trained = anatomy.trained_length(probe.lm.config)
-    asked = getattr(probe.adapter, "rope_scaling_type", "none")
-    reach = getattr(probe.adapter, "max_length", 0)
-    if asked != "none" and reach > trained and kind == "default":
-        detail = f"RoPE scaling ({asked}) is on but the config has none; call extend_range"
-        return Check(name, False, None, None, detail)
-    worst = 0.0
-    for path, module in rotary:
-        live: Any = module
-        # What the makers of the model compute from this config, against what runs.
-        rebuilt = type(live)(config=live.config if hasattr(live, "config") else probe.lm.config)
-        original = getattr(live, "original_inv_freq", live.inv_freq)  # dynamic: not the last used
-        expected = rebuilt.inv_freq.to(original.device)
-        error = ((original.float() - expected).abs() / expected).max().item()
-        scaled = getattr(live, "attention_scaling", 1.0), getattr(rebuilt, "attention_scaling", 1.0)
-        error = max(error, abs(scaled[0] - scaled[1]))
-        worst = max(worst, error)
-        if error > 0:
-            detail = (
-                f"{path} does not follow rope_parameters (rope_type={kind}): its frequencies are "
-                f"off by {error:.3g}; build it from the config (extend_range), in float32"
-            )
-            return Check(name, False, error, 0.0, detail)
-        if kind in ("linear", "yarn") and parameters.get("factor", 1.0) > 1.0:
-            plain = _unscaled(live, probe.lm.config)
-            if torch.equal(plain.to(original.device), original):
-                detail = f"{path}: RoPE scaling ({kind}) changes no frequency; use rope_type=none"
-                return Check(name, False, 0.0, 0.0, detail)
-    factor = parameters.get("factor")
-    told = f"{kind}, factor {factor:g}" if factor else kind
-    return Check(name, True, worst, 0.0, f"the frequencies in use are those of the config ({told})")
-
-
-def _unscaled(live: Any, config: Any) -> torch.Tensor:
-    config = copy.deepcopy(getattr(live, "config", config))
-    config.rope_parameters = {**config.rope_parameters, "rope_type": "default"}
-    return type(live)(config=config).inv_freq
-
-
 def position_range(probe: Probe, max_length: int) -> Check:
     """Learned position embeddings have a row for every position."""
     name = "position_range"
     found = anatomy.position_embedding(probe.lm)
     if found is None:
-        if probe.lm.config.max_position_embeddings is None or anatomy.rotary_modules(probe.lm):
-            return skipped(name, "the model looks no position up")
-        detail = "the position embeddings do not fit the config; call extend_range"
-        return Check(name, False, None, max_length, detail)
+        form = anatomy.position_form(probe.lm)
+        if form is anatomy.PositionForm.UNKNOWN:
+            detail = (
+                f"{type(probe.lm).__name__} has no position embeddings that fit its config; call "
+                "extend_range, or use an architecture whose positions can be found"
+            )
+            return Check(name, False, None, max_length, detail)
+        return skipped(name, f"the model has {form.value}")
     path, embedding, offset = found
     reach = min(embedding.num_embeddings, embedding.weight.shape[0]) - offset
     detail = f"{path.removesuffix('.original_module')} has rows for {reach} positions"
     if reach < max_length:
         detail += f", max_length is {max_length}; call extend_range first"
     return Check(name, reach >= max_length, reach, max_length, detail)
+
+
+def position_buckets(probe: Probe, max_length: int) -> dict[str, dict[str, int]]:
+    """How many buckets of each table a text of max_length tokens reaches."""
+    adapter, found = probe.adapter, {}
+    tables = {
+        "position_bias": ("position_bias_enabled", "position_buckets"),
+        "landmark": ("landmark_enabled", "landmark_position_buckets"),
+    }
+    for component, (switch, size) in tables.items():
+        buckets = getattr(adapter, size, 0)
+        if getattr(adapter, switch, False) and buckets:
+            reached = buckets_reached(max_length, buckets, adapter.bucketing)
+            found[component] = {"reached": reached, "of": buckets}
+    return found

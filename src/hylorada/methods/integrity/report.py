@@ -19,6 +19,7 @@ class Check:
         limit: what it was held against.
         detail: one sentence that names the component and, for a failure, what to do.
         skipped: why the check does not apply to this model; empty if it ran.
+        warnings: what is no fault, but must be known.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Check:
     limit: float | None = None
     detail: str = ""
     skipped: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 def skipped(name: str, reason: str) -> Check:
@@ -45,6 +47,8 @@ class IntegrityReport:
         parameters: trainable values by component.
         position_buckets: per component with buckets, how many a text of max_length reaches, of how
             many.
+        probed: on what the checks ran: tokens, rows, S2 group, precision and kernels of the short
+            probe, and of the one in training's own conditions if there was one.
     """
 
     max_length: int
@@ -52,6 +56,12 @@ class IntegrityReport:
     checks: dict[str, Check] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     position_buckets: dict[str, dict[str, int]] = field(default_factory=dict)
+    probed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each thing that is no fault, but must be known."""
+        return [text for check in self.checks.values() for text in check.warnings]
 
     @property
     def ok(self) -> bool:
@@ -71,6 +81,8 @@ class IntegrityReport:
             "probe_length": self.probe_length,
             "parameters": dict(self.parameters),
             "position_buckets": {k: dict(v) for k, v in self.position_buckets.items()},
+            "probed": {k: dict(v) for k, v in self.probed.items()},
+            "warnings": self.warnings,
             "checks": {
                 name: {
                     "ok": check.ok,

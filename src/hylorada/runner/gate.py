@@ -1,0 +1,64 @@
+"""The integrity gate in a run: the short probe, then the model as it trains."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from hylorada import anatomy
+from hylorada.config import RunConfig
+from hylorada.methods.integrity import IntegrityReport, check_integrity
+from hylorada.methods.integrity.in_place import Conditions, check_in_place
+from hylorada.runner.frozen import own_kernels
+from hylorada.runner.loop import gradient_checkpointing
+from hylorada.runner.loss import LossModel
+from hylorada.runner.product_weights import make_fast
+from hylorada.runner.signals import Stop
+
+KERNELS = "frozen layers through oneDNN or as one function with LoRA, chunked loss"
+
+
+def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop) -> IntegrityReport:
+    """Check a model that a run is about to train, or to measure.
+
+    A model that trains is checked twice: as it is, on a short text; and, where that passed, with
+    its kernels exchanged, at the length and in the precision in which it trains.
+
+    Args:
+        model: as it was attached; left as it was found.
+        tokenizer: of the base.
+        config: of the run.
+        bf16: whether training runs under bf16 autocast.
+        stop: a signal ends it between the two.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    gate, length = config.integrity, config.length.max_length
+    packed = config.dataset.packing == "reset" and config.train.task != "retrieval"
+    autocast = torch.bfloat16 if bf16 else None
+    report = check_integrity(
+        model,
+        tokenizer,
+        length,
+        allow_leak=gate.allow_leak,
+        packed=config.dataset.packing == "reset",
+        probe_length=gate.probe_length,
+        seed=config.seed,
+        autocast=autocast,
+    )
+    stop.check()  # the gate takes whatever is raised inside it for a failed check
+    if not (report.ok and config.method.lora.enabled):
+        return report
+    make_fast(model, bf16)
+    loss_model = LossModel(model, config.train.loss_chunk)
+    own = partial(own_kernels, model)
+    conditions = Conditions(loss_model, own, KERNELS, autocast, packed)
+    with gradient_checkpointing(anatomy.causal_lm(model), config.train.gradient_checkpointing):
+        check_in_place(
+            report, model, tokenizer, conditions, allow_leak=gate.allow_leak, seed=config.seed
+        )
+    stop.check()
+    return report

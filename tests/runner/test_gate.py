@@ -1,0 +1,257 @@
+"""The gate asks the model as it trains: kernels in place, its length, its groups, its precision."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, LEARNED_FAMILIES, VOCAB, make_model, tokens
+from tiny_runs import make_config, make_model_folder, make_texts
+
+from hylorada.config import RunConfig
+from hylorada.errors import IntegrityError
+from hylorada.methods import HyloradaConfig, adapt, check_integrity, cpu_attention
+from hylorada.runner import frozen, loss
+from hylorada.runner.gate import prove
+from hylorada.runner.run import run
+from hylorada.runner.signals import Stop
+
+TRAINED, LONG = 64, 192
+
+
+def adapted(family="llama", length=LONG, **options):
+    settings = {
+        "r": 4, "position_bias_enabled": True, "landmark_enabled": True, "s2_attn_enabled": True,
+        "s2_group_size": length // 3 // 2 * 2, "train_norms": True, "max_length": length,
+        "train_embeddings": family in LEARNED_FAMILIES, **options,
+    }  # fmt: skip
+    return adapt(make_model(family, TRAINED), HyloradaConfig(**settings), length, seed=0)
+
+
+def proven(model, length=LONG, bf16=False, **changes):
+    config = RunConfig()
+    config.length.max_length = length
+    config.train.loss_chunk = 50
+    config.dataset.packing = changes.pop("packing", "documents")
+    config.integrity.allow_leak = changes.pop("allow_leak", False)
+    config.train.gradient_checkpointing = changes.pop("checkpointing", False)
+    assert not changes
+    return prove(model, VOCAB, config, bf16, Stop())
+
+
+def fault(report, name):
+    """The sentence of a check that only the model as it trains fails."""
+    assert report.failed == [name], [report.checks[n] for n in report.failed]
+    with pytest.raises(IntegrityError):
+        report.raise_if_failed()
+    return report.checks[name].detail
+
+
+# ---- right models pass --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_right_model_passes_and_the_report_says_what_was_probed(family):
+    report = proven(adapted(family))
+    assert report.ok, [report.checks[name] for name in report.failed]
+    assert report.checks["training_causality"].value == 0.0
+    assert report.checks["training_parity"].value < 1e-4
+    assert report.probed["short"]["tokens"] == 61
+    assert report.probed["in_place"] | {"kernels": ""} == {
+        "tokens": LONG, "rows": 2, "s2_group_size": 64, "precision": "float32", "kernels": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "conditions"),
+    [
+        ({}, {"bf16": True}),
+        ({"lora_dropout": 0.2}, {}),
+        ({}, {"checkpointing": True}),
+        ({"s2_attn_enabled": False}, {"packing": "reset"}),
+        ({}, {"packing": "reset", "bf16": True}),
+        ({"use_dora": True, "position_bias_enabled": False}, {}),
+    ],
+    ids=["bf16", "dropout", "checkpointing", "packed", "packed bf16", "dora"],
+)
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+def test_other_right_conditions_pass(family, options, conditions):
+    report = proven(adapted(family, **options), **conditions)
+    assert report.ok, [report.checks[name] for name in report.failed]
+
+
+def test_attention_through_onednn_passes():
+    length = 1100
+    model = adapted("gpt2", length, s2_group_size=520)
+    calls = []
+    original = cpu_attention.causal_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_attention, "causal_attention", lambda *a: calls.append(1) or original(*a))
+        report = proven(model, length)
+    assert report.ok, [report.checks[name] for name in report.failed]
+    assert calls
+
+
+def test_a_model_is_left_as_it_was_but_for_its_kernels():
+    model = adapted("gpt2", lora_dropout=0.1).train()
+    before = copy.deepcopy(model.state_dict())
+    config, random = copy.deepcopy(model.config.to_dict()), torch.get_rng_state()
+    model(input_ids=tokens(1, 70), use_cache=False)
+    random = torch.get_rng_state()
+    assert proven(model, checkpointing=True).ok
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.config.to_dict() == config
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module._forward_hooks for module in model.get_base_model().transformer.h)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert frozen.restore(model) > 0
+
+
+# ---- faults that the short probe cannot see -----------------------------------------------------
+
+
+def leaking(function):
+    """A product whose rows see the mean of all rows, a little."""
+    return lambda x, *rest: function(x, *rest) + 1e-6 * function(x, *rest).mean(0)
+
+
+def test_a_leak_in_the_frozen_kernels_is_refused_and_named(monkeypatch):
+    model = adapted()
+    monkeypatch.setattr(frozen, "fast_linear", leaking(frozen.fast_linear))
+    assert check_integrity(model, VOCAB, LONG).ok  # before the kernels are exchanged
+    detail = fault(proven(model), "training_causality")
+    assert "lets the rows of a batch see each other" in detail
+    assert "FrozenLoraLinear" in detail or "FrozenLinear" in detail
+
+
+def test_a_kernel_that_reads_the_next_token_is_refused_and_named(monkeypatch):
+    forward = frozen.FrozenLoraLinear.forward
+
+    def peeking(self, x, *args, **kwargs):
+        ahead = torch.cat([x[:, 1:], x[:, -1:]], 1)
+        return forward(self, x + 1e-5 * ahead, *args, **kwargs)
+
+    monkeypatch.setattr(frozen.FrozenLoraLinear, "forward", peeking)
+    detail = fault(proven(adapted()), "training_causality")
+    assert "self_attn.q_proj (FrozenLoraLinear) reads the future" in detail
+    assert f"at {LONG} tokens" in detail
+
+
+def test_a_leak_in_the_attention_kernel_is_refused(monkeypatch):
+    """It serves 512 tokens or more, which no short probe has."""
+    model = adapted("gpt2", 1100, s2_group_size=520)
+    monkeypatch.setattr(
+        cpu_attention,
+        "_future",
+        lambda length, device: torch.zeros(min(256, length), min(256, length)),
+    )
+    report = proven(model, 1100)
+    assert set(report.failed) == {"training_causality", "training_parity"}
+    assert "attn (GPT2Attention) reads the future" in report.checks["training_causality"].detail
+
+
+def test_a_leak_at_length_alone_is_refused():
+    model = adapted()
+    model.get_base_model().model.layers[2].mlp.register_forward_hook(
+        lambda _, args, output: output + 1e-6 * args[0].mean(1, keepdim=True)
+        if output.shape[1] > 100 else output
+    )  # fmt: skip
+    detail = fault(proven(model), "training_causality")
+    assert detail.startswith("model.layers.2.mlp (LlamaMLP) reads the future")
+
+
+def test_a_leak_under_autocast_alone_is_refused():
+    model = adapted()
+    model.get_base_model().model.layers[0].mlp.register_forward_hook(
+        lambda _, args, output: output + 0.1 * args[0].mean(1, keepdim=True).to(output.dtype)
+        if torch.is_autocast_enabled("cpu") else output
+    )  # fmt: skip
+    assert proven(model).ok
+    frozen.restore(model)
+    report = proven(model, bf16=True)
+    assert "model.layers.0.mlp (LlamaMLP) reads the future" in (fault(report, "training_causality"))
+
+
+def test_state_in_a_kernel_is_refused(monkeypatch):
+    forward, kept = frozen.FrozenLinear.forward, {}
+
+    def remembering(self, x):
+        y = forward(self, x)
+        last, kept[id(self)] = kept.get(id(self), 0 * y), y.detach()
+        return y + 1e-4 * last.mean()
+
+    monkeypatch.setattr(frozen.FrozenLinear, "forward", remembering)
+    model = adapted(target_modules=["q_proj"])
+    detail = fault(proven(model), "training_causality")
+    assert "(FrozenLinear) keeps something of one request for the next" in detail
+
+
+def test_a_document_that_reads_the_one_before_it_at_length_is_refused():
+    model = adapted(s2_attn_enabled=False)
+
+    def blind(module, args, kwargs):
+        if kwargs["hidden_states"].shape[1] > 100:
+            kwargs["attention_mask"] = None
+        return args, kwargs
+
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.register_forward_pre_hook(blind, with_kwargs=True)
+    detail = fault(proven(model, packing="reset"), "training_causality")
+    assert "LlamaAttention) reads the document packed before its own" in detail
+
+
+def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
+    forward = frozen.FrozenLoraLinear.forward
+    monkeypatch.setattr(
+        frozen.FrozenLoraLinear,
+        "forward",
+        lambda self, x, *a, **k: forward(self, x, *a, **k) * 1.01,
+    )
+    detail = fault(proven(adapted()), "training_parity")
+    assert "hidden states differ most from what the model's own kernels give" in detail
+    assert "are wrong on this model" in detail
+
+
+def test_a_wrong_gradient_in_a_kernel_is_refused(monkeypatch):
+    backward = frozen._LowRankProduct.backward
+
+    def wrong(ctx, g):
+        dx, dw, dbias, da, db, *rest = backward(ctx, g)
+        return dx, dw, dbias, None if da is None else da * 1.05, db, *rest
+
+    monkeypatch.setattr(frozen._LowRankProduct, "backward", staticmethod(wrong))
+    detail = fault(proven(adapted()), "training_parity")
+    assert detail.startswith("the gradients of lora differ most")
+
+
+def test_a_wrong_loss_is_refused(monkeypatch):
+    original = loss.chunked_cross_entropy
+    monkeypatch.setattr(loss, "chunked_cross_entropy", lambda *a, **k: original(*a, **k) * 1.01)
+    assert fault(proven(adapted()), "training_parity").startswith("the ")
+
+
+def test_a_control_arm_that_reads_the_future_is_allowed_at_length_too():
+    model = adapted("gpt2", landmark_pooling="sequence_mean")
+    report = proven(model, allow_leak=True)
+    assert report.ok
+    detail = report.checks["training_causality"].detail
+    assert detail.startswith("landmark reads the future")
+    assert "allowed" in detail
+
+
+# ---- in a run -----------------------------------------------------------------------------------
+
+
+def test_a_run_is_stopped_before_it_measures_and_leaves_its_report(tmp_path, monkeypatch):
+    make_model_folder(tmp_path / "model")
+    make_texts(tmp_path / "texts")
+    monkeypatch.setattr(frozen, "fast_linear", leaking(frozen.fast_linear))
+    with pytest.raises(IntegrityError, match=r"integrity.training_causality: ") as caught:
+        run(make_config(tmp_path), tmp_path / "run")
+    assert caught.value.exit_code == 7
+    assert not (tmp_path / "outputs" / ".cache").exists()
+    written = (tmp_path / "run" / "integrity.json").read_text()
+    assert '"in_place"' in written
