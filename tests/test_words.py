@@ -124,6 +124,18 @@ def test_any_folder_is_a_model(hydra: Hydra) -> None:
     assert [c.model.path for c in models] == ["embedded", "./it's", "org/name", "./plain"]
 
 
+def test_a_path_alone_does_not_bear_the_name_of_the_default(hydra: Hydra) -> None:
+    for path in ("./a.gguf", "org/name"):
+        config = typed(hydra, f"model.path={path}")
+        assert (config.model.name, config.model.path) == (path, path)
+    copy = typed(hydra, "model=gpt2", "model.path=./copy of gpt2")
+    assert (copy.model.name, copy.model.path) == ("gpt2", "./copy of gpt2")
+    assert typed(hydra, "model.path=./a", "model.name=b").model.name == "b"
+    assert rewrite(rewrite(["model.path=./a"])) == rewrite(["model.path=./a"])
+    models = grid(hydra, "model.path=./a,./b")
+    assert [c.model.name for c in models] == ["./a", "./b"]
+
+
 @pytest.mark.parametrize("name", [n for n in ODD if "\n" not in n])
 def test_quoting_is_undone_by_hydra(name: str) -> None:
     assert unquoted(quoted(name)) == name

@@ -51,8 +51,8 @@ def rewrite(
     ``length=512`` becomes ``length='512'`` (Hydra takes a bare number for an integer, and a group's
     option must be a string), alone and in a list; ``length=3000`` the nearest length's batch with
     that number of tokens. ``model=org/name`` and ``model=./folder`` become ``model=custom`` with
-    that path. ``launcher=`` is short for ``hydra/launcher=``. Texts are quoted where they must be.
-    Rewritten words stay as they are.
+    that path, and so does ``model.path=`` alone. ``launcher=`` is short for ``hydra/launcher=``.
+    Texts are quoted where they must be. Rewritten words stay as they are.
 
     Args:
         overrides: as typed.
@@ -66,6 +66,9 @@ def rewrite(
     words: list[str] = []
     for word in overrides:
         words += _Word(word, multirun, own).rewritten()
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    if "model.path" in keys and "model" not in keys:  # else it would bear the default's name
+        words.insert(0, "model=custom")
     return words
 
 

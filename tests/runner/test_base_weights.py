@@ -254,6 +254,8 @@ def test_tied_by_config_json_and_two_in_the_file(save, caplog):
     assert "the weights hold a head with other values; that head is used" in record.getMessage()
     ids = tokens(1, 9)
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits.flip(-1))
+    loaded.tie_weights()  # as lm-eval does
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits.flip(-1))
     caplog.clear()
 
     def same_head(tensors):

@@ -177,6 +177,8 @@ def _untie_other_head(model: Any, what: str) -> None:
         "with other values; that head is used",
         what,
     )
+    for config in (model.config, text_config):  # so that nothing ties it later, nor when read again
+        config.tie_word_embeddings = False
 
 
 @torch.no_grad()
