@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, make_model, tokens
+from zoo.architectures import make_zoo_model
 
 from evaluation.rigged import Characters, Copier
 from hylorada.evaluation import candidates as module
@@ -44,6 +45,42 @@ def test_equals_reading_prompt_and_candidate_alone(family, budget, monkeypatch):
         # The prefix is as it was: asked again in another order it says the same.
         again = prefix.log_likelihoods(candidates[::-1])
     assert np.abs(again[::-1] - got).max() < TOLERANCE
+
+
+# A window, latent attention, recurrent and convolutional states, no cache at all.
+OTHERS = (
+    "gemma3_text", "mistral, window", "deepseek_v3", "gpt_oss", "lfm2", "qwen3_next", "jamba",
+    "falcon_h1", "mamba", "rwkv", "openai-gpt", "xglm", "bart", "recurrent_gemma", "minimax",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_holds_whatever_a_model_keeps(family):
+    model = make_zoo_model(family)
+    prompt, candidates = task()
+    expected = list(prompt)
+    with evaluation_mode(model):
+        prefix = Prefix(model, prompt)
+        got = prefix.log_likelihoods(candidates)
+        assert np.abs(got - naive(model, prompt, candidates)).max() < TOLERANCE
+        for _ in range(3):
+            logits = model(input_ids=torch.tensor([expected]), use_cache=False).logits
+            expected.append(int(logits[0, -1].argmax()))
+        assert prefix.greedy(3) == expected[len(prompt) :]
+
+
+def test_which_models_read_the_prompt_once():
+    once = {family for family in OTHERS if Prefix(make_zoo_model(family), [5, 6, 7]).cache}
+    assert once == {"gemma3_text", "mistral, window", "deepseek_v3", "gpt_oss", "xglm", "bart"}
+
+
+def test_long_prompts_are_read_in_small_batches(monkeypatch):
+    model = make_zoo_model("lfm2")
+    prompt, candidates = task()
+    with evaluation_mode(model):
+        whole = Prefix(model, prompt).log_likelihoods(candidates)
+        monkeypatch.setattr(module, "_BUDGET_TOKENS", 1)
+        assert np.abs(Prefix(model, prompt).log_likelihoods(candidates) - whole).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

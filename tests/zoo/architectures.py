@@ -130,9 +130,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "modernbert-decoder",
         {"layer_types": ["sliding_attention", "full_attention"], "local_attention": 16},
     ),
-    "mimo_v2_flash": ("mimo_v2_flash", {}),
+    "mimo_v2_flash": ("mimo_v2_flash", {"head_dim": 24}),
     "gemma4_text": ("gemma4_text", {"hidden_size_per_layer_input": 0}),
     "laguna": ("laguna", {}),
+    "zaya": ("zaya", {"num_experts_per_tok": 1, "layer_types": ["hybrid_sliding", "hybrid"]}),
     # rotary tables inside attention
     "gptj": ("gptj", {"rotary_dim": 4}),
     "codegen": ("codegen", {"rotary_dim": 4}),

@@ -99,9 +99,7 @@ def position_flow(model: nn.Module, target_modules: Any) -> PositionFlow:
         return PositionFlow()
     idle = tuple(sorted(set(watch.idle.values())))
     if not watch.given:
-        reason = f"{kind} has no attention layers, which are given positions"
-        if anatomy.attention_modules(lm):
-            reason = f"the attention layers of {kind} are not given position_ids"
+        reason = f"no attention layer of {kind} is given position_ids"
         return PositionFlow(reason, reason, idle)
     bias = f"in {kind} an adapted layer {watch.bias}" if watch.bias else ""
     return PositionFlow(bias, _landmark_reason(kind, watch), idle)

@@ -40,7 +40,8 @@ class RangeReport:
     """What `extend_range` did.
 
     Attributes:
-        kind: "learned", "rope", or "none" if nothing was to do.
+        kind: "learned", "rope", "distances" (only as many as are made at once: MPT), or "none" if
+            nothing was to do.
         from_length: positions the model was trained on, in tokens.
         to_length: positions it reaches now, in tokens.
         factor: the RoPE factor; for learned embeddings the ratio of the lengths.
@@ -107,31 +108,24 @@ def _extended(lm: Any, asked: Asked) -> RangeReport:
     form = anatomy.position_form(lm)
     rotary = form is PositionForm.ROTARY
     _check_settings(kind, form, max_length, learned_init, rope_type, rope_factor)
-    done = getattr(lm.config, "hylorada_range", None)
-    if done and done["from"] != trained:
-        done = None  # of an earlier extension, which the user says it was trained with
-    reach = done["to"] if done else trained
-    unchanged = RangeReport("none", trained, reach)
     if max_length <= trained or (rotary and rope_type == "none"):
-        return unchanged
+        return RangeReport("none", trained, max(trained, _done(lm, trained).get("to", 0)))
+    reason = nothing_to_extend(lm)
+    if reason:
+        return _without_extension(lm, reason, trained, max_length, rope_type, rope_factor)
+    done = _done(lm, trained)
     if done:
+        reach = done["to"]
         same_type = done["type"] == rope_type or rope_type == "auto"
         same_factor = done["factor"] == rope_factor or rope_factor == 0
         same = (same_type and same_factor) if rotary else done["type"] == learned_init
         if same and max_length <= reach:
-            return unchanged
+            return RangeReport("none", trained, reach)
         raise ConfigError(
             f"position_range: {kind} was already extended from {trained} to {reach} positions "
-            f"({done['type']}); load the base model again to extend it to {max_length} otherwise"
+            f"({done['type']}); load the base model again to extend it to {max_length} otherwise, "
+            "or, if it was trained further since, set model.trained_length"
         )
-    reason = nothing_to_extend(lm)
-    if reason and (rope_type not in ("auto", "none") or rope_factor > 1):
-        raise ConfigError(
-            f"position_range: {reason}, so RoPE scaling has nothing to do; set rope_type=auto and "
-            "rope_factor=0"
-        )
-    if reason:
-        return RangeReport("none", trained, max_length, reason=reason)
     if rotary:
         factor = float(rope_factor or math.ceil(max_length / trained))
         report = _rescale_rope(lm, max_length, trained, rope_type, factor)
@@ -148,6 +142,31 @@ def _extended(lm: Any, asked: Asked) -> RangeReport:
             f"{max_length}; use a length of at most {trained}"
         )
     report.originals["range"] = getattr(lm.config, "hylorada_range", None)
+    lm.config.hylorada_range = report.to_dict()
+    return report
+
+
+def _done(lm: Any, trained: int) -> dict[str, Any]:
+    """The extension that this model has; empty if none, or if it was trained since, as told."""
+    done = getattr(lm.config, "hylorada_range", None) or {}
+    return done if done.get("from") == trained else {}
+
+
+def _without_extension(
+    lm: Any, reason: str, trained: int, max_length: int, rope_type: str, factor: float
+) -> RangeReport:
+    if rope_type not in ("auto", "none") or factor > 1:
+        raise ConfigError(
+            f"position_range: {reason}, so RoPE scaling has nothing to do; set rope_type=auto and "
+            "rope_factor=0"
+        )
+    count = anatomy.position_count(lm.config)
+    if count is None or count[0] != "max_seq_len" or count[1] >= max_length:
+        return RangeReport("none", trained, max_length, reason=reason)
+    # MPT makes its distances for as many tokens as the config says
+    originals = {"count": count, "range": getattr(lm.config, "hylorada_range", None)}
+    report = RangeReport("distances", trained, max_length, reason=reason, originals=originals)
+    setattr(anatomy.text_config(lm.config), count[0], max_length)
     lm.config.hylorada_range = report.to_dict()
     return report
 

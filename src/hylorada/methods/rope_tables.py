@@ -167,29 +167,53 @@ def rescale(
     for config, parameters in zip(configs, news, strict=True):
         config.rope_parameters = parameters
         _set_count(config, count)
+    reason = _renewed(lm, done) or _amiss(lm, tables, chosen, ran, done.type, came)
+    if reason:
+        undo(lm, done)
+        raise ConfigError(f"position_range: {reason}; use rope_type=none")
+    return done
+
+
+def _renewed(lm: Any, done: Rescaled) -> str:
+    """Build the modules again from the changed config; why one cannot be, empty if all can."""
     for path, old in done.modules.items():
         device = next(iter(old._buffers.values())).device
-        lm.set_submodule(path, type(old)(config=rope_config(lm, old)).to(device))
+        try:
+            module = type(old)(config=rope_config(lm, old)).to(device)
+        except Exception as error:  # whatever a modelling file raises
+            reason = " ".join(str(error).split())
+            what = f"{type(old).__name__} of {type(lm).__name__}"
+            return f"{what} cannot be built with this scaling ({type(error).__name__}: {reason})"
+        lm.set_submodule(path, module)
+    return ""
+
+
+def _amiss(
+    lm: Any,
+    tables: list[RopeTable],
+    chosen: list[RopeTable],
+    ran: set[str],
+    rope_type: str,
+    came: dict[str, str],
+) -> str:
+    """What is wrong with a renewed module; empty if nothing is."""
+    width = anatomy.text_config(lm.config).hidden_size
     renewed = {table.name: table for table in rope_tables(lm)}
     for table in tables:
-        if table.inv_freq.is_meta or factor == 1:
+        if table.inv_freq.is_meta:
             continue
         now = renewed[table.name]
         same = torch.equal(now.inv_freq.to(table.inv_freq.dtype), table.inv_freq)
-        follows = table in chosen and done.type != "dynamic"  # dynamic rescales when it runs
-        if done.type == "dynamic" and came.get(table.kind) not in (None, "default", "dynamic"):
+        follows = table in chosen and rope_type != "dynamic"  # dynamic rescales when it runs
+        if rope_type == "dynamic" and came.get(table.kind) not in (None, "default", "dynamic"):
             follows = not same  # instead of a scaling that may act from the first token on or not
-        reason = "does not follow the RoPE scaling of its config" if same == follows else ""
+        what = f"{type(table.module).__name__} of {type(lm).__name__}"
+        if same == follows:
+            return f"{what} does not follow the RoPE scaling of its config"
         failure = _failure(now, width) if table.name in ran else ""
         if failure:
-            reason = f"needs other settings than a factor ({failure})"
-        if reason:
-            undo(lm, done)
-            raise ConfigError(
-                f"position_range: {type(table.module).__name__} of {kind} {reason}; "
-                "use rope_type=none"
-            )
-    return done
+            return f"{what} needs other settings than a factor ({failure})"
+    return ""
 
 
 def present(lm: Any, done: Rescaled) -> Rescaled:

@@ -63,11 +63,9 @@ def s2_obstacle(model: nn.Module, shift: str) -> str:
                 f"shift=heads needs an even number of heads, {kind} has {heads} (use shift=layers)"
             )
     attention = attention_modules(lm)
-    if not attention:
-        return f"{kind} has no attention layers"
     # otherwise transformers only logs a warning and changes nothing
-    if not type(decoder(lm))._can_set_attn_implementation():
-        return f"the attention of {kind} does not go through transformers' AttentionInterface"
+    if not attention or not type(decoder(lm))._can_set_attn_implementation():
+        return f"no attention of {kind} goes through transformers' AttentionInterface"
     if not all(getattr(module, "is_causal", True) for module in attention):
         return f"the attention of {kind} is not causal"
     return ""
