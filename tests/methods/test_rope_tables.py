@@ -139,16 +139,6 @@ def scaled_llama(**more):
     return AutoModelForCausalLM.from_config(config)
 
 
-def test_a_model_that_comes_scaled_has_two_readings_and_the_error_names_both():
-    model = scaled_llama()
-    with pytest.raises(ConfigError) as error:
-        extend_range(model, LONG)
-    message = str(error.value)
-    assert "comes with rope_type=linear, factor 4, for 64 positions" in message
-    assert "trained on 64 tokens as it stands, or on 256" in message
-    assert "model.trained_length" in message
-
-
 @pytest.mark.parametrize(("told", "factor", "reach"), [(64, 12.0, 192), (256, 4.0, 0)])
 def test_which_reading_is_true_is_the_users_to_say(told, factor, reach):
     model = scaled_llama(hylorada_trained_length=told)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import make_model
 from tiny_runs import make_model_folder
+from zoo.architectures import make_zoo_model
 
 from hylorada import anatomy
 from hylorada.config import ModelConfig
@@ -206,3 +207,16 @@ def test_families_lose_their_dropout_whatever_they_call_it(tmp_path):
         path.rename(tmp_path / path.name)
     loaded = load(tmp_path).model
     assert loaded.config.hidden_dropout == loaded.config.attention_dropout == 0.0
+
+
+@pytest.mark.parametrize("family", ["gptj", "bloom", "gpt_neo"])
+def test_an_architecture_without_sdpa_gets_the_cure_uncut(family, tmp_path):
+    make_model_folder(tmp_path)
+    make_zoo_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == (
+        f"model.path={tmp_path}: transformers has no SDPA attention for this architecture; set "
+        "model.attn_implementation=eager"
+    )
+    assert load(tmp_path, attn_implementation="eager").model.config.model_type == family

@@ -33,6 +33,7 @@ class Report(Protocol):
     """What is read of a `position_range.RangeReport`."""
 
     kind: str
+    reason: str
     originals: dict[str, Any]
 
 
@@ -75,6 +76,8 @@ def is_extended_as(
     done, report = _known[lm]
     if max(done.max_length, max_length) <= trained:
         return True
+    if report.reason:  # nothing there to extend
+        return rope_type in ("auto", "none") and report.kind in ("none", "distances")
     if report.kind == "learned":
         return (done.max_length, done.learned_init) == (max_length, learned_init)
     asked = replace(done, learned_init=learned_init)

@@ -108,12 +108,12 @@ def _extended(lm: Any, asked: Asked) -> RangeReport:
     form = anatomy.position_form(lm)
     rotary = form is PositionForm.ROTARY
     _check_settings(kind, form, max_length, learned_init, rope_type, rope_factor)
-    if max_length <= trained or (rotary and rope_type == "none"):
-        return RangeReport("none", trained, max(trained, _done(lm, trained).get("to", 0)))
-    reason = nothing_to_extend(lm)
+    done = _done(lm, trained)
+    reason = nothing_to_extend(lm) if max_length > trained else ""
     if reason:
         return _without_extension(lm, reason, trained, max_length, rope_type, rope_factor)
-    done = _done(lm, trained)
+    if max_length <= trained or (rotary and rope_type == "none"):
+        return RangeReport("none", trained, max(trained, done.get("to", 0)))
     if done:
         reach = done["to"]
         same_type = done["type"] == rope_type or rope_type == "auto"
