@@ -83,6 +83,7 @@ def _save_settings(cfg: DictConfig, directory: Path) -> None:
     settings = HydraConfig.instance().cfg
     assert settings is not None
     own = cast("dict[str, Any]", OmegaConf.to_container(settings))
+    remember(own["hydra"]["job"])  # env_set
     own["hydra"]["runtime"]["output_dir"] = str(directory.absolute())
     folder = directory / ".hydra"
     make_directory(folder)

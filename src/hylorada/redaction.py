@@ -94,7 +94,9 @@ def remember(settings: Mapping[str, Any]) -> None:
     """
     for key, text in _texts(settings, ""):
         _remembered.update(_of_urls(text))
-        if _SECRET_KEY.search(key) and len(text) >= _SHORTEST:
+        name = key.rpartition(".")[2]
+        of_environment = name.isupper() and (_SURE_NAME.search(name) or _LIKELY_NAME.search(name))
+        if (of_environment or _SECRET_KEY.search(key)) and len(text) >= _SHORTEST:
             _remembered.add(text)
         if "/" not in text and not key.endswith(("revision", "commit")):
             _remembered.update(_WANDB_KEY.findall(text))

@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "DEPLOY_SECRET": "line one CANARY\nline two CANARY",
     "HF_ENDPOINT": "http://me:CANARYinURL@127.0.0.1:9",
     "http_proxy": "http://me:CANARYproxy@127.0.0.1:9",
+    "WANDB_BASE_URL": "http://me:CANARYbase@127.0.0.1:9",
     "WANDB_API_KEY": "CANARY0f" * 5,
 }
 HEX = "c0ffee5c" * 5  # W&B keys were 40 hexadecimal digits

@@ -140,7 +140,7 @@ def refused_cells(cells: Mapping[str, RunConfig], here: bool) -> dict[str, Hylor
             preflight.check(config, here=here)
         except HyloradaError as error:
             refused[directory] = _recorded(config, Path(directory), error)
-        except Exception:  # a bug of ours: the cell itself will say which
+        except (Exception, SystemExit):  # a bug: the cell itself will say which
             logger.debug("preflight of %s", directory, exc_info=True)
     return refused
 
