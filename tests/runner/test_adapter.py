@@ -47,7 +47,11 @@ def test_activated_lora_is_refused(root, tmp_path):
     config = LoraConfig(
         r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", alora_invocation_tokens=[5, 6]
     )
-    refused(of_gpt2(root, config, tmp_path), root, "activated LoRA is switched on by its invo")
+    folder = of_gpt2(root, config, tmp_path)
+    refused(folder, root, "activated LoRA is switched on by its invocation tokens")
+    base_model = load_backbone(make_config(root).model, torch.device("cpu")).model
+    with pytest.raises(ConfigError, match="activated LoRA"):  # as in a run's directory
+        attach_adapter(base_model, folder, "tiny")
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"])

@@ -26,7 +26,7 @@ from hylorada.disk import disk_errors, exclusive, make_directory
 from hylorada.errors import ConfigError, DataError, IntegrityError
 from hylorada.runner.adapter import SETTINGS, attach_adapter, save_weights
 from hylorada.runner.backbone import Backbone
-from hylorada.runner.card import CARD, merged_card, model_card
+from hylorada.runner.card import CARD, base_name, merged_card, model_card
 from hylorada.runner.faults import fault_point
 from hylorada.runner.finished import load_finished
 from hylorada.runner.record import read_result
@@ -83,6 +83,8 @@ def export(run_dir: Path, to: Path | None = None, merge: bool = False) -> Path:
             del model, backbone  # a large one has no room beside what is read back
             again = _read_back(folder)
         else:
+            # The base by its name: where it lay on this machine helps nobody elsewhere.
+            model.active_peft_config.base_model_name_or_path = base_name(record)
             save_weights(model, folder)
             card = model_card(record, folder)
             again = attach_adapter(model.unload(), folder, record["config"]["model"]["path"])
@@ -138,9 +140,6 @@ def _load(run_dir: Path, record: dict[str, Any]) -> tuple[Any, Backbone]:
 def _write_merged(model: Any, backbone: Backbone, folder: Path) -> None:
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
-    known = vars(model.config)
-    if "hylorada_range" in known:  # it tells the length that was trained, too
-        known.pop("hylorada_trained_length", None)
     with _quiet():
         model.save_pretrained(str(folder))
         backbone.tokenizer.save_pretrained(str(folder))
