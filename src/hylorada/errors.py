@@ -32,7 +32,7 @@ class ConfigError(HyloradaError, ValueError):
 
 
 class DataError(HyloradaError):
-    """A data set or a model that cannot be had, or holds nothing usable."""
+    """A data set or a model that is not available, or holds nothing usable."""
 
     exit_code = 3
 

@@ -33,7 +33,7 @@ def read_documents(
 
     Raises:
         ConfigError: An unknown kind, split or unit, or a setting that this kind cannot use.
-        DataError: The data set cannot be had or holds nothing usable.
+        DataError: The data set is not available or holds nothing usable.
     """
     if split not in SPLITS:
         raise ConfigError(f"dataset: unknown split {split!r}; use one of {', '.join(SPLITS)}")

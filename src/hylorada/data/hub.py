@@ -30,7 +30,7 @@ _READ = 3  # seconds without a byte, six times in a row, before a download is gi
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-# Where data sets that were loading scripts are to be had as files.
+# Where data sets that were loading scripts are available as files.
 _MIRRORS = {
     "pg19": "emozilla/pg19",
     "wikitext": "Salesforce/wikitext",
@@ -50,7 +50,7 @@ def dataset_files(hub_id: str, config: str, split: str, revision: str) -> list[P
         revision: Commit, branch or tag; empty: main.
 
     Raises:
-        DataError: They cannot be had.
+        DataError: They are not available.
     """
     cached = _cached_split(_snapshot(hub_id, revision), config, split)
     if cached and _settled(revision):
@@ -75,7 +75,7 @@ def hub_file(hub_id: str, name: str, revision: str) -> Path:
     """Return one file of a data set's repository, downloading it if it is not in the cache.
 
     Raises:
-        DataError: It cannot be had.
+        DataError: It is not available.
     """
     snapshot = _snapshot(hub_id, revision)
     cached = snapshot / name if snapshot is not None and (snapshot / name).is_file() else None

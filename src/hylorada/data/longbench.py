@@ -94,7 +94,7 @@ def read_longbench(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     """Yield the contexts, without their questions, as documents for perplexity.
 
     Raises:
-        DataError: A split other than test, or a source that cannot be had.
+        DataError: A split other than test, or a source that is not available.
     """
     if split != "test":
         raise DataError(
@@ -119,7 +119,7 @@ def read_tasks(dataset: DatasetConfig, tasks: Sequence[str] = ()) -> Iterator[Lo
 
     Raises:
         ConfigError: A task that LongBench does not have.
-        DataError: A task that is not there, or a source that cannot be had or trusted.
+        DataError: A task that is not there, or a source that is not available or cannot be trusted.
     """
     yield from _v1_rows(dataset, _source(dataset), tasks or dataset.tasks)
 
@@ -128,7 +128,7 @@ def read_v2(dataset: DatasetConfig) -> Iterator[LongBenchV2Row]:
     """Yield the rows of LongBench-v2.
 
     Raises:
-        DataError: The source cannot be had or is LongBench's first version.
+        DataError: The source is not available or is LongBench's first version.
     """
     source = _source(dataset)
     if source.suffix != ".json":

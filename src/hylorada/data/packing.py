@@ -172,7 +172,7 @@ def load_token_corpus(
 
     Raises:
         ConfigError: The data set's settings are wrong.
-        DataError: The data set cannot be had or holds no text.
+        DataError: The data set is not available or holds no text.
         DiskError: The cache cannot be written.
     """
     content, documents = _hash_text(dataset, split, unit)
@@ -214,7 +214,7 @@ def text_sha256(dataset: DatasetConfig, split: str) -> str:
     """Hash of the text of a split, as `TokenCorpus.sha256` has it, without a tokenizer.
 
     Raises:
-        DataError: The data set cannot be had or holds no text.
+        DataError: The data set is not available or holds no text.
     """
     return _hash_text(dataset, split, "documents")[0]
 

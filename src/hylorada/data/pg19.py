@@ -24,7 +24,7 @@ def read_pg19(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     """Yield the books of one split, named by title and Project Gutenberg number.
 
     Raises:
-        DataError: The split cannot be had or has no usable book.
+        DataError: The split is not available or has no usable book.
     """
     files = split_files(dataset, split, (".", "data", "pg19"))
     account = RowAccount(f"dataset {dataset.name}, {split}")

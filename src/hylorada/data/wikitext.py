@@ -28,7 +28,7 @@ def read_wikitext(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     """Yield the articles of one split; text before the first title is a document of its own.
 
     Raises:
-        DataError: The split cannot be had or has no usable row.
+        DataError: The split is not available or has no usable row.
     """
     config = dataset.hub_config
     folders = (config, f"wikitext/{config}", ".") if config else (".",)

@@ -31,7 +31,7 @@ _SAME = 1e-5  # relative: two ways to one tensor
 
 @dataclass
 class PositionFlow:
-    """Why a component cannot be had; empty where it can.
+    """Why a component is not available; empty where it is.
 
     Attributes:
         position_bias: of the position bias.

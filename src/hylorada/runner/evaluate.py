@@ -68,7 +68,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
         The record as it stands now.
 
     Raises:
-        DataError: no finished run is there, or its base or text cannot be had.
+        DataError: no finished run is there, or its base or text is not available.
         HyloradaError: see `errors`; the record is then as it was.
     """
     validate(config)

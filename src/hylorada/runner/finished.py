@@ -41,8 +41,8 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
         A `PeftModel`; for method=baseline the base model with its range extended.
 
     Raises:
-        DataError: no record, no adapter, or one that is damaged; or the base model cannot be had or
-            is another one.
+        DataError: no record, no adapter, or one that is damaged; or the base model is not available
+            or is another one.
     """
     directory = Path(path)
     record = read_result(directory)

@@ -140,7 +140,7 @@ def save_load(probe: Probe) -> Check:
 
 
 def _why_not_reloaded(probe: Probe) -> str:
-    """Why the base that an adapter is loaded onto cannot be had from the adapted model."""
+    """Why the base that an adapter is loaded onto cannot be recovered from the adapted model."""
     if not hasattr(probe.model.base_model, "unload"):
         return f"{probe.kind} cannot be taken off a model, to load it again"
     start = getattr(probe.adapter, "init_lora_weights", True)
