@@ -179,3 +179,18 @@ def test_a_signal_that_lm_eval_swallows_stops_it_at_the_next_task(root, monkeypa
 def test_a_task_that_the_data_does_not_hold_is_one_line(root):
     with pytest.raises(DataError, match=r"eval\.harness: .*no qasper"):
         run(asked(root, eval__harness__tasks=["longbench_qasper"]), root / "missing")
+
+
+def test_an_answer_that_cannot_be_scored_is_told_before_a_question_is_asked(root, tmp_path):
+    row = {
+        "input": "", "context": "a b", "answers": ["the third"], "length": 9, "language": "en",
+        "dataset": "passage_retrieval_en", "_id": "0", "all_classes": None,
+    }  # fmt: skip
+    (tmp_path / "passage_retrieval_en.jsonl").write_text(json.dumps(row) + "\n")
+    changes = {
+        "eval__harness__tasks": ["longbench_passage_retrieval_en"],
+        "eval__harness__longbench_path": str(tmp_path), "output_root": str(tmp_path / "out"),
+    }  # fmt: skip
+    with pytest.raises(DataError, match="names no paragraph"):
+        run(asked(root, **changes))
+    assert not (tmp_path / "out" / ".cache").exists()

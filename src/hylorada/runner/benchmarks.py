@@ -20,6 +20,7 @@ from hylorada.evaluation.benchmark_questions import (
 )
 from hylorada.evaluation.benchmark_scores import score_replies
 from hylorada.evaluation.harness import Reply
+from hylorada.evaluation.longbench_metrics import score_row
 from hylorada.runner.signals import Stop
 
 
@@ -36,8 +37,8 @@ def load_questions(
 
     Raises:
         Interrupted: a signal came.
-        DataError: LongBench's rows or what a task of RULER is made from cannot be had, or a task
-            does not fit the window.
+        DataError: LongBench's rows or what a task of RULER is made from is not available, a task
+            does not fit the window, or an answer cannot be scored.
     """
     tasks = expand(settings.tasks)
     rows: dict[str, list[dict[str, Any]]] = {task: [] for task in tasks if not is_ruler(task)}
@@ -55,7 +56,12 @@ def load_questions(
         except DataError as error:
             raise DataError(f"eval.harness: {error}") from error
     with stop.deferred():  # lm-eval and its samplers swallow what is raised inside them
-        return make_questions(tasks, rows, tokenizer, window, settings.limit, stop.check)
+        questions = make_questions(tasks, rows, tokenizer, window, settings.limit, stop.check)
+    for question in questions:
+        if question.task.startswith("longbench_passage_retrieval"):
+            # An answer that cannot be scored is known now, not when all questions were asked.
+            score_row(longbench_file(question.task), "", question.document["answers"])
+    return questions
 
 
 def benchmark_metrics(
