@@ -76,6 +76,18 @@ def llama2(metaspace: bool = False, template: str = "<s> $A") -> PreTrainedToken
     return _finished(backend, template, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
+def prefixed() -> PreTrainedTokenizerFast:
+    """Byte-level with a space put before each text, and one token for its begin and its end."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **QUIET,
+    )  # fmt: skip
+    return _finished(_trained(backend, trainer), "</s> $A </s>", bos_token="</s>", eos_token="</s>")
+
+
 def llama3() -> PreTrainedTokenizerFast:
     """Byte-level, digits by threes, punctuation together with the line breaks after it; a BOS."""
     pattern = (
@@ -144,6 +156,7 @@ KINDS = {
     "llama2": llama2,
     "llama2-metaspace": functools.partial(llama2, metaspace=True),
     "llama2-bos-eos": functools.partial(llama2, template="<s> $A </s>"),
+    "prefixed": prefixed,
     "llama3": llama3,
     "spanning": spanning,
     "unigram": unigram,

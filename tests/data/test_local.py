@@ -126,6 +126,36 @@ def test_linked_folders_are_read_once_each(tmp_path):
     assert sorted(texts(tmp_path / "data")) == ["here", "linked"]
 
 
+def test_links_that_lead_nowhere_are_told(tmp_path, caplog):
+    (tmp_path / "train.txt").symlink_to(tmp_path / "not-fetched")
+    assert "1 links that lead nowhere (train.txt)" in refused(tmp_path)
+    put(tmp_path / "train-2.txt", "x")
+    with caplog.at_level(logging.INFO):
+        assert texts(tmp_path) == ["x"]
+    assert "1 links that lead nowhere (train.txt)" in caplog.text
+
+
+def test_what_git_has_not_fetched_is_no_text(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12\n"
+    for name in ("train.txt", "train.jsonl", "train.csv"):
+        path = put(tmp_path / name, pointer)
+        assert "fetch it with git lfs pull" in refused(path)
+
+
+def test_a_data_set_saved_as_arrow_is_told_how_to_save_it(tmp_path):
+    for name in ("dataset_info.json", "state.json", "data-00000-of-00001.arrow"):
+        put(tmp_path / "train" / name, "{}")
+    message = refused(tmp_path)
+    assert "3 of other forms" in message
+    assert "to_parquet(FILE): data-00000-of-00001.arrow" in message
+
+
+def test_a_file_beside_its_packed_copy_is_not_read_twice(tmp_path):
+    put(tmp_path / "train.txt", "x")
+    put(tmp_path / "train.txt.gz", gzip.compress(b"x"))
+    assert "would be read twice; remove one of them" in refused(tmp_path)
+
+
 # --- which split
 
 

@@ -19,7 +19,7 @@ from hylorada.evaluation.retrieval_prompts import (
 )
 
 CLOSED = {"llama2-bos-eos": "</s>", "spanning": "</s>", "unigram": "</s>", "wordpiece": "[SEP]"}
-CLOSED["byt5"] = "</s>"
+CLOSED |= {"byt5": "</s>", "prefixed": "</s>"}
 SPANNING = ("spanning", "unigram")  # a token reaches across the boundary
 
 

@@ -110,8 +110,7 @@ def wrapped(lines, columns):
     ]
 
 
-@pytest.mark.parametrize("columns", [60, 100])
-@pytest.mark.parametrize("end", ["well", "fail"])
+@pytest.mark.parametrize(("columns", "end"), [(60, "fail"), (100, "well")])
 def test_on_a_terminal_lines_stand_by_themselves_and_bars_go(columns, end):
     code, lines, seen = watch([sys.executable, "-c", SCRIPT, end], columns=columns)
     assert code == {"well": 0, "fail": 4}[end]

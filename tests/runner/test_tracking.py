@@ -131,6 +131,14 @@ def test_what_was_written_in_an_earlier_attempt_is_all_replayed_without_a_limit(
     assert not list(tmp_path.rglob("*.synced"))
 
 
+def test_a_history_that_cannot_be_read_costs_the_tracker_alone(tmp_path, quiet_home, caplog):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nchanged by hand\n')
+    tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
+    tracker.replay(tmp_path, {})
+    tracker.finish(0)
+    assert "track=offline stopped at replay" in caplog.text
+
+
 def test_off_writes_nothing(tmp_path):
     tracker = Tracker(TrackConfig("off"), tmp_path, "n", {})
     tracker.log(LINES[0])

@@ -42,6 +42,9 @@ _BACKUP = re.compile(
     re.IGNORECASE,
 )
 _LITTER = ("__macosx", "__pycache__", "thumbs.db", "desktop.ini")
+# What the `datasets` library writes beside the data.
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_LFS = b"version https://git-lfs.github.com/spec/"  # of a file that Git has not fetched
 _LISTED = 4  # names in a message
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -59,11 +62,13 @@ class Listing:
         data: the files that are read, in the order of their paths.
         litter: files and folders that are hidden, or that systems and editors leave behind.
         others: files of other forms.
+        dead: links that lead nowhere.
     """
 
     data: list[Path] = field(default_factory=list)
     litter: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    dead: list[Path] = field(default_factory=list)
 
     def left_out(self, folder: Path) -> str:
         """What is not read and why, in words; empty if all is."""
@@ -73,15 +78,21 @@ class Listing:
             parts.append(f"{len(self.litter)} {what} ({_named(self.litter, folder)})")
         if self.others:
             parts.append(f"{len(self.others)} of other forms ({_named(self.others, folder)})")
+        if self.dead:
+            parts.append(f"{len(self.dead)} links that lead nowhere ({_named(self.dead, folder)})")
         cures = {f"{cure(path)}: {path.name}" for path in self.others if cure(path)}
         told = f"; to have it read, {min(cures)}" if cures else ""
         return f"{' and '.join(parts)}{told}" if parts else ""
 
 
 def list_files(folder: Path) -> Listing:
-    """Look through a folder and those below it, linked ones too, each once."""
+    """Look through a folder and those below it, linked ones too, each once.
+
+    Raises:
+        DataError: one of them cannot be listed, or a file lies there packed and unpacked.
+    """
     found, seen = Listing(), set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         here = Path(place)
         state = here.stat()
         known = (state.st_dev, state.st_ino) in seen
@@ -95,10 +106,24 @@ def list_files(folder: Path) -> Listing:
         folders[:] = [name for name in folders if not is_litter(name)]
         for path in (here / name for name in names if not is_litter(name)):
             if path.is_file():
-                (found.data if suffix_of(path) in _READ else found.others).append(path)
-    for paths in (found.data, found.litter, found.others):
+                read = suffix_of(path) in _READ and path.name not in _DESCRIPTIONS
+                (found.data if read else found.others).append(path)
+            elif not path.exists():
+                found.dead.append(path)
+    for paths in (found.data, found.litter, found.others, found.dead):
         paths.sort()
+    present = set(found.data)
+    for path in found.data:
+        if path.suffix.lower() in COMPRESSIONS and path.with_suffix("") in present:
+            raise DataError(
+                f"{path} and {path.with_suffix('').name} lie side by side and would be read twice; "
+                "remove one of them"
+            )
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error
 
 
 def is_litter(name: str) -> bool:
@@ -152,9 +177,14 @@ def open_text(path: Path) -> io.BufferedIOBase:
     """Open a file for reading UTF-8: unpacked as its name says, recoded as its mark says.
 
     A mark of UTF-8 stays; UTF-16 and UTF-32 are known by theirs.
+
+    Raises:
+        DataError: Git holds the place of a file that it has not fetched.
     """
     file = _unpacked(path)
-    head = _peek(file, 4)
+    head = _peek(file, len(_LFS))
+    if head == _LFS:
+        raise DataError(f"{path} is a pointer of Git LFS, not the text; fetch it with git lfs pull")
     for mark, encoding in _MARKS.items():
         if head.startswith(mark):
             return io.BufferedReader(_Recoded(file, encoding))

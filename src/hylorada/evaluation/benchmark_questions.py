@@ -179,10 +179,11 @@ def _generation(name: str, given: Mapping[str, Any], tokenizer: Any) -> dict[str
     if name in _NO_STOP:
         settings["until"] = []
     if name == "samsum":
-        line_break = tokenizer.encode("\n", add_special_tokens=False)[-1]
+        # SentencePiece puts a space before it; WordPiece has no token for it.
+        line_break = tokenizer.encode("\n", add_special_tokens=False)[-1:]
         settings |= {
             "until": [],
-            "eos_token_id": [tokenizer.eos_token_id, line_break],
+            "eos_token_id": [tokenizer.eos_token_id, *line_break],
             "min_new_tokens": 1,
         }
     return settings

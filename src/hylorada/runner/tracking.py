@@ -130,9 +130,15 @@ class Tracker:
         """
         if (backend := self._backend) is None or not backend.lacks_history:
             return
-        for line, timing in history(run_dir, state.get("metrics_bytes"), state.get("timing_bytes")):
-            self.log(line, timing)
-        self._add("log", backend.replace_earlier)
+        sizes = state.get("metrics_bytes"), state.get("timing_bytes")
+        try:
+            for line, timing in history(run_dir, *sizes):
+                self.log(line, timing)
+        except (OSError, ValueError, LookupError, TypeError) as error:  # changed by hand
+            if self._backend is not None:
+                self._give_up("replay", error)
+        if self._backend is not None:
+            self._add("log", backend.replace_earlier)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Set the final numbers of the run."""

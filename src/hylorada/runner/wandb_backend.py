@@ -46,6 +46,7 @@ class WandbBackend:
         self._config, self._group = config, group
         self._offline = settings.kind == "offline"
         self._own_service = False
+        self._hooks = sys.exit, sys.excepthook
         self._run: Any = None
 
     def start(self) -> None:
@@ -53,6 +54,7 @@ class WandbBackend:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         self._own_service = _SERVICE_VARIABLE not in os.environ
+        self._hooks = sys.exit, sys.excepthook
         import wandb
 
         known = wandb.Settings.model_fields
@@ -136,9 +138,7 @@ class WandbBackend:
         """End the run and, if it is ours, W&B's process: at exit it would be waited for."""
         self._run.finish(exit_code=exit_code)
         if self._service_is_ours():
-            import wandb
-
-            wandb.teardown(exit_code)
+            self._end_service()
 
     def abandon(self) -> None:
         """Let no part of W&B hold up this process; what it wrote stays."""
@@ -147,9 +147,17 @@ class WandbBackend:
         for pid in _service_processes():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        # Its calls fail now where they hung. This one takes the wait at exit out of the way.
+        # Its calls fail now where they hung. This takes the wait at exit out of the way.
         with contextlib.suppress(Exception):
+            self._end_service()
+
+    def _end_service(self) -> None:
+        # Each start of the service puts another layer around these.
+        sys.exit, sys.excepthook = self._hooks
+        try:
             sys.modules["wandb"].teardown()
+        except SystemExit as error:  # what it makes of a process that did not end well
+            raise ChildProcessError(f"wandb-core ended with {error.code}") from None
 
     def _service_is_ours(self) -> bool:
         wandb = sys.modules.get("wandb")
