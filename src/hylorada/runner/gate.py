@@ -11,10 +11,9 @@ from hylorada import anatomy
 from hylorada.config import RunConfig
 from hylorada.methods.integrity import IntegrityReport, check_integrity
 from hylorada.methods.integrity.in_place import Conditions, check_in_place
-from hylorada.runner.frozen import own_kernels
+from hylorada.runner.frozen import own_kernels, restore, use_frozen_kernels
 from hylorada.runner.loop import gradient_checkpointing
 from hylorada.runner.loss import LossModel
-from hylorada.runner.product_weights import make_fast
 from hylorada.runner.signals import Stop
 
 KERNELS = "frozen layers through oneDNN or as one function with LoRA, chunked loss"
@@ -52,13 +51,16 @@ def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop)
     stop.check()  # the gate takes whatever is raised inside it for a failed check
     if not (report.ok and config.method.lora.enabled):
         return report
-    make_fast(model, bf16)
-    loss_model = LossModel(model, config.train.loss_chunk)
-    own = partial(own_kernels, model)
-    conditions = Conditions(loss_model, own, KERNELS, autocast, packed)
-    with gradient_checkpointing(anatomy.causal_lm(model), config.train.gradient_checkpointing):
-        check_in_place(
-            report, model, tokenizer, conditions, allow_leak=gate.allow_leak, seed=config.seed
-        )
+    use_frozen_kernels(model)  # weights that training casts once are cast here, to the same bits
+    try:
+        loss_model = LossModel(model, config.train.loss_chunk)
+        own = partial(own_kernels, model)
+        conditions = Conditions(loss_model, own, KERNELS, autocast, packed)
+        with gradient_checkpointing(anatomy.causal_lm(model), config.train.gradient_checkpointing):
+            check_in_place(
+                report, model, tokenizer, conditions, allow_leak=gate.allow_leak, seed=config.seed
+            )
+    finally:
+        restore(model)
     stop.check()
     return report
