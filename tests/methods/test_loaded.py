@@ -27,8 +27,14 @@ from hylorada.methods import HyloradaConfig, load_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on every odd configuration
 IDS = tokens(2, 20)
+SLOW = pytest.mark.slow
+# One of each way of keeping tensors: the others, and GPT-2, are slow together.
+FAST = {
+    "LORA", "IA3", "VERA", "LOHA", "OFT", "ADALORA", "VBLORA", "SHIRA", "TRAINABLE_TOKENS",
+    "LN_TUNING", "TINYLORA", "UNILORA", "ADAPTION_PROMPT", "HIRA",
+}  # fmt: skip
 TYPES = [
-    pytest.param(family, name, marks=[pytest.mark.slow] if family == "gpt2" else [])
+    pytest.param(family, name, marks=[] if (family, name in FAST) == ("llama", True) else [SLOW])
     for family in ("llama", "gpt2")
     for name in peft_types()
     if family != "gpt2" or name not in NOT_ON_GPT2
@@ -89,9 +95,9 @@ def test_every_method_of_peft_is_accepted_whole_and_in_no_other_way(family, name
 
 @pytest.mark.parametrize(("family", "tied"), [
     ("llama", True),
-    pytest.param("llama", False, marks=pytest.mark.slow),
-    pytest.param("gpt2", True, marks=pytest.mark.slow),
-    pytest.param("gpt2", False, marks=pytest.mark.slow),
+    pytest.param("llama", False, marks=SLOW),
+    pytest.param("gpt2", True, marks=SLOW),
+    pytest.param("gpt2", False, marks=SLOW),
 ])  # fmt: skip
 def test_whatever_peft_saves_along_with_lora_is_accepted(family, tied, tmp_path):
     for i, (name, config) in enumerate(lora_variants(family).items()):

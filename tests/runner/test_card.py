@@ -120,7 +120,8 @@ def test_it_has_no_path_no_user_and_no_secret(own, plain, root):
         assert "More Information Needed" not in text
 
 
-@pytest.mark.parametrize("which", ["own", pytest.param("plain", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["own", "plain"])
 def test_its_program_loads_the_adapter(which, root, request, tmp_path):
     """In a process of its own, in which this package is there only where the card asks for it."""
     _, _, directory = request.getfixturevalue(which)
@@ -162,9 +163,8 @@ def test_new_numbers_reach_the_card(own, root):
     assert card(directory) == model_card(record, directory / "adapter")
 
 
-@pytest.mark.parametrize(
-    "point", [pytest.param("before_evaluation", marks=pytest.mark.slow), "before_record"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["before_evaluation", "before_record"])
 def test_a_kill_between_leaves_a_run_that_the_same_command_finishes(root, point):
     config, directory = settings(root, **PLAIN, seed=7), root / f"killed-{point}"
     assert killed(run_to_end(config, directory, HYLORADA_FAULT=f"{point}:0"))
