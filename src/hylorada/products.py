@@ -74,9 +74,23 @@ def damage(
 
 def record_sha256(record: Mapping[str, Any]) -> str:
     """sha256 of a record as plain JSON values, without the hash that it holds of itself."""
-    rest = {key: value for key, value in record.items() if key != "sha256"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return plain_sha256({key: value for key, value in record.items() if key != "sha256"})
+
+
+def plain_sha256(value: Any) -> str:
+    """sha256 of plain JSON values, however a file spells them."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def beginning_sha256(path: Path, size: int) -> str:
+    """sha256 of the first bytes of a file.
+
+    Args:
+        path: the file.
+        size: how many bytes.
+    """
+    return _sha256(path, size)
 
 
 def altered(record: Mapping[str, Any]) -> bool:

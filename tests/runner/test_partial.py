@@ -62,6 +62,13 @@ def test_another_measurement_or_a_damaged_file_is_nothing(tmp_path):
         assert Partial(path, IDENTITY, Stop()).done is None
 
 
+def test_a_flipped_digit_is_measured_again(tmp_path):
+    path = tmp_path / "part"
+    Partial(path, IDENTITY, Stop()).keep({"sum_nll": 12.5})
+    path.write_text(path.read_text().replace("12.5", "12.4"))
+    assert Partial(path, IDENTITY, Stop()).done is None
+
+
 def test_without_a_path_nothing_is_kept():
     partial = Partial(None, IDENTITY, Stop(), Clock())
     partial.keep([1])

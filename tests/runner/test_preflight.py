@@ -224,12 +224,23 @@ def test_a_split_that_is_missing_is_known_before_another_is_tokenised(root, tmp_
 
 def test_too_few_blocks_are_known_before_weights_are_read(root, tmp_path):
     """Bytes of weights that no header betrays: the run would train on them."""
-    config = make_config(root, **plain(length__max_length=4096), output_root=str(tmp_path))
+    words = " ".join(["alpha"] * 200)
+    texts = shutil.copytree(root / "texts", tmp_path / "texts")
+    for path in (texts / "train").iterdir():
+        path.write_text(words)  # 1199 bytes; with a space before each word one token less a word
     seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hylorada.runner.run.load_backbone", lambda *_: seen.append("weights"))
-        with pytest.raises(DataError, match="not one block of 4096 tokens"):
-            run(config)
+    for length, said in ((4096, "not one block of 4096 tokens"), (1210, "not one block of 1210")):
+        wanted = plain(length__max_length=length, dataset__path=str(texts))
+        config = make_config(root, **wanted, output_root=str(tmp_path))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hylorada.runner.run.load_backbone", lambda *_: seen.append("weights"))
+            with pytest.raises(DataError, match=said):
+                run(config)
+        if length == 4096:  # fewer bytes than tokens: known before a sweep starts
+            with pytest.raises(DataError, match=said):
+                Preflight().check(config)
+        else:
+            Preflight().check(config)
     assert not seen
     assert not (tmp_path / ".cache").exists()
 
@@ -242,7 +253,7 @@ def test_a_whole_split_that_is_only_a_part_is_known_before_weights_are_read(root
             run(make_config(root, **changes, output_root=str(tmp_path)))
         gain = {"eval__context_gain__enabled": True, "eval__context_gain__targets": 8}
         long = plain(length__max_length=2048, eval__context_gain__contexts=[900, 1900])
-        with pytest.raises(DataError, match="the longest document has"):
+        with pytest.raises(DataError, match=r"no document of \d+ tokens in the test split"):
             run(make_config(root, **gain, **long, output_root=str(tmp_path)))
 
 

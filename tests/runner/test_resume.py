@@ -244,6 +244,9 @@ def test_what_cannot_be_continued_is_told_before_anything_is_read_or_measured(
     (directory / "metrics.jsonl").write_bytes(lines[:100])
     assert run_to_end(config, directory) == 3
     assert "changed by hand" in result(directory)["error"]
+    (directory / "metrics.jsonl").write_bytes(lines.replace(b"1", b"2", 1))
+    assert run_to_end(config, directory) == 3
+    assert "since the checkpoint" in result(directory)["error"]
     (directory / "metrics.jsonl").write_bytes(lines)
     (directory / "checkpoints" / "step-00000004" / "MANIFEST.json").unlink()
     assert run_to_end(config, directory) == 3

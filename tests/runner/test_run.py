@@ -232,6 +232,18 @@ def test_a_damaged_cache_of_the_base_is_measured_again(done, root):
     assert record["base"] == done[1]["base"]
 
 
+def test_a_flipped_digit_in_the_cache_of_the_base_is_measured_again(done, root):
+    flipped = 0
+    for path in (root / "outputs" / ".cache" / "base").glob("*.json"):
+        entry = json.loads(path.read_text())
+        for metric in entry["value"].values():
+            metric["value"], flipped = 1.0, flipped + 1
+        path.write_text(json.dumps(entry))
+    assert flipped
+    record = run(make_config(root, train__max_steps=1, seed=5))
+    assert record["base"] == done[1]["base"]
+
+
 def test_the_seed_changes_the_run_and_nothing_else_does(done, root, tmp_path):
     _, record, directory = done
     torch.manual_seed(12345)  # what happened before in this process must not matter

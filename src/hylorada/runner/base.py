@@ -23,6 +23,7 @@ from hylorada.config import RunConfig
 from hylorada.data.packing import tokenizer_sha256
 from hylorada.disk import disk_errors, make_directory, replace_file
 from hylorada.evaluation.benchmark_questions import lm_eval_version, questions_sha256
+from hylorada.products import plain_sha256
 from hylorada.redaction import redacted
 from hylorada.runner.backbone import Backbone, load_backbone
 from hylorada.runner.base_below import BaseBelow
@@ -162,16 +163,18 @@ class _CacheEntry:
             self._lock.acquire()
         try:
             stored = json.loads(self._path.read_text())
-            self._found = stored["key"] == self._key
+            whole = stored["sha256"] == plain_sha256(stored["value"])
+            self._found = whole and stored["key"] == self._key
             self.value = stored["value"] if self._found else None
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             self.value = None  # absent, or not what was written: measured again
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None and not self._found:
-                entry = {"key": self._key, "value": self.value}
+                value = json.loads(json.dumps(self.value))  # as it is read: no tuples
+                entry = {"key": self._key, "value": value, "sha256": plain_sha256(value)}
                 replace_file(self._path, json.dumps(entry).encode())
         finally:
             self._lock.release()

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from hylorada.disk import disk_errors, exclusive, make_directory
 from hylorada.errors import ConfigError, DataError, IntegrityError
+from hylorada.products import damage
 from hylorada.runner.adapter import SETTINGS, attach_adapter, save_weights
 from hylorada.runner.backbone import Backbone
 from hylorada.runner.card import CARD, base_name, merged_card, model_card
@@ -65,6 +66,9 @@ def export(run_dir: Path, to: Path | None = None, merge: bool = False) -> Path:
             f"run={run_dir}: the record of an adapter that was only measured; it lies in "
             f"{record['config']['method'].get('adapter')}"
         )
+    reason = damage(run_dir, record, "adapter/", weights=False)  # which are read later
+    if reason:
+        raise DataError(f"{reason}; restore it from a copy, or train it again")
     target = to or run_dir / ("merged" if merge else "export")
     adapter = run_dir / "adapter" if record["config"]["method"]["lora"]["enabled"] else None
     if merge and adapter is not None:

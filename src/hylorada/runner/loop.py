@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from hylorada.config import TrainConfig
 from hylorada.data.order import block_order
 from hylorada.errors import DivergedError, Interrupted
+from hylorada.products import beginning_sha256
 from hylorada.redaction import redacted
 from hylorada.runner.checkpoint import Checkpoint, Named, restore, save_checkpoint
 from hylorada.runner.faults import fault_point
@@ -283,9 +284,11 @@ class Training:
         if not all(bool(torch.isfinite(p).all()) for _, p in self.trainables):
             logger.warning("step %d: weights are not finite, no checkpoint", self.counters.step)
             return
+        written = self.metrics.sync()
         state = {
             **asdict(self.counters),
-            "metrics_bytes": self.metrics.sync(),
+            "metrics_bytes": written,
+            "metrics_sha256": beginning_sha256(self.metrics.path, written),
             "timing_bytes": self.timing.sync(),
             "random": random_state(),
             "identity": redacted(self.identity),

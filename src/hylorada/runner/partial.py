@@ -10,6 +10,7 @@ from typing import Any
 
 from hylorada.disk import replace_file
 from hylorada.errors import Interrupted
+from hylorada.products import plain_sha256
 from hylorada.redaction import redacted
 from hylorada.runner.faults import fault_point
 from hylorada.runner.signals import Stop
@@ -76,7 +77,7 @@ class Partial:
             DiskError: full or read-only; what was kept before stands.
         """
         if self._path is not None:
-            state = {"identity": self._identity, "done": done}
+            state = {"identity": self._identity, "done": done, "sha256": plain_sha256(done)}
             replace_file(self._path, json.dumps(state).encode())
             self._kept_at = self._clock()
 
@@ -92,5 +93,7 @@ class Partial:
             state = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None  # absent, or not what was written: measured again
-        same = isinstance(state, dict) and state.get("identity") == self._identity
-        return state.get("done") if same else None
+        if not isinstance(state, dict) or state.get("identity") != self._identity:
+            return None
+        done = state.get("done")
+        return done if state.get("sha256") == plain_sha256(done) else None

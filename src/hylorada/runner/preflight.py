@@ -49,6 +49,8 @@ from hylorada.runner.session import session
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_AROUND = 16  # bytes: room for the tokens that a tokenizer puts before and after a text
+
 
 class Preflight:
     """The checks; what several runs have in common is looked at once."""
@@ -92,15 +94,17 @@ class Preflight:
                 [*base, "task", task, window],
                 lambda: RetrievalBlocks(opened.tokenizer, window, task, config.seed),
             )
-        splits = [settings.perplexity.split]
-        if learns and config.train.task == "text":
-            splits.append("train")
+        gain = settings.context_gain
+        wanted = sorted(gain.fitting(window))[1] + gain.targets if gain.enabled else 1
+        splits = {settings.perplexity.split: wanted}
         if learns and config.train.eval_every:
-            splits.append("validation")
-        for split in splits:
+            splits.setdefault("validation", 1)
+        if learns and config.train.task == "text":
+            splits["train"] = max(window, splits.get("train", 1))
+        for split, tokens in splits.items():
             self._once(
-                ["text", config.dataset, split],
-                functools.partial(_check_split, config.dataset, split),
+                ["text", config.dataset, split, tokens],
+                functools.partial(_check_split, config.dataset, split, tokens),
             )
         self._once([*base, "weights"], lambda: _check_weights(config.model, opened))
         if here:
@@ -264,10 +268,27 @@ def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
     check_names(model, info, what)
 
 
-def _check_split(dataset: DatasetConfig, split: str) -> None:
-    """The first document of a split, so that one that is not there is known at once."""
-    if next(iter(read_documents(dataset, split)), None) is None:
+def _check_split(dataset: DatasetConfig, split: str, tokens: int) -> None:
+    """The first documents of a split, up to one that may have so many tokens, are there.
+
+    No tokenizer here makes more tokens than bytes, but for the few that begin and end a text. With
+    packing=reset documents are laid end to end.
+    """
+    longest, total, documents = 0, 0, 0
+    for document in read_documents(dataset, split):
+        documents += 1
+        size = len(document.text.encode("utf-8", "surrogatepass")) + _AROUND
+        longest, total = max(longest, size), total + size
+        if (total if dataset.packing == "reset" else longest) >= tokens:
+            return
+    if not documents:
         raise DataError(
             f"dataset {dataset.name}: the {split} split has no document; choose another split, "
             "path or dataset"
         )
+    what = "not one block" if split == "train" else "no document"
+    raise DataError(
+        f"dataset {dataset.name}: {what} of {tokens} tokens in the {split} split ({documents} "
+        f"documents of {total:,} bytes in all, the longest {longest:,}); use a shorter length, or "
+        "more text"
+    )

@@ -16,7 +16,7 @@ from typing import Any
 from hylorada.config import RunConfig, fingerprint, run_name, to_dict
 from hylorada.disk import disk_errors, replace_file
 from hylorada.errors import DataError
-from hylorada.products import altered, record_sha256
+from hylorada.products import altered, beginning_sha256, record_sha256
 from hylorada.redaction import redacted
 
 SCHEMA = 1
@@ -60,17 +60,26 @@ class JsonLines:
             if self.refuse_shorter(size) > size:
                 os.truncate(self.path, size)
 
-    def refuse_shorter(self, size: int) -> int:
-        """Refuse a file that lost lines since a checkpoint was written; its size in bytes.
+    def refuse_shorter(self, size: int, sha256: str | None = None) -> int:
+        """Refuse a file that is not what it was when a checkpoint was written; its size in bytes.
+
+        Args:
+            size: that it had then, in bytes.
+            sha256: that these bytes had; None: it is not known.
 
         Raises:
-            DataError: it did.
+            DataError: it is shorter, or begins otherwise.
         """
         present = self.path.stat().st_size if self.path.exists() else 0
         if present < size:
             raise DataError(
                 f"{self.path}: {present} bytes, but it had {size} at the checkpoint; it was "
                 "changed by hand, so start again with resume=never"
+            )
+        if sha256 and beginning_sha256(self.path, size) != sha256:
+            raise DataError(
+                f"{self.path}: damaged or changed by hand since the checkpoint; restore it, or "
+                "start again with resume=never"
             )
         return present
 

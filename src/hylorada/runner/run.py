@@ -171,7 +171,7 @@ class _Run:
             return None
         checkpoint = load_newest(self.directory / "checkpoints")
         if checkpoint is not None:
-            check_continuation(checkpoint.state, self.config)
+            check_continuation(checkpoint.state, self.config, self.directory)
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
         return checkpoint
 

@@ -93,9 +93,7 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
     checkpoints = directory / "checkpoints"
     newest = _newest_state(checkpoints)
     if newest is not None:
-        check_continuation(newest, config, inputs)
-        for name in ("metrics", "timing"):
-            JsonLines(directory / f"{name}.jsonl").refuse_shorter(newest.get(f"{name}_bytes", 0))
+        check_continuation(newest, config, directory, inputs)
         return
     trains = config.method.lora.enabled
     if config.resume == "must" and trains and not any(checkpoints.glob("*step-*")):
@@ -107,17 +105,20 @@ def identity(config: RunConfig, inputs: Described) -> Record:
     return {"config": configs.to_dict(config), "inputs": inputs}
 
 
-def check_continuation(state: Record, config: RunConfig, inputs: Inputs | None = None) -> None:
+def check_continuation(
+    state: Record, config: RunConfig, directory: Path, inputs: Inputs | None = None
+) -> None:
     """A checkpoint is continued under its own settings, text and weights, or not at all.
 
     Args:
         state: of the checkpoint.
         config: that it is to be continued under.
+        directory: of the run.
         inputs: see `already_done`.
 
     Raises:
         ConfigError: settings differ in what changes a number; the first are named.
-        DataError: the text or the weights are others.
+        DataError: the text or the weights are others, or lines of the run are lost.
     """
     saved = state["identity"]
     settings = saved.get("config", saved)  # once they stood there alone
@@ -138,6 +139,10 @@ def check_continuation(state: Record, config: RunConfig, inputs: Inputs | None =
         raise DataError(
             f"the checkpoint was made on something else: {reason}; put it back, use another "
             "directory, or start again with resume=never"
+        )
+    for name in ("metrics", "timing"):
+        JsonLines(directory / f"{name}.jsonl").refuse_shorter(
+            state.get(f"{name}_bytes", 0), state.get(f"{name}_sha256")
         )
 
 
