@@ -235,7 +235,10 @@ def test_a_damaged_cache_of_the_base_is_measured_again(done, root):
 def test_a_flipped_digit_in_the_cache_of_the_base_is_measured_again(done, root):
     flipped = 0
     for path in (root / "outputs" / ".cache" / "base").glob("*.json"):
-        entry = json.loads(path.read_text())
+        text = path.read_text()
+        if not text.endswith("}"):  # cut off by the test above, and of another run since
+            continue
+        entry = json.loads(text)
         for metric in entry["value"].values():
             metric["value"], flipped = 1.0, flipped + 1
         path.write_text(json.dumps(entry))
