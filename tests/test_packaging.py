@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
@@ -54,6 +55,15 @@ def test_the_version_stands_in_one_place() -> None:
         command = [sys.executable, "-c", code, target.partition(":")[2], "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout == f"{hylorada.__version__}\n"
+
+
+def test_the_changelog_dates_this_version() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert headings[0] == "[Unreleased]"
+    released = re.fullmatch(r"\[(\S+)\] - (\d{4}-\d\d-\d\d)", headings[1])
+    assert released
+    assert released[1] == hylorada.__version__
+    datetime.date.fromisoformat(released[2])
 
 
 def test_make_knows_the_promised_targets() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hylorada.runner.run import load_run
 
 __all__ = ["HyloradaConfig", "adapt", "check_integrity", "load_run"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "HyloradaConfig": "hylorada.methods",
