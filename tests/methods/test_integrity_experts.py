@@ -71,7 +71,7 @@ def test_rounding_is_told_from_a_leak(kind, implementation):
 
 @pytest.mark.parametrize("kind", ["olmoe", "qwen2_moe"])
 def test_right_mixtures_of_experts_pass(kind):
-    for seed in range(3):
+    for seed in range(2):
         report = check_integrity(experts(kind, seed), VOCAB, 64, seed=seed, packed=True)
         assert report.ok, [report.checks[name] for name in report.failed]
     config = HyloradaConfig(r=4, position_bias_enabled=True, landmark_enabled=True)

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.models.olmo3.modeling_olmo3 import Olmo3RotaryEmbedding
 
 from hylorada.methods import HyloradaConfig, adapt, check_integrity, landmarks, position_bias
+from hylorada.methods.integrity import positions
+from hylorada.methods.integrity.probe import Probe, as_found
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.positions import Positions, bucket
 
@@ -32,6 +34,14 @@ def failure(model, name, length=LONG, **options):
     assert report.failed, "every check passed"
     assert name in report.failed
     return report.checks[name].detail
+
+
+def bucket_check(model, length=LONG, packed=False):
+    """The one check alone, of many models."""
+    with as_found(model):
+        probe = Probe(model, VOCAB, 61, seed=0)
+        probe.perturb(list(probe.groups))
+        return positions.positions(probe, length, packed)
 
 
 # ---- positions ----------------------------------------------------------------------------------
@@ -58,9 +68,16 @@ def _off_at_one_place(p, buckets, bucketing, max_length):
 def test_a_bucket_that_is_off_by_one_is_caught(monkeypatch, module, part, bucketing, wrong):
     model = adapted(bucketing=bucketing, position_buckets=16)
     monkeypatch.setattr(module, "bucket", wrong)
-    detail = failure(model, "positions")
-    assert f"{part} finds bucket" in detail
-    assert "lies in bucket" in detail
+    check = bucket_check(model)
+    assert not check.ok
+    assert f"{part} finds bucket" in check.detail
+    assert "lies in bucket" in check.detail
+
+
+def test_the_gate_asks_for_buckets(monkeypatch):
+    model = adapted()
+    monkeypatch.setattr(position_bias, "bucket", _off_by_one)
+    assert "position_bias finds bucket" in failure(model, "positions")
 
 
 def test_positions_that_are_off_by_one_are_caught(monkeypatch):
@@ -89,7 +106,7 @@ def test_positions_that_restart_with_a_cache_are_caught(monkeypatch):
 @pytest.mark.parametrize("length", [97, 4099])
 def test_right_buckets_pass_at_any_length(bucketing, length):
     model = adapted(length=length, bucketing=bucketing)
-    check = check_integrity(model, VOCAB, length, packed=True).checks["positions"]
+    check = bucket_check(model, length, packed=True)
     assert check.ok, check.detail
     assert f"each of {length} positions" in check.detail
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from hylorada.methods.integrity.adapters import is_own, own_names
 from hylorada.methods.integrity.probe import Probe
@@ -138,7 +139,9 @@ def no_op(probe: Probe, autocast: torch.dtype | None) -> Check:
         return skipped(name, NO_ADAPTER)
     before = probe.logits()
     spread = before.std().item()
-    chance = (probe.logits() - before).abs().max().item()  # of kernels that are not deterministic
+    chance = 0.0
+    if probe.device.type != "cpu":  # where some kernels are not deterministic
+        chance = (probe.logits() - before).abs().max().item()
     effects = dict.fromkeys(switched_on(probe), 0.0)
     for group in probe.groups:
         with probe.perturbed([group]):
@@ -155,7 +158,7 @@ def no_op(probe: Probe, autocast: torch.dtype | None) -> Check:
     if not effects[weakest] > limit:
         detail += "; the component is attached but never applied, switch it off or attach it again"
         return Check(name, False, effects[weakest], limit, detail)
-    rounding = rounding_of(probe, autocast) / spread
+    rounding = rounding_of(probe, autocast, before) / spread
     warnings = [
         f"{group}: changing its parameters moves the logits by {effect:.3g} of their spread, less "
         f"than {TIMES_ROUNDING} times rounding ({rounding:.3g} in "
@@ -171,7 +174,7 @@ def _precision(autocast: torch.dtype | None, dtype: torch.dtype) -> str:
     return str(autocast or dtype).removeprefix("torch.")
 
 
-def rounding_of(probe: Probe, autocast: torch.dtype | None) -> float:
+def rounding_of(probe: Probe, autocast: torch.dtype | None, before: Tensor) -> float:
     """How far logits move for no other reason than rounding, in the run's precision.
 
     The same text is computed in other shapes: as one row of several. Under autocast it is compared
@@ -179,12 +182,13 @@ def rounding_of(probe: Probe, autocast: torch.dtype | None) -> float:
     """
     others = [probe.another_text() for _ in range(2)]
     batch_BT = torch.cat([probe.ids_1T, *others])
-    in_full = probe.logits()
+    in_full = before
     context: Any = contextlib.nullcontext()
     if autocast is not None:
         context = torch.autocast(probe.device.type, autocast)
     with context:
-        alone, among = probe.logits(), probe.logits(batch_BT)
+        alone = in_full if autocast is None else probe.logits()
+        among = probe.logits(batch_BT)
     moved = max((alone - among).abs().max().item(), (alone - in_full).abs().max().item())
     unit = torch.finfo(autocast or probe.dtype).eps / 2
     return max(moved, unit * in_full.abs().max().item())

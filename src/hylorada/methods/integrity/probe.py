@@ -134,14 +134,14 @@ class Probe:
             )
         return output.logits[row].float()
 
-    def pieces(self, ids_1T: Tensor) -> Tensor:
-        """The same, [T, V], computed piece by piece with a KV cache."""
+    def pieces(self, ids_1T: Tensor, pieces: int = 5) -> Tensor:
+        """The same, [T, V], computed piece by piece (5 or 2) with a KV cache."""
         n = ids_1T.shape[1]
         self.model.eval()
         torch.manual_seed(self.seed)
         cache: Any = None
         parts: list[Tensor] = []
-        ends = [n // 2, n // 2 + 5, n - 2, n - 1, n]
+        ends = [n // 2, n // 2 + 5, n - 2, n - 1, n] if pieces == 5 else [n // 2, n]
         with torch.no_grad():
             while sum(map(len, parts)) < n:
                 start = sum(map(len, parts))
