@@ -43,6 +43,7 @@ CANNOT = [
     ("qwen3_next", "position_bias", "runs without attention that is given position_ids"),
     ("deepseek_v3", "position_bias", "works on other tokens than its attention"),
     ("bert, decoder", "landmark", "no attention layer"),
+    ("bamba", "landmark", "continues with a cache the positions of its beginning"),
     ("opt, projected", "landmark", None),
     ("qwen2_moe", "s2_attn", None),  # its config has a window of 0 tokens, which no layer uses
     ("qwen3_next", "landmark", None),

@@ -38,6 +38,7 @@ _SMALL: dict[str, Any] = {
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "v_head_dim"), 8),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim"), 4),
     "sliding_window": 16,
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 16),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
 }
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}

@@ -50,6 +50,8 @@ class _Watch:
     def __init__(self) -> None:
         self.positions: Tensor | None = None  # of the decoder layer that is running
         self.given = False
+        self.starts = 0  # the position of the first token that is read now
+        self.restarts = False  # a text that continues with a cache is given other positions
         self.bias = ""
         self.output: Any = None
         self.read: Tensor | None = None
@@ -62,6 +64,7 @@ class _Watch:
         positions = kwargs.get("position_ids")
         if isinstance(positions, Tensor) and positions.dim() == 2:
             self.positions, self.given = positions, True
+            self.restarts |= bool(positions[0, 0] != self.starts)
 
     def linear(self, name: str, module: nn.Module, args: Any) -> None:
         self.idle.pop(id(module), None)
@@ -100,6 +103,9 @@ def position_flow(model: nn.Module, target_modules: Any) -> PositionFlow:
     idle = tuple(sorted(set(watch.idle.values())))
     if not watch.given:
         reason = f"no attention layer of {kind} is given position_ids"
+        return PositionFlow(reason, reason, idle)
+    if watch.restarts:
+        reason = f"{kind} gives a text that continues with a cache the positions of its beginning"
         return PositionFlow(reason, reason, idle)
     bias = f"in {kind} an adapted layer {watch.bias}" if watch.bias else ""
     return PositionFlow(bias, _landmark_reason(kind, watch), idle)
@@ -147,6 +153,7 @@ def _run(lm: Any, target_modules: Any, watch: _Watch) -> bool:
             read = _forward(lm, first_1T, use_cache=True)
             cache = getattr(read, "past_key_values", None)
             if cache is not None:
+                watch.starts = first_1T.shape[1]
                 _forward(lm, second_1T, use_cache=True, past_key_values=cache)
             return trained is not None or read is not None
     finally:
