@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,8 +48,6 @@ def _composed(name: str) -> Any:
 
 def method_config(name: str) -> MethodConfig:
     """A preset of conf/, with groups as small as the texts here."""
-    import copy
-
     method = copy.deepcopy(_composed(name))
     method.s2_attn.group_size = GROUP
     return method
@@ -119,14 +118,15 @@ def _prompts(length: int) -> list[RetrievalPrompt]:
     ]
 
 
-def outcome(model: Any, name: str, length: int) -> str:
-    """ "passes", or the line with which it was refused.
+def outcome(model: Any, name: str, length: int) -> tuple[str, dict[str, str]]:
+    """ "passes", or the line with which it was refused; and what the adapter leaves out.
 
     Raises:
         Exception: anything but a refusal; that is a bug.
     """
     try:
-        travel(model, method_config(name), length)
+        made = travel(model, method_config(name), length)
     except HyloradaError as error:
-        return str(error)
-    return "passes"
+        return str(error), {}
+    configs = getattr(made, "peft_config", {})
+    return "passes", dict(configs["default"].left_out) if configs else {}

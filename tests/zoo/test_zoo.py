@@ -1,0 +1,48 @@
+"""Small random models of true architectures, each through every method: a pass or a true refusal.
+
+The path is that of a run without its expensive parts (`journey`), at the trained length and at
+twice it, with every component on by the rule. Anything but a refusal of ours is a failure.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from hylorada.methods import presets
+from zoo import rows
+from zoo.architectures import ALL, TRAINED, make_zoo_model
+from zoo.journey import outcome
+
+FAST = ("llama", "olmo3", "bloom")
+
+
+@pytest.fixture(autouse=True)
+def short_thresholds(monkeypatch):
+    monkeypatch.setattr(presets, "LONG_CONTEXT", TRAINED)
+    monkeypatch.setattr(presets, "VERY_LONG_CONTEXT", TRAINED)
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_a_row_of_the_page(family):
+    assert rows.row(family) == rows.rows_of_page()[family]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [f for f in rows.ROWS if f not in FAST])
+def test_every_other_row_of_the_page(family):
+    assert rows.row(family) == rows.rows_of_page()[family]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [f for f in ALL if f not in rows.ROWS])
+def test_the_variations_pass_or_are_refused_in_one_line(family):
+    text, _ = outcome(make_zoo_model(family), "hylorada", 2 * TRAINED)
+    assert "\n" not in text
+
+
+def test_the_page_has_every_row_and_explains_every_word():
+    page = rows.rows_of_page()
+    assert tuple(page) == rows.ROWS
+    assert len(page) >= 40
+    text = rows.PAGE.read_text()
+    assert all(f"* **{word}**" in text for word in rows.REASONS)
