@@ -166,7 +166,7 @@ def test_a_whole_run_leaves_its_messages_and_its_table(tmp_path):
     assert not any(is_spinning(line) for line in lines)
     table = next(i for i, line in enumerate(lines) if line.startswith("perplexity on "))
     logged = (next(tmp_path.glob("out/main/*/run.log"))).read_text().splitlines()
-    assert lines[:table] == [line.split(": ", 1)[1] for line in logged]
+    assert lines[:table] == wrapped([line.split(": ", 1)[1] for line in logged], 160)
     assert lines[-2].startswith("record: ")
     shown = {line for screen in seen for line in screen if is_spinning(line)}
     for phase in ("text", "integrity gate", "base, own window 64", "train", "validation, step 10"):

@@ -219,7 +219,7 @@ def test_the_record_is_whole_before_the_tracker_is_waited_for(tmp_path):
 def test_the_limits_themselves(tmp_path, when):
     """Python's own start-up and imports apart, at most 15 seconds each; a minute ends the test."""
     fake = tmp_path / "wandb-core"
-    fake.write_text("#!/bin/sh\nexec sleep 600\n")
+    fake.write_text("#!/bin/sh\nsleep 600\nexit 1\n")  # a process with one of its own
     fake.chmod(0o755)
     done = in_a_process(
         tmp_path,

@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ FINISH_SECONDS = 8.0
 """That W&B itself waits for what is left to send."""
 
 _SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B while its process runs
-_SERVICE_ARGUMENT = b"--port-filename"  # of the command that starts it
 
 
 class WandbBackend:
@@ -47,10 +47,19 @@ class WandbBackend:
         self._offline = settings.kind == "offline"
         self._own_service = False
         self._hooks = sys.exit, sys.excepthook
+        self._thread = 0  # that starts it, by the system's number
+        self._started: set[int] = set()  # processes
         self._run: Any = None
 
     def start(self) -> None:
         """Start the run: a new folder, under the id that the run's directory always has."""
+        self._thread = threading.get_native_id()
+        try:
+            self._start()
+        finally:
+            self._started = _children(self._thread)
+
+    def _start(self) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         self._own_service = _SERVICE_VARIABLE not in os.environ
@@ -144,9 +153,12 @@ class WandbBackend:
         """Let no part of W&B hold up this process; what it wrote stays."""
         if not self._service_is_ours():
             return
-        for pid in _service_processes():
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        for pid in self._processes():
+            with contextlib.suppress(OSError):  # it is gone
+                if os.getpgid(pid) == pid:  # W&B starts it so; with all that it has started
+                    os.killpg(pid, signal.SIGKILL)
+                else:
+                    os.kill(pid, signal.SIGKILL)
         # Its calls fail now where they hung. This takes the wait at exit out of the way.
         with contextlib.suppress(Exception):
             self._end_service()
@@ -158,6 +170,14 @@ class WandbBackend:
             sys.modules["wandb"].teardown()
         except SystemExit as error:  # what it makes of a process that did not end well
             raise ChildProcessError(f"wandb-core ended with {error.code}") from None
+
+    def _processes(self) -> set[int]:
+        """W&B's processes among our children; one that never answered it knows nothing of."""
+        found = {pid for pid in self._started | _children(self._thread) if _is_ours(pid)}
+        process: Any = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
+        for name in ("_connection", "_proc", "_process", "pid"):
+            process = getattr(process, name, None)
+        return found | ({process} if isinstance(process, int) else set())
 
     def _service_is_ours(self) -> bool:
         wandb = sys.modules.get("wandb")
@@ -172,16 +192,16 @@ def _run_id(run_dir: Path) -> str:
     return path.read_text().strip()
 
 
-def _service_processes() -> set[int]:
-    """W&B's processes among our children; one that never answered is known to nobody else."""
-    found = set()
-    for tasks in Path("/proc/self/task").glob("*/children"):  # Linux
-        for pid in tasks.read_text().split():
-            with contextlib.suppress(OSError):
-                if _SERVICE_ARGUMENT in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.add(int(pid))
-    setup = getattr(sys.modules.get("wandb.sdk.wandb_setup"), "_singleton", None)
-    process: Any = setup
-    for name in ("_connection", "_proc", "_process", "pid"):
-        process = getattr(process, name, None)
-    return found | ({process} if isinstance(process, int) else set())
+def _children(thread: int) -> set[int]:
+    """The processes that a thread of this process has started and that are not gone; on Linux."""
+    with contextlib.suppress(OSError):
+        return {int(pid) for pid in Path(f"/proc/self/task/{thread}/children").read_text().split()}
+    return set()
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process is still a child of this one, and its number not another's by now."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[1]) == os.getpid()
+    return False
