@@ -324,6 +324,7 @@ def test_means_over_tasks_of_a_kind():
 NEEDLE = re.compile(r"magic numbers for ([\w-]+) is: (\d+)\.")
 
 
+@pytest.mark.slow
 def test_common_words_of_ruler_run_from_end_to_end(tokenizer):
     window = 3072
     questions = make_questions(["ruler_cwe"], {}, tokenizer, window, limit=3)

@@ -40,6 +40,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("name", "family"), cases())
+@pytest.mark.slow
 def test_an_adapter_of_any_method_passes(name, family):
     report = gate(type_config(name, family), family)
     assert report.ok, [report.checks[failed] for failed in report.failed]
@@ -107,6 +108,7 @@ def test_what_cannot_be_asked_is_said(config, words):
     ],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.slow
 def test_variants_of_lora_pass(options, identity, family):
     if family == "gpt2" and options.get("init_lora_weights") == "olora":
         pytest.skip("peft's own olora does not run on Conv1D")

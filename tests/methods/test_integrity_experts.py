@@ -53,6 +53,7 @@ def past_logits(model, seed):
 
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_rounding_is_told_from_a_leak(kind, implementation):
     rounded = []
     for seed in range(6):

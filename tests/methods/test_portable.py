@@ -80,6 +80,7 @@ def logits(model):
         return model(IDS).logits
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package(tmp_path):
     """LoRA alone gives the same logits there, bit for bit; the rest fails with a sentence."""
     plain, own, expected = [], [], {}

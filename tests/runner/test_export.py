@@ -114,6 +114,7 @@ def ids_of(length):
     return (torch.arange(length) * 5 % 250)[None]
 
 
+@pytest.mark.slow
 def test_a_merged_folder_is_the_model_of_the_run_to_transformers_alone(runs, tmp_path):
     places = []
     for name, directory in runs.items():

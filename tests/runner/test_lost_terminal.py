@@ -73,6 +73,7 @@ def test_a_real_shell_and_head(root):
     assert [record["status"] for record in statuses] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_the_other_commands_end_well_too(root):
     words = words_of_a_run(root, "group=measured")
     assert run_command("train", words, Into(root / "out", root / "err")) == 0
