@@ -241,6 +241,14 @@ def test_any_length(hydra: Hydra, length: str, name: str, tokens: int, batch: in
     assert run_name(config).startswith(f"hylorada-{name}-seed0-")
 
 
+def test_a_sweep_over_lists(hydra: Hydra) -> None:
+    found = grid(hydra, "method.lora.target_modules=[c_attn],[mlp.c_fc,c_proj]", "length=512")
+    assert [config.method.lora.target_modules for config in found] == [
+        ["c_attn"],
+        ["mlp.c_fc", "c_proj"],
+    ]
+
+
 def test_any_length_in_a_sweep(hydra: Hydra) -> None:
     configs = grid(hydra, "length=512,3000,3k,8k")
     found = [(c.length.name, c.length.max_length, c.train.micro_batch_size) for c in configs]

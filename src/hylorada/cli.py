@@ -37,7 +37,15 @@ from hylorada.runner.standing import already_done, check_start
 from hylorada.suggest import did_you_mean
 from hylorada.terminal import lasting_terminal
 from hylorada.validation import validate
-from hylorada.words import by_size, conf_dir, known_keys, quoted, rewrite, unknown_flag
+from hylorada.words import (
+    by_size,
+    conf_dir,
+    known_keys,
+    quoted,
+    rewrite,
+    unknown_flag,
+    without_references,
+)
 
 _HELP = """\
 hylorada-train: adapt a causal language model to a longer context, prove that every component acts,
@@ -281,7 +289,7 @@ def _sweep(hydra: Hydra, overrides: list[str], own: Path | None) -> int:
             refuse(run_name(waiting[directory]), why)
     results: list[JobReturn] = []
     if pending:
-        OmegaConf.update(master, "hydra.sweep.dir", _common_folder(pending))
+        OmegaConf.update(master, "hydra.sweep.dir", without_references(_common_folder(pending)))
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(hydra.config_loader, Callbacks(master)),
             task_function=run_job,

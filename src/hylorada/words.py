@@ -94,9 +94,8 @@ class _Word:
                 return self._model()
             return [f"{self.sign}{key}={value}"]
         kind = key_type(key)
-        if kind == "list[str]" and value.startswith("[") and value.endswith("]"):
-            items = (unquoted(item) for item in _split(value[1:-1]) if item.strip())
-            text = f"[{','.join(map(_quoted_if_needed, items))}]"
+        if kind == "list[str]":
+            text = ",".join(_list_of_texts(item.strip()) for item in _split(value))
         elif kind == "str" and self.multirun and self._is_sweep(value):
             text = ",".join(self._text(item.strip()) for item in _split(value))
         elif kind == "str":
@@ -303,6 +302,19 @@ def _quoted_if_needed(text: str) -> str:
     return text
 
 
+def _list_of_texts(value: str) -> str:
+    """A list whose items are quoted where Hydra would not read them; any other value as it is."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return value
+    items = (unquoted(item) for item in _split(value[1:-1]) if item.strip())
+    return f"[{','.join(map(_quoted_if_needed, items))}]"
+
+
+def without_references(text: str) -> str:
+    """A text in which OmegaConf takes ``${`` for itself."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def _literal(path: str) -> str:
     """A path in which ``${`` stands for itself, unless it refers to another setting.
 
@@ -312,7 +324,7 @@ def _literal(path: str) -> str:
     refers = found and all(dots or ":" in key or _is_known(key) for dots, key in found)
     if refers and not _is_there(path):
         return path
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", path)
+    return without_references(path)
 
 
 def _is_there(path: str) -> bool:
