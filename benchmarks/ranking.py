@@ -56,10 +56,10 @@ def measure(model: Any, length: int, candidates: int, tokens: int, rounds: int) 
     """Median seconds of both, and the median of their ratio in the same round."""
     import torch
 
-    from hylorada import anatomy
+    from hylorada.architecture import anatomy
+    from hylorada.architecture.logits import output_head
     from hylorada.evaluation.candidates import Prefix
     from hylorada.evaluation.scoring import evaluation_mode
-    from hylorada.logits import output_head
 
     rng = random.Random(0)
     prompt = [rng.randrange(1000) for _ in range(length - tokens)]

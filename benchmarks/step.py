@@ -110,8 +110,8 @@ def build(arm: str, model_name: str, length: int) -> tuple[Any, Any]:
             return model(input_ids=ids, labels=ids, use_cache=False).loss
 
     else:
-        from hylorada.runner.frozen import use_frozen_kernels
-        from hylorada.runner.loss import LossModel
+        from hylorada.kernels.frozen_layers import use_frozen_kernels
+        from hylorada.training.loss import LossModel
 
         if arm != "loss":
             use_frozen_kernels(model)

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.hydra import Hydra
 
 from hylorada import compose
-from hylorada.config import RunConfig, fingerprint, run_dir, run_name
+from hylorada.command_line.hydra_internals import Hydra
+from hylorada.command_line.overrides import known_keys, rewrite
+from hylorada.command_line.suggest import nearest
+from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
-from hylorada.suggest import nearest
-from hylorada.validation import validate
-from hylorada.words import known_keys, rewrite
+from hylorada.settings import validate
+from hylorada.settings.fingerprint import fingerprint, run_dir, run_name
 
 LENGTHS = {"512": 512, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768}
 
@@ -30,7 +31,7 @@ def options(group: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def hydra() -> Iterator[Hydra]:
-    with compose.session() as session:
+    with compose.opened_hydra() as session:
         yield session
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from markdown_files import FILES, ROOT, anchors, links, named
+from helpers.markdown_files import FILES, ROOT, anchors, links, named
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -20,7 +20,7 @@ from packaging.version import Version
 
 import hylorada
 from hylorada import cli, compose
-from hylorada.runner.provenance import provenance
+from hylorada.records.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

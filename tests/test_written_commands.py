@@ -12,12 +12,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from markdown_files import FILES, ROOT, Code, code, named
+from helpers.markdown_files import FILES, ROOT, Code, code, named
 
 from hylorada import cli, compose
+from hylorada.command_line.overrides import rewrite
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError
-from hylorada.words import rewrite
 
 PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 # What it says about the past, and what another program is asked for, is not a command of today.
@@ -75,7 +75,7 @@ def compose_first(words: list[str]) -> None:
         for option in options[1:]:
             if (group := compose.conf_dir() / key).is_dir():
                 assert (group / f"{option}.yaml").is_file(), f"{key}={option}"
-    with compose.session() as hydra:
+    with compose.opened_hydra() as hydra:
         compose.to_typed(compose.compose(hydra, rewrite(first)))
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hylorada.registration import register_with_peft
+from hylorada.peft_registration import register_with_peft
 
 if TYPE_CHECKING:
+    from hylorada.loading.finished_run import load_run
     from hylorada.methods import HyloradaConfig, adapt, check_integrity
-    from hylorada.runner.run import load_run
 
 __all__ = ["HyloradaConfig", "adapt", "check_integrity", "load_run"]
 __version__ = "0.2.0"
@@ -23,7 +23,7 @@ _HOME = {
     "HyloradaConfig": "hylorada.methods",
     "adapt": "hylorada.methods",
     "check_integrity": "hylorada.methods",
-    "load_run": "hylorada.runner.run",
+    "load_run": "hylorada.loading.finished_run",
 }
 
 

@@ -20,18 +20,24 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import initialize_config_dir
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hylorada.command_line.hydra_internals import Hydra, OverridesParser
+from hylorada.command_line.overrides import (
+    PRIMARY,
+    by_size,
+    conf_dir,
+    key_type,
+    rewrite,
+    unknown_key,
+)
+from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS, RunConfig
 from hylorada.errors import ConfigError
-from hylorada.suggest import did_you_mean
-from hylorada.words import PRIMARY, by_size, conf_dir, key_type, rewrite, unknown_key
 
 # What a launcher's own package adds to the name of its extra in pyproject.toml.
 LAUNCHER_EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm"}
@@ -67,7 +73,7 @@ class Cell:
 
 
 @contextmanager
-def session(job_name: str = "hylorada") -> Iterator[Hydra]:
+def opened_hydra(job_name: str = "hylorada") -> Iterator[Hydra]:
     """Hydra on `conf_dir()`, forgotten again at the end."""
     with initialize_config_dir(str(conf_dir()), job_name=job_name, version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
@@ -92,7 +98,7 @@ def cells(hydra: Hydra, master: DictConfig, own: Path | None = None) -> list[Cel
     """Every combination of a sweep, composed and typed before the first one starts.
 
     Args:
-        hydra: the session.
+        hydra: opened by `opened_hydra`.
         master: composed without the axes.
         own: a folder with more groups.
 

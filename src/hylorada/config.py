@@ -1,23 +1,21 @@
 """What a run is: a tree of plain dataclasses. `conf/` holds values, `compose.to_typed` fills it.
 
 Nothing here imports more than the standard library, so that a mistake in a setting is found before
-torch loads. Units stand behind each field. Ranges and choices are checked by `validation.validate`.
+torch loads. Units stand behind each field. Ranges and choices are checked by `settings.validate`.
 
 A field made by `aside` changes no number: it is outside of the fingerprint, and a run may be
-continued under another value of it. A new key needs a line in `identity.IMPLIED`.
+continued under another value of it. A new key needs a line in `settings.fingerprint.IMPLIED`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
-from hylorada import identity, redaction
+EMBEDDED = "embedded"
+"""``model.path`` of the model that the package ships."""
 
 # A component is on, off, or follows the length by the paper's adaptive rule (section 2.3).
 SWITCHES = ("true", "false", "auto")
@@ -348,30 +346,3 @@ def keys_with(mark: str, value: Any) -> frozenset[str]:
 ASIDE_KEYS = keys_with("fingerprint", False)
 LOCAL_KEYS = keys_with("path", "local")
 HUB_KEYS = keys_with("path", "hub")
-
-
-def counted(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, as `to_dict` or a record has them, that can tell one run from another."""
-    return identity.counted(settings, ASIDE_KEYS, LOCAL_KEYS, HUB_KEYS)
-
-
-def fingerprint(config: RunConfig) -> str:
-    """Ten hexadecimal digits of the sha256 of the settings that tell it from a run of defaults."""
-    text = json.dumps(counted(to_dict(config)), sort_keys=True, separators=(",", ":"))
-    text = redaction.without_accounts(text)  # a name gives nobody a hint at a password
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def run_name(config: RunConfig) -> str:
-    """``<method>-<length>-seed<N>-<fingerprint>``."""
-    return f"{config.method.name}-{config.length.name}-seed{config.seed}-{fingerprint(config)}"
-
-
-def group_name(config: RunConfig) -> str:
-    """The folder that a run's directory lies in, under output_root."""
-    return config.group or config.experiment
-
-
-def run_dir(config: RunConfig) -> str:
-    """``<output_root>/<group>/<run_name>``."""
-    return str(PurePath(config.output_root, group_name(config), run_name(config)))

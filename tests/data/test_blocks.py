@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import make_model
+from helpers.families import make_model
 
 from hylorada.config import DatasetConfig
-from hylorada.data import packing
+from hylorada.data import token_corpus
 from hylorada.data.blocks import Blocks
 from hylorada.data.documents import Document
-from hylorada.data.packing import load_token_corpus
+from hylorada.data.token_corpus import load_token_corpus
 from hylorada.errors import ConfigError, DataError
 
 
@@ -23,7 +23,9 @@ def corpus_of(tmp_path, tokenizer, monkeypatch):
             Document(f"d{i}", "".join(chr(97 + x) for x in rng.integers(0, 26, size)))
             for i, size in enumerate(sizes)
         ]
-        monkeypatch.setattr(packing, "read_documents", lambda dataset, split, unit: iter(documents))
+        monkeypatch.setattr(
+            token_corpus, "read_documents", lambda dataset, split, unit: iter(documents)
+        )
         corpus = load_token_corpus(DatasetConfig(cache_dir=str(tmp_path)), "train", tokenizer)
         assert [d.end - d.start for d in corpus.documents] == list(sizes)
         return corpus

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_byte_tokenizer
-from families import make_model
-from hub_server import Hub, Repository
+from helpers.byte_tokenizer import make_byte_tokenizer
+from helpers.families import make_model
+from helpers.hub_server import Hub, Repository
 
-from hylorada.runner.device import cpu_has_bf16
+from hylorada.process.device import cpu_has_bf16
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 WIKITEXT_README = """---
@@ -133,7 +133,7 @@ def run_jobs(jobs: dict, home: Path, endpoint: str, **more: str) -> dict:
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(SRC),
                     "HF_HUB_DISABLE_XET": "1"} | more  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("hub_client.py"))],
+        [sys.executable, str(Path(__file__).parents[1] / "helpers" / "hub_client.py")],
         input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,7 +16,7 @@ import pytest
 
 from hylorada.config import DatasetConfig
 from hylorada.data import files, local
-from hylorada.data.corpora import read_documents
+from hylorada.data.readers import read_documents
 from hylorada.errors import DataError
 
 SPLITS = ("train", "validation", "test")

@@ -8,8 +8,8 @@ import pytest
 
 from hylorada.config import DatasetConfig
 from hylorada.data import longbench
-from hylorada.data.corpora import read_documents
 from hylorada.data.longbench import TASKS, read_tasks, read_v2
+from hylorada.data.readers import read_documents
 from hylorada.errors import ConfigError, DataError
 
 ROW = {

@@ -6,7 +6,7 @@ import random
 
 from hylorada.config import DatasetConfig
 from hylorada.data.overlap import shared_documents
-from hylorada.data.packing import load_token_corpus
+from hylorada.data.token_corpus import load_token_corpus
 
 
 def corpus(tmp_path, tokenizer, split):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, make_model, tokens
-from zoo.architectures import make_zoo_model
+from helpers.architectures import make_zoo_model
+from helpers.families import FAMILIES, make_model, tokens
+from helpers.rigged import Characters, Copier
 
-from evaluation.rigged import Characters, Copier
+from hylorada.architecture.logits import output_head
 from hylorada.evaluation import candidates as module
 from hylorada.evaluation.candidates import Prefix
 from hylorada.evaluation.scoring import evaluation_mode
-from hylorada.logits import output_head
 
 TOLERANCE = 2e-5  # float32 logits of size ~2, up to seven of them added
 LENGTHS = (3, 1, 7, 2, 7, 4)

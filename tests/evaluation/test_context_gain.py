@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import make_model
+from helpers.documents import make_documents
+from helpers.families import make_model
 
-from evaluation.documents import make_documents
 from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.context_gain import evaluate_context_gain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from text_tokenizers import KINDS, make_tokenizer
+from helpers.text_tokenizers import KINDS, make_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.rigged_generation import END, Rigged, byte_tokenizer
 
-from evaluation.rigged_generation import END, Rigged, byte_tokenizer
-from hylorada import benchmarks
 from hylorada.errors import ConfigError, DataError, Interrupted
-from hylorada.evaluation.benchmark_questions import (
+from hylorada.evaluation.harness import Reply, ask, cut_middle
+from hylorada.evaluation.harness_questions import (
     Question,
     make_questions,
     questions_sha256,
 )
-from hylorada.evaluation.benchmark_scores import score_replies
-from hylorada.evaluation.harness import Reply, ask, cut_middle
+from hylorada.evaluation.harness_scores import score_replies
 from hylorada.evaluation.longbench_metrics import score_row
-from hylorada.intervals import wilson_interval
+from hylorada.settings import harness_tasks
+from hylorada.statistics.shares import wilson_interval
 
 pytest.importorskip("lm_eval", reason="the extra harness is not installed")
 
@@ -59,13 +59,13 @@ def asked(text, answer_tokens=8, **generation):
 
 
 def test_every_task_of_longbench_is_asked_with_its_official_number_of_tokens(tokenizer):
-    for task in (*benchmarks.LONGBENCH, *benchmarks.LONGBENCH_E):
+    for task in (*harness_tasks.LONGBENCH, *harness_tasks.LONGBENCH_E):
         question = one(task, tokenizer)
-        assert question.answer_tokens == benchmarks.longbench_answer_tokens(task), task
+        assert question.answer_tokens == harness_tasks.longbench_answer_tokens(task), task
         assert question.generation["do_sample"] is False
         assert "CONTEXT" in question.prompt
         without = ("gov_report", "multi_news", "vcsum", "passage_count", "lcc")
-        name = benchmarks.longbench_file(task).removesuffix("_e")
+        name = harness_tasks.longbench_file(task).removesuffix("_e")
         assert ("INPUT" in question.prompt) == (name not in without), task
 
 
@@ -441,7 +441,7 @@ def test_tasks_that_need_no_download_are_the_same_each_time_and_fit(tokenizer, t
 @pytest.mark.slow
 def test_variable_tracking_with_the_embedded_tokenizer():
     from hylorada.config import ModelConfig
-    from hylorada.runner.backbone import load_backbone
+    from hylorada.loading.backbone import load_backbone
 
     tokenizer = load_backbone(ModelConfig(), torch.device("cpu")).tokenizer
     questions = make_questions(["ruler_vt"], {}, tokenizer, 1024, limit=5)

@@ -12,11 +12,11 @@ MEASURE = """
 import sys
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, GPT2Config
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.config import PerplexityConfig
 from hylorada.evaluation.perplexity import evaluate_perplexity
 from hylorada.evaluation.scoring import evaluation_mode
-from hylorada.runner.provenance import PeakMemory
+from hylorada.records.provenance import PeakMemory
 
 torch.set_num_threads(2)
 what, length = sys.argv[1], int(sys.argv[2])

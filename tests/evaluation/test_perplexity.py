@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from families import VOCAB, make_model
+from helpers.documents import Tokens, make_documents
+from helpers.families import VOCAB, make_model
 
-from evaluation.documents import Tokens, make_documents
 from hylorada.config import PerplexityConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import evaluate_perplexity

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import make_model
+from helpers.families import make_model
+from helpers.rigged import Characters, Copier
 
-from evaluation.rigged import Characters, Copier
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation import retrieval_prompts as prompts_of
 from hylorada.evaluation.lost_in_middle import evaluate_retrieval, keys_that_fit
@@ -22,7 +22,7 @@ from hylorada.evaluation.retrieval_scores import (
     contains_value,
     rank_credit,
 )
-from hylorada.intervals import wilson_interval
+from hylorada.statistics.shares import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("HYLORADA_DATA") or ROOT.parent / "shared" / "data")

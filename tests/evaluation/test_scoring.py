@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES, make_model, tokens
+from helpers.families import FAMILIES, make_model, tokens
 from peft import LoraConfig, get_peft_model
 
 from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll

@@ -6,15 +6,15 @@ import copy
 
 import pytest
 import torch
+from helpers.shaken import shaken
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
-from test_position_bias import shaken
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
+from hylorada.kernels.frozen_layers import use_frozen_kernels
 from hylorada.methods import HyloradaConfig, adapt, check_integrity, load_adapter
 from hylorada.methods.experts import reached_experts
-from hylorada.runner.frozen import use_frozen_kernels
 
 VOCAB = 97
 COMMON = {

@@ -9,7 +9,7 @@ import json
 import peft
 import pytest
 import torch
-from families import FAMILIES, LEARNED_FAMILIES, VOCAB, make_model, tokens
+from helpers.families import FAMILIES, LEARNED_FAMILIES, VOCAB, make_model, tokens
 from peft import get_peft_model
 from transformers import AttentionInterface, AttentionMaskInterface
 

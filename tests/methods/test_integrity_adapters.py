@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import VOCAB, make_model
+from helpers.families import VOCAB, make_model
+from helpers.peft_types import NOT_ON_GPT2, peft_types, type_config
 from peft import (
     LoraConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
 )
-from peft_types import NOT_ON_GPT2, peft_types, type_config
 
 from hylorada.errors import ConfigError
 from hylorada.methods import check_integrity

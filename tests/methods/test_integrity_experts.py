@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import VOCAB, make_model
+from helpers.families import VOCAB, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hylorada.methods import HyloradaConfig, adapt, check_integrity
-from hylorada.methods.integrity.rowwise import RowByRow, Shapes, movement
+from hylorada.methods.integrity.rounding import RowByRow, Shapes, movement
 
 SMALL = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

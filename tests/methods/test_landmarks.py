@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, make_model, tokens
-from test_position_bias import EXACT, shaken
+from helpers.families import FAMILIES, make_model, tokens
+from helpers.shaken import EXACT, shaken
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from hylorada.methods import HyloradaConfig, adapt
 from hylorada.methods.landmarks import Landmark, LandmarkCacheLayer, PooledState, running_mean
-from hylorada.methods.trainable import count_by_group
+from hylorada.methods.parameter_groups import count_by_group
 
 BOTH = {"position_bias_enabled": True, "landmark_enabled": True}
 

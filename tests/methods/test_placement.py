@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, make_model
-from zoo.architectures import make_zoo_model
+from helpers.architectures import make_zoo_model
+from helpers.families import FAMILIES, make_model
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods import HyloradaConfig, adapt
 from hylorada.methods.placement import resolve

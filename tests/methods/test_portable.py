@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from families import make_model, tokens
+from helpers.families import make_model, tokens
+from helpers.shaken import shaken
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
-from test_position_bias import shaken
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods import HyloradaConfig, HyloradaModel, adapt, load_adapter
 

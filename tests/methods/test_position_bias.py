@@ -6,30 +6,16 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, make_model, tokens
+from helpers.families import FAMILIES, make_model, tokens
+from helpers.shaken import EXACT, shaken
 from torch import nn
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.methods import HyloradaConfig, adapt
 from hylorada.methods.position_bias import PositionBias
 from hylorada.methods.positions import bucket, buckets_reached
 
 BIAS = {"position_bias_enabled": True}
-
-
-def shaken(model: nn.Module, scale: float = 0.1, seed: int = 0) -> nn.Module:
-    """Move every trainable parameter, so that each of them shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-# Equalities between two ways to compute one thing are checked in float64, to this tolerance: what
-# is left is rounding, far below any mistake.
-EXACT = {"rtol": 0, "atol": 1e-9}
 
 
 def test_log2_buckets_are_exact_where_a_float_logarithm_is_not():

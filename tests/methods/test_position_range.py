@@ -7,10 +7,10 @@ import json
 
 import pytest
 import torch
-from families import CONFIGS, FAMILIES, LEARNED_FAMILIES, ROPE_FAMILIES, make_model, tokens
+from helpers.families import CONFIGS, FAMILIES, LEARNED_FAMILIES, ROPE_FAMILIES, make_model, tokens
 from transformers import AutoModelForCausalLM
 
-from hylorada.anatomy import position_embedding, rotary_modules, trained_length
+from hylorada.architecture.anatomy import position_embedding, rotary_modules, trained_length
 from hylorada.errors import ConfigError
 from hylorada.methods.position_range import extend_range, restore_range
 

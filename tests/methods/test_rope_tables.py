@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
+from helpers.architectures import TRAINED, make_config, make_zoo_model
 from transformers import AutoModelForCausalLM
-from zoo.architectures import TRAINED, make_config, make_zoo_model
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods.position_range import extend_range, restore_range
 from hylorada.methods.rope_tables import rope_tables

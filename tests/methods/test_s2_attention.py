@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, make_model, tokens
+from helpers.families import FAMILIES, VOCAB, make_model, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AttentionInterface,

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, LEARNED_FAMILIES, make_model, tokens
+from helpers.families import FAMILIES, LEARNED_FAMILIES, make_model, tokens
+from helpers.shaken import shaken
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
-from test_position_bias import shaken
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods import HyloradaConfig, adapt
+from hylorada.methods.parameter_groups import count_by_group
 from hylorada.methods.position_range import extend_range
-from hylorada.methods.trainable import count_by_group
 
 LENGTH = 150  # of models trained on 64 tokens; no multiple of anything
 

@@ -7,12 +7,12 @@ import io
 from pathlib import Path
 
 import pytest
+from helpers.records import make_record, with_context
 
+from hylorada.comparison.arms import compare
+from hylorada.comparison.collect import Record
 from hylorada.report import context_figures, figures, render
-from hylorada.report.arms import compare
-from hylorada.report.collect import Record
 from hylorada.report.table import build_tables
-from report.records import make_record, with_context
 
 
 def compared(*records):

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers.records import make_record, sweep, with_context, write
 
-from hylorada.report import main
-from report.records import make_record, sweep, with_context, write
+from hylorada.commands.report import main
 
 VOID = {"meta", "link", "br", "img", "hr"}
 

@@ -9,14 +9,14 @@ import math
 from pathlib import Path
 
 import pytest
+from helpers.records import make_record, metric, sweep, with_context
 from rich.console import Console
 
+from hylorada.comparison.arms import compare
+from hylorada.comparison.cells import number
+from hylorada.comparison.collect import Record
 from hylorada.report import context_figures, render
-from hylorada.report.arms import compare
-from hylorada.report.cells import number
-from hylorada.report.collect import Record
 from hylorada.report.table import Table, build_tables, one_line
-from report.records import make_record, metric, sweep, with_context
 
 
 def table_of(*records, **options) -> Table:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import Into, run_command, words_of_a_run
-from tiny_runs import make_model_folder, make_texts
+from helpers.commands import Into, run_command, words_of_a_run
+from helpers.tiny_runs import make_model_folder, make_texts
 
 ENVIRONMENT = {
     "HF_TOKEN": "hf_envCANARYenvCANARYenv",

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from safetensors.torch import load_file, save_file
-from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hylorada.config import ModelConfig
 from hylorada.errors import ConfigError
-from hylorada.runner import device as devices
-from hylorada.runner.backbone import load_backbone
-from hylorada.runner.device import choose_dtype
-from hylorada.runner.run import load_run, run
+from hylorada.loading.backbone import load_backbone
+from hylorada.loading.finished_run import load_run
+from hylorada.process import device as devices
+from hylorada.process.device import choose_dtype
+from hylorada.runner.run import run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOAT32, BF16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16

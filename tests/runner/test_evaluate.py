@@ -8,17 +8,19 @@ import shutil
 
 import pytest
 import torch
+from helpers.tiny_runs import make_config, make_model_folder, make_texts, result, write_unhashed
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_runs import make_config, make_model_folder, make_texts, result, write_unhashed
 
 from hylorada import config as configs
-from hylorada.disk import exclusive
 from hylorada.errors import ConfigError, DataError, DiskError
+from hylorada.loading.backbone import load_backbone
+from hylorada.loading.finished_run import load_run
+from hylorada.process.disk import exclusive
 from hylorada.runner import measure
-from hylorada.runner.backbone import load_backbone
 from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
-from hylorada.runner.run import load_run, run
+from hylorada.runner.run import run
+from hylorada.settings.fingerprint import run_name
 
 WINDOW = 320
 
@@ -35,7 +37,7 @@ def root(tmp_path_factory):
 def trained(root):
     config = small(root)
     record = run(config)
-    return config, record, root / "outputs" / "main" / configs.run_name(config)
+    return config, record, root / "outputs" / "main" / run_name(config)
 
 
 @pytest.fixture
@@ -203,7 +205,7 @@ def test_an_adapter_of_plain_peft_gets_a_record_of_its_own(root, tmp_path, monke
 def test_our_own_adapter_brings_its_range_with_it(trained, root):
     config, before, directory = trained
     record = evaluate_adapter(directory / "adapter", small(root))
-    assert record["method"] == f"adapter-{configs.run_name(config)}"
+    assert record["method"] == f"adapter-{run_name(config)}"
     expected = before["metrics"]["eval/ppl"]["value"]
     assert record["metrics"]["eval/ppl"]["value"] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ConfigError, match="made for 320 tokens"):

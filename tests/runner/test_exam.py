@@ -9,21 +9,24 @@ import signal
 
 import pytest
 import torch
-from evaluation.rigged import Characters
+from helpers.rigged import Characters
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
+from helpers.wandb_files import history, summary, wait_for_exit_record
 from PIL import Image
-from tiny_runs import make_config, make_model_folder, make_texts
-from wandb_files import history, summary, wait_for_exit_record
 
 from hylorada import config as configs
 from hylorada.errors import DataError, Interrupted
+from hylorada.evaluation import resumable
 from hylorada.evaluation.retrieval_prompts import generate_key_values
+from hylorada.loading.backbone import load_backbone
 from hylorada.methods.position_range import extend_range
-from hylorada.runner import curve, measure, partial, tracking
-from hylorada.runner.backbone import load_backbone
+from hylorada.process.progress import Reporter
+from hylorada.process.signals import Stop
+from hylorada.runner import measure
 from hylorada.runner.exam import make_prompts, prepare
-from hylorada.runner.progress import Reporter
 from hylorada.runner.run import run
-from hylorada.runner.signals import Stop
+from hylorada.settings.fingerprint import run_name
+from hylorada.tracking import final_numbers, tracker
 
 WINDOW = 320  # bytes: some six short pairs
 DEPTHS = [0.0, 0.5, 1.0]
@@ -88,7 +91,7 @@ def test_every_convention_in_one_run(root, tmp_path):
 @pytest.fixture(scope="module")
 def done(root):
     config = asked(root, track__kind="offline")
-    return config, run(config), root / "outputs" / "main" / configs.run_name(config)
+    return config, run(config), root / "outputs" / "main" / run_name(config)
 
 
 def test_the_record_holds_accuracy_by_depth_and_context_gain_of_the_run_and_the_base(done):
@@ -158,9 +161,9 @@ def test_every_part_continues_after_the_second_batch(done, root, monkeypatch, by
     config, (_, record, _) = asked(root), done
     directory = root / by
     calls: dict[str, int] = {}
-    real = partial.Partial.boundary
+    real = resumable.Partial.boundary
     if by == "kill":
-        monkeypatch.setattr(partial, "KEEP_SECONDS", 0.0)
+        monkeypatch.setattr(resumable, "KEEP_SECONDS", 0.0)
 
     def end_at_the_second(self, found):
         name = self._path.name if self._path and self._path.parent == directory else ""
@@ -172,7 +175,7 @@ def test_every_part_continues_after_the_second_batch(done, root, monkeypatch, by
         if second:
             raise Killed
 
-    monkeypatch.setattr(partial.Partial, "boundary", end_at_the_second)
+    monkeypatch.setattr(resumable.Partial, "boundary", end_at_the_second)
     ends, expected = 0, Interrupted if by == "signal" else Killed
     while True:
         try:
@@ -264,7 +267,7 @@ def test_passkeys_fill_the_window_and_questions_take_a_longer_answer(tmp_path):
     assert "easier than the published task" in found.note
 
 
-class Tracker(tracking.Tracker):
+class Tracker(tracker.Tracker):
     active = True
 
     def __init__(self):
@@ -283,7 +286,7 @@ class Tracker(tracking.Tracker):
 def test_trackers_get_the_numbers_the_table_and_the_picture(done):
     _, record, _ = done
     tracker = Tracker()
-    curve.mirror(record, tracker)
+    final_numbers.mirror(record, tracker)
     metric = record["metrics"]["lim/accuracy@0.5"]
     assert tracker.got["summary"]["lim/accuracy@0.5"] == metric["value"]
     assert "base/context_gain/nll@32" in tracker.got["summary"]
@@ -299,9 +302,9 @@ def test_what_cannot_be_drawn_is_one_warning(done, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("no font\nfamily")
 
-    monkeypatch.setattr(curve, "draw_curve", fail)
+    monkeypatch.setattr(final_numbers, "draw_curve", fail)
     tracker = Tracker()
-    curve.mirror(done[1], tracker)
+    final_numbers.mirror(done[1], tracker)
     assert set(tracker.got) == {"summary", "lim/by_depth"}
     (warning,) = caplog.messages
     assert warning.startswith("accuracy by depth cannot be drawn (RuntimeError: no font family)")
@@ -309,7 +312,7 @@ def test_what_cannot_be_drawn_is_one_warning(done, monkeypatch, caplog):
 
 def test_nothing_is_drawn_for_nobody(root, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curve, "draw_curve", lambda *_: drawn.append(1))
+    monkeypatch.setattr(final_numbers, "draw_curve", lambda *_: drawn.append(1))
     assert run(asked(root), tmp_path / "run")["status"] == "ok"  # track=off
     assert not drawn
 
@@ -328,6 +331,6 @@ def test_wandb_holds_the_picture_the_table_and_the_summary(done):
             assert (image.format, image.size) == ("PNG", (768, 480))
             assert image.convert("L").getextrema() == (0, 255)  # something is drawn
     table = json.loads((files / shown["lim/by_depth.path"]).read_text())
-    assert table["columns"] == curve.COLUMNS
-    assert table["data"] == curve.rows_by_depth(record)
+    assert table["columns"] == final_numbers.COLUMNS
+    assert table["data"] == final_numbers.rows_by_depth(record)
     assert len(table["data"]) == 2 * 2 * len(DEPTHS)

@@ -14,20 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig
 from transformers import MixtralForCausalLM as Mixtral
 
-from hylorada import anatomy, cli
-from hylorada import config as configs
+from hylorada import cli
+from hylorada.architecture import anatomy
 from hylorada.config import ModelConfig
 from hylorada.errors import ConfigError, DataError, IntegrityError
+from hylorada.loading.backbone import load_backbone
+from hylorada.loading.finished_run import load_run
 from hylorada.runner import export as room
-from hylorada.runner.backbone import load_backbone
 from hylorada.runner.export import export
-from hylorada.runner.run import load_run, run
+from hylorada.runner.run import run
+from hylorada.settings.fingerprint import run_name
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -102,7 +104,7 @@ def finished(root, model, length, changes, **more):
     )
     config.model = ModelConfig(f"tiny-{model}", str(root / model))
     run(config)
-    return root / "outputs" / "main" / configs.run_name(config)
+    return root / "outputs" / "main" / run_name(config)
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,17 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, LEARNED_FAMILIES, VOCAB, make_model, tokens
-from tiny_runs import make_config, make_model_folder, make_texts
+from helpers.families import FAMILIES, LEARNED_FAMILIES, VOCAB, make_model, tokens
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
 
 from hylorada.config import RunConfig
 from hylorada.errors import IntegrityError
-from hylorada.methods import HyloradaConfig, adapt, check_integrity, cpu_attention
-from hylorada.runner import frozen, loss
+from hylorada.kernels import causal_attention, frozen_layers
+from hylorada.methods import HyloradaConfig, adapt, check_integrity
+from hylorada.process.signals import Stop
 from hylorada.runner.gate import prove
 from hylorada.runner.run import run
-from hylorada.runner.signals import Stop
+from hylorada.training import loss
 
 TRAINED, LONG = 64, 192
 
@@ -92,9 +93,11 @@ def test_attention_through_onednn_passes():
     length = 1100
     model = adapted("gpt2", length, s2_group_size=520)
     calls = []
-    original = cpu_attention.causal_attention
+    original = causal_attention.causal_attention
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_attention, "causal_attention", lambda *a: calls.append(1) or original(*a))
+        patch.setattr(
+            causal_attention, "causal_attention", lambda *a: calls.append(1) or original(*a)
+        )
         report = proven(model, length)
     assert report.ok, [report.checks[name] for name in report.failed]
     assert calls
@@ -114,7 +117,7 @@ def test_a_model_is_left_as_it_was():
     assert not any(module._forward_hooks for module in model.get_base_model().transformer.h)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert frozen.restore(model) == 0
+    assert frozen_layers.restore(model) == 0
 
 
 # ---- faults that the short probe cannot see -----------------------------------------------------
@@ -127,7 +130,7 @@ def leaking(function):
 
 def test_a_leak_in_the_frozen_kernels_is_refused_and_named(monkeypatch):
     model = adapted()
-    monkeypatch.setattr(frozen, "fast_linear", leaking(frozen.fast_linear))
+    monkeypatch.setattr(frozen_layers, "fast_linear", leaking(frozen_layers.fast_linear))
     assert check_integrity(model, VOCAB, LONG).ok  # before the kernels are exchanged
     detail = fault(proven(model), "training_causality")
     assert "lets the rows of a batch see each other" in detail
@@ -135,13 +138,13 @@ def test_a_leak_in_the_frozen_kernels_is_refused_and_named(monkeypatch):
 
 
 def test_a_kernel_that_reads_the_next_token_is_refused_and_named(monkeypatch):
-    forward = frozen.FrozenLoraLinear.forward
+    forward = frozen_layers.FrozenLoraLinear.forward
 
     def peeking(self, x, *args, **kwargs):
         ahead = torch.cat([x[:, 1:], x[:, -1:]], 1)
         return forward(self, x + 1e-5 * ahead, *args, **kwargs)
 
-    monkeypatch.setattr(frozen.FrozenLoraLinear, "forward", peeking)
+    monkeypatch.setattr(frozen_layers.FrozenLoraLinear, "forward", peeking)
     detail = fault(proven(adapted()), "training_causality")
     assert "self_attn.q_proj (FrozenLoraLinear) reads the future" in detail
     assert f"at {LONG} tokens" in detail
@@ -151,7 +154,7 @@ def test_a_leak_in_the_attention_kernel_is_refused(monkeypatch):
     """It serves 512 tokens or more, which no short probe has."""
     model = adapted("gpt2", 1100, s2_group_size=520)
     monkeypatch.setattr(
-        cpu_attention,
+        causal_attention,
         "_future",
         lambda length, device: torch.zeros(min(256, length), min(256, length)),
     )
@@ -177,20 +180,20 @@ def test_a_leak_under_autocast_alone_is_refused():
         if torch.is_autocast_enabled("cpu") else output
     )  # fmt: skip
     assert proven(model).ok
-    frozen.restore(model)
+    frozen_layers.restore(model)
     report = proven(model, bf16=True)
     assert "model.layers.0.mlp (LlamaMLP) reads the future" in (fault(report, "training_causality"))
 
 
 def test_state_in_a_kernel_is_refused(monkeypatch):
-    forward, kept = frozen.FrozenLinear.forward, {}
+    forward, kept = frozen_layers.FrozenLinear.forward, {}
 
     def remembering(self, x):
         y = forward(self, x)
         last, kept[id(self)] = kept.get(id(self), 0 * y), y.detach()
         return y + 1e-4 * last.mean()
 
-    monkeypatch.setattr(frozen.FrozenLinear, "forward", remembering)
+    monkeypatch.setattr(frozen_layers.FrozenLinear, "forward", remembering)
     model = adapted(target_modules=["q_proj"])
     detail = fault(proven(model), "training_causality")
     assert "(FrozenLinear) keeps something of one request for the next" in detail
@@ -211,9 +214,9 @@ def test_a_document_that_reads_the_one_before_it_at_length_is_refused():
 
 
 def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
-    forward = frozen.FrozenLoraLinear.forward
+    forward = frozen_layers.FrozenLoraLinear.forward
     monkeypatch.setattr(
-        frozen.FrozenLoraLinear,
+        frozen_layers.FrozenLoraLinear,
         "forward",
         lambda self, x, *a, **k: forward(self, x, *a, **k) * 1.01,
     )
@@ -223,13 +226,13 @@ def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
 
 
 def test_a_wrong_gradient_in_a_kernel_is_refused(monkeypatch):
-    backward = frozen._LowRankProduct.backward
+    backward = frozen_layers._LowRankProduct.backward
 
     def wrong(ctx, g):
         dx, dw, dbias, da, db, *rest = backward(ctx, g)
         return dx, dw, dbias, None if da is None else da * 1.05, db, *rest
 
-    monkeypatch.setattr(frozen._LowRankProduct, "backward", staticmethod(wrong))
+    monkeypatch.setattr(frozen_layers._LowRankProduct, "backward", staticmethod(wrong))
     detail = fault(proven(adapted()), "training_parity")
     assert detail.startswith("the gradients of lora differ most")
 
@@ -255,7 +258,7 @@ def test_a_control_arm_that_reads_the_future_is_allowed_at_length_too():
 def test_a_run_is_stopped_before_it_measures_and_leaves_its_report(tmp_path, monkeypatch):
     make_model_folder(tmp_path / "model")
     make_texts(tmp_path / "texts")
-    monkeypatch.setattr(frozen, "fast_linear", leaking(frozen.fast_linear))
+    monkeypatch.setattr(frozen_layers, "fast_linear", leaking(frozen_layers.fast_linear))
     with pytest.raises(IntegrityError, match=r"integrity.training_causality: ") as caught:
         run(make_config(tmp_path), tmp_path / "run")
     assert caught.value.exit_code == 7

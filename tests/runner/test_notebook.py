@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from markdown_files import ROOT, code
+from helpers.markdown_files import ROOT, code
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from peft import PeftModel
-from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hylorada.runner.run import run

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import Into, run_command
-from tiny_runs import LENGTH, make_model_folder, make_texts
+from helpers.commands import Into, run_command
+from helpers.tiny_runs import LENGTH, make_model_folder, make_texts
 
 ODD = 'it\'s ~ = (a) [b] {c}, "d" #1: $x &; ${y} путь 目录 😀'
 

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CONFIGS
+from helpers.families import CONFIGS
+from helpers.tiny_runs import LENGTH, make_config, make_model_folder, make_texts, result
 from safetensors.torch import load_file, save_file
-from tiny_runs import LENGTH, make_config, make_model_folder, make_texts, result
 from transformers import AutoModelForCausalLM
 
 from hylorada import config as configs
 from hylorada.errors import ConfigError, DataError, DiskError, HyloradaError
 from hylorada.runner import preflight as module
+from hylorada.runner.earlier_attempt import check_start
 from hylorada.runner.evaluate import evaluate_run
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.run import run
-from hylorada.runner.standing import check_start
 
 COMMANDS = Path(sys.executable).parent
 

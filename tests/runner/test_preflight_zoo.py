@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from zoo.architectures import ALL, TRAINED, make_config, make_zoo_model
-from zoo.journey import METHODS, method_config, tokenizer
+from helpers.architectures import ALL, TRAINED, make_config, make_zoo_model
+from helpers.journey import METHODS, method_config, tokenizer
 
 from hylorada.config import ModelConfig, RunConfig
 from hylorada.errors import HyloradaError
+from hylorada.loading.backbone import Blueprint
 from hylorada.methods import adapt
+from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.position_range import extend_range
-from hylorada.methods.presets import from_method
-from hylorada.runner.backbone import Blueprint
-from hylorada.runner.loss import refuse_adapted_head
 from hylorada.runner.preflight import _check_method
+from hylorada.training.loss import refuse_adapted_head
 
 pytestmark = pytest.mark.slow
 

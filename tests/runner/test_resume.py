@@ -10,7 +10,7 @@ import signal
 import time
 
 import pytest
-from tiny_runs import (
+from helpers.tiny_runs import (
     STEPS,
     finish,
     killed,
@@ -22,7 +22,7 @@ from tiny_runs import (
     result,
     run_to_end,
 )
-from wandb_files import history, read_wandb_file, wait_for_exit_record
+from helpers.wandb_files import history, read_wandb_file, wait_for_exit_record
 
 # Every component trains, dropout draws from the generator, and the validation split is measured
 # between the steps.

@@ -10,8 +10,7 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftModel
-from tiny_runs import (
+from helpers.tiny_runs import (
     LENGTH,
     STEPS,
     make_config,
@@ -20,18 +19,22 @@ from tiny_runs import (
     result,
     write_unhashed,
 )
+from peft import PeftModel
 
 import hylorada
 from hylorada import config as configs
-from hylorada.data.packing import load_token_corpus
-from hylorada.disk import exclusive
+from hylorada.data.token_corpus import load_token_corpus
 from hylorada.errors import ConfigError, DataError, DiskError, DivergedError, IntegrityError
 from hylorada.evaluation import perplexity
 from hylorada.evaluation.perplexity import evaluate_perplexity
+from hylorada.loading.backbone import load_backbone
+from hylorada.loading.finished_run import load_run
+from hylorada.process.disk import exclusive
+from hylorada.records.metric_names import PERPLEXITIES
 from hylorada.runner import measure
 from hylorada.runner import run as run_module
-from hylorada.runner.backbone import load_backbone
-from hylorada.runner.run import load_run, run
+from hylorada.runner.run import run
+from hylorada.settings.fingerprint import fingerprint, run_name
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +50,13 @@ def done(root):
     """One run with every component, W&B offline."""
     config = make_config(root, track__kind="offline")
     record = run(config)
-    return config, record, root / "outputs" / "main" / configs.run_name(config)
+    return config, record, root / "outputs" / "main" / run_name(config)
 
 
 @pytest.fixture(scope="module")
 def baseline(root):
     config = make_config(root, method=baseline_method())
-    return config, run(config), root / "outputs" / "main" / configs.run_name(config)
+    return config, run(config), root / "outputs" / "main" / run_name(config)
 
 
 def baseline_method():
@@ -69,7 +72,7 @@ def test_the_record_holds_what_the_run_was_and_found(done):
     assert json.loads((directory / "result.json").read_text()) == record
     assert (record["status"], record["error"]) == ("ok", None)
     assert (record["method"], record["length"], record["seed"]) == ("hylorada", LENGTH, 0)
-    assert record["fingerprint"] == configs.fingerprint(config)
+    assert record["fingerprint"] == fingerprint(config)
     training = record["training"]
     assert training["steps"] == STEPS
     assert training["tokens"] == STEPS * 4 * (LENGTH - 1)
@@ -147,7 +150,7 @@ def test_load_run_gives_the_model_that_was_measured(done):
     corpus = load_token_corpus(config.dataset, "test", tokenizer)
     found = evaluate_perplexity(model, corpus.documents, config.eval.perplexity, LENGTH)
     for convention in config.eval.perplexity.conventions:
-        name = measure.NAMES[convention]
+        name = PERPLEXITIES[convention]
         expected = record["metrics"][name]["value"]
         assert found[convention].ppl == pytest.approx(expected, rel=1e-5)  # other kernels, float32
     ids = torch.tensor([[5, 6, 7]])
@@ -373,7 +376,7 @@ def test_a_perplexity_beyond_the_range_of_floats_is_null(root, tmp_path, monkeyp
 
 def test_bad_input_is_one_line_and_a_record(root, tmp_path, monkeypatch):
     (tmp_path / "empty" / "train").mkdir(parents=True)
-    monkeypatch.setattr("hylorada.runner.device.cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("hylorada.process.device.cpu_has_bf16", lambda: False)
     cases = {
         "model": (make_config(root, model__path=str(tmp_path / "empty")), DataError, "config.json"),
         "bf16": (make_config(root, train__precision="bf16"), ConfigError, "no bf16 arithmetic"),

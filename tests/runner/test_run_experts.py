@@ -7,12 +7,13 @@ import logging
 
 import pytest
 import torch
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from safetensors.torch import load_file
-from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from hylorada import config as configs
-from hylorada.runner.run import load_run, run
+from hylorada.loading.finished_run import load_run
+from hylorada.runner.run import run
+from hylorada.settings.fingerprint import run_name
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_experts_train_are_saved_and_stand_in_the_record(root, caplog):
     assert experts["adapted"] == 1.0
     assert experts["note"] == "experts are adapted: 85% of the decoder layers' parameters"
     assert experts["note"] in caplog.messages
-    directory = root / "outputs" / "main" / configs.run_name(config)
+    directory = root / "outputs" / "main" / run_name(config)
     tensors = load_file(directory / "adapter" / "adapter_model.safetensors")
     moved = [name for name, t in tensors.items() if ".experts." in name and "lora_B" in name]
     assert len(moved) == 4

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from peft import LoraConfig, get_peft_model
-from tiny_runs import make_config, make_model_folder, make_texts
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hylorada.errors import ConfigError

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 import pytest
-from tiny_runs import LENGTH, make_config, make_model_folder, make_texts
-from zoo.architectures import make_zoo_model
+from helpers.architectures import make_zoo_model
+from helpers.tiny_runs import LENGTH, make_config, make_model_folder, make_texts
 
 from hylorada.errors import ConfigError
-from hylorada.methods import presets
+from hylorada.methods import adaptive_rule
 from hylorada.runner.run import run
 
 AUTO = {
@@ -37,8 +37,8 @@ def settings(root, **changes):
 @pytest.fixture
 def short_thresholds(monkeypatch):
     """Every component is on by the rule at the length of these runs."""
-    monkeypatch.setattr(presets, "LONG_CONTEXT", LENGTH)
-    monkeypatch.setattr(presets, "VERY_LONG_CONTEXT", LENGTH)
+    monkeypatch.setattr(adaptive_rule, "LONG_CONTEXT", LENGTH)
+    monkeypatch.setattr(adaptive_rule, "VERY_LONG_CONTEXT", LENGTH)
 
 
 def test_what_is_left_out_stands_in_the_log_and_in_the_record(tmp_path, caplog, short_thresholds):

@@ -5,16 +5,17 @@ import shutil
 
 import pytest
 import torch
-from families import tokens
-from tiny_runs import LENGTH, make_config, make_model_folder, make_texts
+from helpers.families import tokens
+from helpers.tiny_runs import LENGTH, make_config, make_model_folder, make_texts
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.config import ModelConfig
 from hylorada.errors import ConfigError
-from hylorada.runner.backbone import load_backbone
+from hylorada.loading.backbone import load_backbone
+from hylorada.loading.finished_run import load_run
 from hylorada.runner.evaluate import evaluate_run
-from hylorada.runner.run import load_run, run
+from hylorada.runner.run import run
 
 CPU = torch.device("cpu")
 COUNT = 64

@@ -7,19 +7,19 @@ twice it, with every component on by the rule. Anything but a refusal of ours is
 from __future__ import annotations
 
 import pytest
+from helpers import family_rows as rows
+from helpers.architectures import ALL, TRAINED, make_zoo_model
+from helpers.journey import outcome
 
-from hylorada.methods import presets
-from zoo import rows
-from zoo.architectures import ALL, TRAINED, make_zoo_model
-from zoo.journey import outcome
+from hylorada.methods import adaptive_rule
 
 FAST = ("llama", "olmo3", "bloom")
 
 
 @pytest.fixture(autouse=True)
 def short_thresholds(monkeypatch):
-    monkeypatch.setattr(presets, "LONG_CONTEXT", TRAINED)
-    monkeypatch.setattr(presets, "VERY_LONG_CONTEXT", TRAINED)
+    monkeypatch.setattr(adaptive_rule, "LONG_CONTEXT", TRAINED)
+    monkeypatch.setattr(adaptive_rule, "VERY_LONG_CONTEXT", TRAINED)
 
 
 @pytest.mark.parametrize("family", FAST)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hylorada.data.packing import TokenCorpus
+from hylorada.data.token_corpus import TokenCorpus
 from hylorada.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hylorada.data.sources import official_files
+from hylorada.data.official_files import official_files
 from hylorada.errors import DataError, DiskError, HyloradaError
 
 log = logging.getLogger(__name__)

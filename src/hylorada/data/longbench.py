@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hylorada.benchmarks import LONGBENCH, LONGBENCH_E, longbench_file
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.files import damaged
@@ -24,6 +23,7 @@ from hylorada.data.json_rows import json_lines
 from hylorada.data.rows import Row, RowAccount, document
 from hylorada.data.sources import local_path
 from hylorada.errors import ConfigError, DataError
+from hylorada.settings.harness_tasks import LONGBENCH, LONGBENCH_E, longbench_file
 
 log = logging.getLogger(__name__)
 

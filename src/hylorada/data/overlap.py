@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from hylorada.data.packing import TokenCorpus
+from hylorada.data.token_corpus import TokenCorpus
 
 _SHORTEST = 16  # tokens; shorter texts are equal by chance
 

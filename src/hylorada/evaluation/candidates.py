@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
+from hylorada.architecture.logits import output_head
 from hylorada.evaluation.scoring import head_nll
-from hylorada.logits import output_head
 
 # Copies of one layer's keys and values that exist at one time, bytes. On a CPU a copy that stays in
 # the cache is worth more than a large batch.

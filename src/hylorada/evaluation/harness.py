@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from hylorada.errors import ConfigError
-from hylorada.evaluation.benchmark_questions import Question, quiet_libraries
 from hylorada.evaluation.continuations import closing_tokens
+from hylorada.evaluation.harness_questions import Question, quiet_libraries
 from hylorada.evaluation.scoring import evaluation_mode
 
 

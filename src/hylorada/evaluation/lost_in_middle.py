@@ -31,7 +31,7 @@ from hylorada.evaluation.retrieval_scores import (
     rank_credit,
 )
 from hylorada.evaluation.scoring import evaluation_mode
-from hylorada.intervals import wilson_interval
+from hylorada.statistics.shares import wilson_interval
 
 
 @dataclass(frozen=True)

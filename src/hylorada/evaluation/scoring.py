@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hylorada import anatomy
-from hylorada.logits import output_head
+from hylorada.architecture import anatomy
+from hylorada.architecture.logits import output_head
 
 IGNORE = -100  # a target with this value is not scored
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods.hylorada_config import NAME_IN_FILES, HyloradaConfig
-from hylorada.methods.loaded import check_loaded, refuse_unfitting
+from hylorada.methods.loaded_tensors import check_loaded, refuse_unfitting
 from hylorada.methods.tuner import HyloradaModel
 
 

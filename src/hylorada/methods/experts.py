@@ -19,7 +19,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 
 
 @dataclass

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.methods import rope_tables
 
 

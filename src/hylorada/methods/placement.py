@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hylorada import anatomy
-from hylorada.anatomy import PositionForm
+from hylorada.architecture import anatomy
+from hylorada.architecture.anatomy import PositionForm
 from hylorada.errors import ConfigError
 from hylorada.methods.experts import expert_parameters, is_router, target_parameters
 from hylorada.methods.hylorada_config import HyloradaConfig

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hylorada import anatomy
-from hylorada.anatomy import PositionForm
+from hylorada.architecture import anatomy
+from hylorada.architecture.anatomy import PositionForm
 from hylorada.errors import ConfigError
 from hylorada.methods import rope_tables
 from hylorada.methods.own_range import Asked, forget, put, remember

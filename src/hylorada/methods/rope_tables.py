@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
-from hylorada.methods import rope_further
+from hylorada.methods import rope_scaled_before
 
 LINEAR_UP_TO = 8192  # tokens; "auto" takes YaRN beyond
 
@@ -258,8 +258,8 @@ def _scaled(
 ) -> tuple[dict[str, Any], str, int]:
     """The settings of a table, scaled; the type of the scaling; the positions for the config."""
     reached = int(trained * factor)
-    if told and trained <= rope_further.starts_at(own, count):
-        own = rope_further.unscaled(own)
+    if told and trained <= rope_scaled_before.starts_at(own, count):
+        own = rope_scaled_before.unscaled(own)
     comes = own.get("rope_type", "default") if own else None
     if comes == "default":
         rope_type = wanted if wanted != "auto" else "linear" if length <= LINEAR_UP_TO else "yarn"
@@ -271,8 +271,8 @@ def _scaled(
     if comes == "proportional" and wanted in ("auto", "linear"):  # a linear factor is part of it
         return {**own, "factor": own.get("factor", 1.0) * factor}, "linear", reached
     if not told:
-        raise rope_further.ask(kind, own, count, length)
-    new = rope_further.scaled_further(kind, own, wanted, factor, length)
+        raise rope_scaled_before.ask(kind, own, count, length)
+    new = rope_scaled_before.scaled_further(kind, own, wanted, factor, length)
     return new, str(comes), count if comes == "dynamic" else reached
 
 

@@ -37,9 +37,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from hylorada.anatomy import backbone, causal_lm, decoder
+from hylorada.architecture.anatomy import backbone, causal_lm, decoder
 from hylorada.errors import ConfigError
-from hylorada.methods import cpu_attention
+from hylorada.kernels import causal_attention
 from hylorada.methods.s2_limits import attention_configs, check_settings, excluded
 
 S2 = "s2"
@@ -330,8 +330,8 @@ def _segmented(
         q_MHGD, k_MKGD, v_MKGD = (
             _stack_segments(x, start, count, size) for x in (query_BHND, key_BKND, value_BKND)
         )
-        if mask_MGG is None and dropout == 0 and cpu_attention.serves(q_MHGD):
-            out_MHGD = cpu_attention.causal_attention(q_MHGD, k_MKGD, v_MKGD, scaling)
+        if mask_MGG is None and dropout == 0 and causal_attention.serves(q_MHGD):
+            out_MHGD = causal_attention.causal_attention(q_MHGD, k_MKGD, v_MKGD, scaling)
         else:
             out_MHGD = F.scaled_dot_product_attention(
                 *(q_MHGD, k_MKGD, v_MKGD, mask_MGG, dropout, mask_MGG is None),

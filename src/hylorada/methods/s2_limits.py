@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hylorada.anatomy import attention_modules, causal_lm, decoder
+from hylorada.architecture.anatomy import attention_modules, causal_lm, decoder
 from hylorada.errors import ConfigError
 
 SHIFTS = ("layers", "heads")

@@ -26,10 +26,10 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.integrations import init_empty_weights, skip_init_on_device
 from torch import Tensor, nn
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods.landmarks import Landmark, add_to_output
-from hylorada.methods.loaded import reads_as_lora, refuse_unfitting
+from hylorada.methods.loaded_tensors import reads_as_lora, refuse_unfitting
 from hylorada.methods.own_range import adopt_range
 from hylorada.methods.placement import resolve
 from hylorada.methods.position_bias import PositionBias, PositionBiasVariant

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hylorada.report.arms import Comparison
-from hylorada.report.cells import Cell, Column
-from hylorada.report.names import GAIN, SCORINGS
-from hylorada.report.statistics import deviation
-from hylorada.report.subjects import Metric, Subject, agreed, all_metrics, reference, subjects
+from hylorada.comparison.arms import Comparison
+from hylorada.comparison.cells import Cell, Column
+from hylorada.comparison.subjects import Metric, Subject, agreed, all_metrics, reference, subjects
+from hylorada.records.metric_names import GAIN, SCORINGS
+from hylorada.statistics.paired import deviation
 
 CONTEXT_KEYS = tuple(
     [f"{key}{suffix}" for suffix in SCORINGS for key in ("retrieval", "middle_gap")]

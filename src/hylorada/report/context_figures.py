@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from hylorada.intervals import wilson_interval
-from hylorada.report.arms import Comparison
-from hylorada.report.drawing import (
+from hylorada.comparison.arms import Comparison
+from hylorada.comparison.drawing import (
     Picture,
     base_style,
     figure_and_axes,
@@ -19,8 +18,9 @@ from hylorada.report.drawing import (
     picture,
     where,
 )
-from hylorada.report.names import GAIN, SCORINGS
-from hylorada.report.subjects import Metric, agreed, bases, of_arm
+from hylorada.comparison.subjects import Metric, agreed, bases, of_arm
+from hylorada.records.metric_names import GAIN, SCORINGS
+from hylorada.statistics.shares import wilson_interval
 
 
 def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture | None:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hylorada.report.arms import Comparison
-from hylorada.report.cells import Cell, Column, number
-from hylorada.report.names import METRICS, OTHERS
-from hylorada.report.statistics import deviation
-from hylorada.report.subjects import Metric, Subject, all_metrics
+from hylorada.comparison.arms import Comparison
+from hylorada.comparison.cells import Cell, Column, number
+from hylorada.comparison.subjects import Metric, Subject, all_metrics
+from hylorada.records.metric_names import OTHERS, PERPLEXITIES
+from hylorada.statistics.paired import deviation
 
 HEADINGS = {"word": "PPL, per word", "paper": "PPL, paper's mean over paragraphs"}
 
@@ -48,7 +48,7 @@ def other_cells(subject: Subject) -> dict[str, Cell]:
 def convention_notes(comparison: Comparison) -> list[str]:
     """One sentence for each convention measured, from the first run that has it."""
     texts = []
-    for convention, name in (METRICS | OTHERS).items():
+    for convention, name in PERPLEXITIES.items():
         metric = next(all_metrics(comparison, name), None)
         if metric is None:
             continue

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hylorada.report.arms import Comparison
-from hylorada.report.collect import Record
-from hylorada.report.context_figures import accuracy_by_depth, context_gain
-from hylorada.report.drawing import (
+from hylorada.comparison.arms import Comparison
+from hylorada.comparison.collect import Record
+from hylorada.comparison.drawing import (
     BASE,
     Picture,
     base_style,
@@ -22,14 +21,15 @@ from hylorada.report.drawing import (
     picture,
     where,
 )
-from hylorada.report.names import METRICS, SCORINGS
-from hylorada.report.subjects import bases
+from hylorada.comparison.subjects import bases
+from hylorada.records.metric_names import COMPARED, SCORINGS
+from hylorada.report.context_figures import accuracy_by_depth, context_gain
 
 
 def draw_all(comparison: Comparison, name: str) -> list[Picture]:
     """Every picture that the records of a comparison hold the numbers for."""
     drawn: list[Picture | None] = []
-    for convention, metric in METRICS.items():
+    for convention, metric in COMPARED.items():
         drawn.append(loss_by_position(comparison, metric, f"{name}-loss-by-position-{convention}"))
         if drawn[-1] is not None:
             break  # one convention is enough: sliding holds the ends of windows only

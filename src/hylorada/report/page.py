@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hylorada.report.cells import number
-from hylorada.report.collect import Problem, Record
-from hylorada.report.drawing import Picture
-from hylorada.report.names import METRICS
+from hylorada.comparison.cells import number
+from hylorada.comparison.collect import Problem, Record
+from hylorada.comparison.drawing import Picture
+from hylorada.records.metric_names import COMPARED
 from hylorada.report.render import cell
 from hylorada.report.table import NOT_MEASURED, Row, Table, one_line
 
@@ -176,7 +176,7 @@ def _runs(records: Sequence[Record]) -> str:
             f"{record.data['length']:,}",
             str(record.seed),
             status,
-            *(_ppl(record, name) for name in METRICS.values()),
+            *(_ppl(record, name) for name in COMPARED.values()),
             _count(training.get("steps")),
             _count(training.get("tokens")),
             _count(training.get("seconds")),

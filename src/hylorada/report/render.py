@@ -14,9 +14,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hylorada.report.benchmarks import KINDS
-from hylorada.report.cells import Cell
+from hylorada.comparison.cells import Cell
 from hylorada.report.context import CONTEXT_KEYS
+from hylorada.report.harness import KINDS
 from hylorada.report.table import NOT_MEASURED, Row, Table
 
 MISSING = Cell(NOT_MEASURED)

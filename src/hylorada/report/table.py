@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hylorada.bases import is_extended
-from hylorada.report.arms import Arm, Comparison
-from hylorada.report.benchmarks import benchmark_cells, benchmark_columns, benchmark_notes
-from hylorada.report.cells import Cell, Column, number
-from hylorada.report.collect import Record
+from hylorada.comparison.arms import Arm, Comparison
+from hylorada.comparison.cells import Cell, Column, number
+from hylorada.comparison.collect import Record
+from hylorada.comparison.differences import difference_notes
+from hylorada.comparison.subjects import BASES, Subject, bases, expected_base, of_arm, shown_arms
+from hylorada.records.base_rows import is_extended
+from hylorada.records.metric_names import COMPARED
 from hylorada.report.context import context_cells, context_columns, context_notes
 from hylorada.report.conventions import convention_notes, other_cells, other_columns
-from hylorada.report.differences import difference_notes
-from hylorada.report.names import METRICS
-from hylorada.report.statistics import (
+from hylorada.report.harness import benchmark_cells, benchmark_columns, benchmark_notes
+from hylorada.statistics.paired import (
     LEVEL,
     Change,
     deviation,
@@ -28,7 +29,6 @@ from hylorada.report.statistics import (
     params_per_percent,
     pooled_ppl,
 )
-from hylorada.report.subjects import BASES, Subject, bases, expected_base, of_arm, shown_arms
 
 NOT_MEASURED = "not measured"
 GROUP_NAMES = {
@@ -179,7 +179,7 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
 
 
 def _base_row(comparison: Comparison, base: Subject) -> Row:
-    metrics = {name: found[0] for name in METRICS.values() if (found := base.values(name))}
+    metrics = {name: found[0] for name in COMPARED.values() if (found := base.values(name))}
     window = next((m["window"] for m in metrics.values()), comparison.length)
     cells = {
         "method": Cell(base.label, f"base_{base.which}"),
@@ -192,7 +192,7 @@ def _base_row(comparison: Comparison, base: Subject) -> Row:
         "tokens_per_second": Cell("-"),
         "peak_memory_mib": Cell("-"),
     }
-    for convention, name in METRICS.items():
+    for convention, name in COMPARED.items():
         if name in metrics:
             cells[f"ppl_{convention}"] = ppl_cell([metrics[name]])
     cells |= other_cells(base)
@@ -242,14 +242,14 @@ def _arm_row(
             cells[key] = Cell(status)
         cells |= _cost_cells(arm.failed)
         return Row("failed", cells)
-    for convention, name in METRICS.items():
+    for convention, name in COMPARED.items():
         metrics = arm.metrics(name)
         if metrics:
             cells[f"ppl_{convention}"] = ppl_cell(list(metrics.values()))
-    main = next((c for c, name in METRICS.items() if arm.metrics(name)), None)
+    main = next((c for c, name in COMPARED.items() if arm.metrics(name)), None)
     if main is not None:
         conventions.append(main)
-        name = METRICS[main]
+        name = COMPARED[main]
         base_change = paired_change(arm.metrics(name), arm.base_metrics("extended", name))
         cells["change_base"] = change_cell(base_change)
         trainable = trainable_parameters(arm)

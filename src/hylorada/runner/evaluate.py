@@ -15,42 +15,38 @@ from pathlib import Path
 from typing import Any
 
 from hylorada import config as configs
-from hylorada import products
-from hylorada.benchmarks import benchmark
 from hylorada.config import RunConfig
-from hylorada.data.packing import tokenizer_sha256
+from hylorada.data.token_corpus import tokenizer_sha256
 from hylorada.errors import ConfigError, DataError
+from hylorada.kernels.frozen_weights import make_fast
+from hylorada.loading.adapter import attach_adapter, count_numbers, read_settings
+from hylorada.loading.backbone import Backbone, load_backbone, parameter_count
+from hylorada.loading.finished_run import Record, load_finished
+from hylorada.loading.inputs import Inputs
 from hylorada.methods.position_range import extend_range
-from hylorada.redaction import remember
-from hylorada.runner.adapter import (
-    SETTINGS,
-    WEIGHTS,
-    attach_adapter,
-    count_numbers,
-    read_settings,
-)
-from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
-from hylorada.runner.base import base_metrics
-from hylorada.runner.card import write_card
-from hylorada.runner.curve import mirror
-from hylorada.runner.ending import exit_code, explained, recorded
+from hylorada.process.progress import Reporter
+from hylorada.process.redaction import remember
+from hylorada.process.seeding import seed_everything
+from hylorada.process.session import session
+from hylorada.process.signals import Stop
+from hylorada.process.terminal import lasting_terminal
+from hylorada.records import manifest
+from hylorada.records.model_card import write_card
+from hylorada.records.outcome import exit_code, explained, recorded
+from hylorada.records.provenance import add_texts, name_of, provenance
+from hylorada.records.result import JsonLines, blank_result, read_result, write_result
+from hylorada.records.run_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from hylorada.records.summary import print_summary, summary_console, summary_tables
+from hylorada.runner.base_model import base_metrics
+from hylorada.runner.earlier_attempt import refuse_changed
 from hylorada.runner.exam import Exam, prepare
-from hylorada.runner.finished import Record, load_finished
-from hylorada.runner.inputs import Inputs
-from hylorada.runner.measure import Meter, Metrics
+from hylorada.runner.measure import Meter, Metrics, make_meter
 from hylorada.runner.preflight import Preflight
-from hylorada.runner.product_weights import make_fast
-from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import add_texts, name_of, provenance
-from hylorada.runner.record import JsonLines, blank_result, read_result, write_result
-from hylorada.runner.seeding import seed_everything
-from hylorada.runner.session import make_meter, session
-from hylorada.runner.signals import Stop
-from hylorada.runner.standing import refuse_changed
-from hylorada.runner.summary import print_summary, summary_console, summary_tables
-from hylorada.runner.tracking import start_tracker
-from hylorada.terminal import lasting_terminal
-from hylorada.validation import validate
+from hylorada.settings import validate
+from hylorada.settings.fingerprint import group_name
+from hylorada.settings.harness_tasks import benchmark
+from hylorada.tracking.final_numbers import mirror
+from hylorada.tracking.tracker import start_tracker
 
 PARTS = ("perplexity", "lost_in_middle", "context_gain", "harness")
 
@@ -83,7 +79,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
                 f"{directory}: this run is not finished (status {record['status']}); run it to its "
                 "end first"
             )
-        reason = products.damage(directory, record, weights=False)  # which are read later
+        reason = manifest.damage(directory, record, weights=False)  # which are read later
         if reason:
             raise DataError(f"{reason}; restore it from a copy, or train it again")
         try:
@@ -104,7 +100,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
 def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Metrics:
     seed_everything(config.seed)
     # The base's cache lies beside the experiment's folder, wherever that is now.
-    if directory.absolute().parent.name == configs.group_name(config):
+    if directory.absolute().parent.name == group_name(config):
         config.output_root = str(directory.absolute().parents[1])
     with Reporter() as reporter:
         meter = make_meter(config, stop, reporter)
@@ -130,7 +126,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         lines.truncate(record["files"]["metrics.jsonl"]["bytes"])
     lines.append(line)
     if "files" in record:
-        record["files"] |= products.describe(directory, "metrics.jsonl")
+        record["files"] |= manifest.describe(directory, "metrics.jsonl")
     write_result(directory, record)
     write_card(directory, record)
     _mirror(config, directory, record)
@@ -235,7 +231,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     validate(config)
     remember(configs.to_dict(config))
     folder = Path(adapter).expanduser()
-    weights, settings = folder / WEIGHTS, read_settings(folder)
+    weights, settings = folder / ADAPTER_WEIGHTS, read_settings(folder)
     reach = getattr(settings, "max_length", 0)
     # The base beside it is extended from the same length.
     config.model.trained_length = config.model.trained_length or getattr(
@@ -248,7 +244,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             "choose a length that it reaches"
         )
     count = count_numbers(weights)
-    digest, settings_digest = (_sha256(path) for path in (weights, folder / SETTINGS))
+    digest, settings_digest = (_sha256(path) for path in (weights, folder / ADAPTER_SETTINGS))
     source = folder.resolve()
     name = source.parent.name if source.name == "adapter" else source.name
     config.method.name = "adapter-" + (re.sub(r"[^\w.+-]+", "-", name).strip("-") or "unnamed")
@@ -265,7 +261,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         "position_range": dataclasses.asdict(config.method.position_range),
     }
     record["config"]["train"] = None  # unknown
-    directory = Path(config.output_root) / configs.group_name(config) / record["name"]
+    directory = Path(config.output_root) / group_name(config) / record["name"]
     done = read_result(directory)
     if done is not None and done.get("status") == "ok":
         refuse_changed(done, config, directory)

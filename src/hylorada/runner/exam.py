@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.config import EvalConfig, LostInMiddleConfig, RunConfig
-from hylorada.data.packing import TokenCorpus, load_token_corpus
+from hylorada.data.token_corpus import TokenCorpus, load_token_corpus
 from hylorada.errors import DataError
-from hylorada.evaluation.benchmark_questions import Question
 from hylorada.evaluation.context_gain import contexts_that_fit
 from hylorada.evaluation.harness import check_questions
+from hylorada.evaluation.harness_questions import Question
 from hylorada.evaluation.lost_in_middle import encode_prompts, keys_that_fit, lines_that_fit
 from hylorada.evaluation.perplexity import scored_text
 from hylorada.evaluation.retrieval_prompts import (
@@ -30,8 +30,8 @@ from hylorada.evaluation.retrieval_prompts import (
     read_key_values,
     read_questions,
 )
-from hylorada.runner.benchmarks import load_questions
-from hylorada.runner.signals import Stop
+from hylorada.process.signals import Stop
+from hylorada.runner.harness import load_questions
 
 QUESTION_TOKENS = 100  # of a generated answer to a question, as published
 

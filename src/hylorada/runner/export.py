@@ -22,15 +22,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from hylorada.disk import disk_errors, exclusive, make_directory
 from hylorada.errors import ConfigError, DataError, IntegrityError
-from hylorada.products import damage
-from hylorada.runner.adapter import SETTINGS, attach_adapter, save_weights
-from hylorada.runner.backbone import Backbone
-from hylorada.runner.card import CARD, base_name, merged_card, model_card
-from hylorada.runner.faults import fault_point
-from hylorada.runner.finished import load_finished
-from hylorada.runner.record import read_result
+from hylorada.loading.adapter import attach_adapter, save_weights
+from hylorada.loading.backbone import Backbone
+from hylorada.loading.finished_run import load_finished
+from hylorada.process.disk import disk_errors, exclusive, make_directory
+from hylorada.process.fault_points import fault_point
+from hylorada.records.manifest import damage
+from hylorada.records.model_card import CARD, base_name, merged_card, model_card
+from hylorada.records.result import read_result
+from hylorada.records.run_files import ADAPTER_SETTINGS
 
 TOLERANCE = 1e-4  # of the largest logit, in float32: W + BA rounds otherwise than W x + B A x
 _PROBE = 64  # tokens
@@ -72,7 +73,7 @@ def export(run_dir: Path, to: Path | None = None, merge: bool = False) -> Path:
     target = to or run_dir / ("merged" if merge else "export")
     adapter = run_dir / "adapter" if record["config"]["method"]["lora"]["enabled"] else None
     if merge and adapter is not None:
-        _refuse_merge(run_dir, json.loads((adapter / SETTINGS).read_text(encoding="utf-8")))
+        _refuse_merge(run_dir, json.loads((adapter / ADAPTER_SETTINGS).read_text(encoding="utf-8")))
     if not merge and adapter is None:
         raise ConfigError(
             f"run={run_dir}: {record['method']} trains no adapter; merge=true writes its base with "

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.config import RunConfig
+from hylorada.kernels.frozen_layers import own_kernels, restore, use_frozen_kernels
 from hylorada.methods.integrity import IntegrityReport, check_integrity
-from hylorada.methods.integrity.in_place import Conditions, check_in_place
-from hylorada.runner.frozen import own_kernels, restore, use_frozen_kernels
-from hylorada.runner.loop import gradient_checkpointing
-from hylorada.runner.loss import LossModel
-from hylorada.runner.signals import Stop
+from hylorada.methods.integrity.as_trained import Conditions, check_in_place
+from hylorada.process.signals import Stop
+from hylorada.training.loop import gradient_checkpointing
+from hylorada.training.loss import LossModel
 
 KERNELS = "frozen layers through oneDNN or as one function with LoRA, chunked loss"
 

@@ -17,33 +17,24 @@ import torch
 import transformers
 from torch import nn
 
-from hylorada.config import PerplexityConfig
-from hylorada.data.packing import TokenCorpus
-from hylorada.evaluation.benchmark_questions import questions_sha256
+from hylorada.config import PerplexityConfig, RunConfig
+from hylorada.data.token_corpus import TokenCorpus
 from hylorada.evaluation.context_gain import ContextScore, evaluate_context_gain
 from hylorada.evaluation.harness import Reply, ask
+from hylorada.evaluation.harness_questions import questions_sha256
 from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate_retrieval
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
-from hylorada.runner.benchmarks import benchmark_metrics
+from hylorada.evaluation.resumable import Partial
+from hylorada.process.device import choose_bf16, choose_device
+from hylorada.process.progress import Reporter
+from hylorada.process.signals import Stop
+from hylorada.records.metric_names import PERPLEXITIES, SUFFIXES
+from hylorada.records.provenance import name_of
+from hylorada.records.result import finite
 from hylorada.runner.exam import Exam
-from hylorada.runner.partial import Partial
-from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import name_of
-from hylorada.runner.record import finite
-from hylorada.runner.signals import Stop
+from hylorada.runner.harness import benchmark_metrics
 
 Metrics = dict[str, dict[str, Any]]
-
-NAMES = {
-    "blocks": "eval/ppl",
-    "sliding": "eval/ppl_sliding",
-    "word": "eval/ppl_word",
-    "paper": "eval/ppl_paper",
-}
-"""Convention -> name of its metric in records and trackers."""
-
-SUFFIXES = {"ranked": "", "generated": "_generated"}
-"""Scoring -> what follows the names of retrieval metrics."""
 
 
 @dataclass
@@ -146,7 +137,7 @@ class Meter:
             )
         kept.remove()
         # A perplexity beyond the range of a float is null here as it is in the record.
-        return {NAMES[name]: finite(result.to_dict()) for name, result in results.items()}
+        return {PERPLEXITIES[name]: finite(result.to_dict()) for name, result in results.items()}
 
     def retrieval(
         self, model: nn.Module, exam: Exam, title: str, *, partial: Path | None = None
@@ -394,3 +385,16 @@ def context_metrics(scores: list[ContextScore], exam: Exam) -> Metrics:
             "context": score.context,
         }
     return metrics
+
+
+def make_meter(config: RunConfig, stop: Stop, reporter: Reporter) -> Meter:
+    """A meter on the device and in the precision of the settings; also sets their threads.
+
+    Raises:
+        ConfigError: the hardware has no such device or precision.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    bf16 = choose_bf16(config.train.precision, device)
+    return Meter(device, bf16, config.train.loss_chunk, stop, reporter)

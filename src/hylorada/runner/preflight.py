@@ -23,28 +23,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.config import DatasetConfig, ModelConfig, RunConfig
-from hylorada.data.corpora import read_documents
+from hylorada.data.readers import read_documents
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.evaluation.harness import check_questions
 from hylorada.evaluation.lost_in_middle import encode_prompts
+from hylorada.loading.backbone import Blueprint, explained, open_base, stored
+from hylorada.loading.weight_precision import weight_files
+from hylorada.loading.whole_weights import check_names, reported_here
 from hylorada.methods import adapt
+from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.integrity.probe import vocabulary_size
 from hylorada.methods.placement import linear_names
 from hylorada.methods.position_range import extend_range
-from hylorada.methods.presets import from_method
 from hylorada.methods.s2_attention import enable_s2
-from hylorada.runner.backbone import Blueprint, explained, open_base, stored
-from hylorada.runner.base_files import weight_files
-from hylorada.runner.base_weights import check_names, reported_here
-from hylorada.runner.device import choose_bf16, choose_device, choose_dtype
-from hylorada.runner.ending import recorded
+from hylorada.process.device import choose_bf16, choose_device, choose_dtype
+from hylorada.process.session import session
+from hylorada.records.outcome import recorded
+from hylorada.records.result import blank_result
 from hylorada.runner.exam import make_prompts
-from hylorada.runner.loss import refuse_adapted_head
-from hylorada.runner.record import blank_result
-from hylorada.runner.retrieval_task import RetrievalBlocks
-from hylorada.runner.session import session
+from hylorada.training.loss import refuse_adapted_head
+from hylorada.training.retrieval_blocks import RetrievalBlocks
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -14,59 +14,59 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hylorada import anatomy, products
 from hylorada import config as configs
+from hylorada.architecture import anatomy
 from hylorada.config import RunConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.overlap import shared_documents
-from hylorada.data.packing import TokenCorpus, load_token_corpus, tokenizer_sha256
-from hylorada.disk import replace_file
+from hylorada.data.token_corpus import TokenCorpus, load_token_corpus, tokenizer_sha256
+from hylorada.kernels.frozen_weights import make_fast
+from hylorada.loading.adapter import save_adapter
+from hylorada.loading.backbone import Backbone, load_backbone, parameter_count
+from hylorada.loading.finished_run import extend
+from hylorada.loading.inputs import Inputs
 from hylorada.methods import adapt
+from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.experts import reached_experts
-from hylorada.methods.presets import from_method
-from hylorada.methods.trainable import count_by_group
-from hylorada.redaction import remember
-from hylorada.runner.adapter import save_adapter
-from hylorada.runner.backbone import Backbone, load_backbone, parameter_count
-from hylorada.runner.base import base_metrics
-from hylorada.runner.card import write_card
-from hylorada.runner.checkpoint import Checkpoint, load_newest
-from hylorada.runner.curve import mirror
-from hylorada.runner.ending import exit_code, recorded
-from hylorada.runner.exam import Exam, prepare
-from hylorada.runner.faults import fault_point
-from hylorada.runner.finished import extend, load_run
-from hylorada.runner.gate import prove
-from hylorada.runner.inputs import Inputs
-from hylorada.runner.loop import (
-    BlockSource,
-    Counters,
-    Training,
-    gradient_checkpointing,
-)
-from hylorada.runner.loss import LossModel
-from hylorada.runner.preflight import Preflight
-from hylorada.runner.product_weights import make_fast
-from hylorada.runner.progress import Reporter
-from hylorada.runner.provenance import add_texts, provenance
-from hylorada.runner.record import JsonLines, blank_result, to_json
-from hylorada.runner.retrieval_task import RetrievalBlocks
-from hylorada.runner.seeding import seed_everything
-from hylorada.runner.session import make_meter, session
-from hylorada.runner.signals import Stop
-from hylorada.runner.standing import (
+from hylorada.methods.parameter_groups import count_by_group
+from hylorada.process.disk import replace_file
+from hylorada.process.fault_points import fault_point
+from hylorada.process.progress import Reporter
+from hylorada.process.redaction import remember
+from hylorada.process.seeding import seed_everything
+from hylorada.process.session import session
+from hylorada.process.signals import Stop
+from hylorada.process.terminal import lasting_terminal
+from hylorada.records import manifest
+from hylorada.records.model_card import write_card
+from hylorada.records.outcome import exit_code, recorded
+from hylorada.records.provenance import add_texts, provenance
+from hylorada.records.result import JsonLines, blank_result, to_json
+from hylorada.records.summary import print_summary
+from hylorada.runner.base_model import base_metrics
+from hylorada.runner.earlier_attempt import (
     already_done,
     check_continuation,
     check_start,
     identity,
     set_earlier_attempt_aside,
 )
-from hylorada.runner.summary import print_summary
-from hylorada.runner.tracking import Tracker, start_tracker
-from hylorada.terminal import lasting_terminal
-from hylorada.validation import validate
-
-__all__ = ["load_run", "run"]
+from hylorada.runner.exam import Exam, prepare
+from hylorada.runner.gate import prove
+from hylorada.runner.measure import make_meter
+from hylorada.runner.preflight import Preflight
+from hylorada.settings import fingerprint, validate
+from hylorada.tracking.final_numbers import mirror
+from hylorada.tracking.tracker import Tracker, start_tracker
+from hylorada.training.checkpoint import Checkpoint, load_newest
+from hylorada.training.loop import (
+    BlockSource,
+    Counters,
+    Training,
+    gradient_checkpointing,
+)
+from hylorada.training.loss import LossModel
+from hylorada.training.retrieval_blocks import RetrievalBlocks
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     """
     validate(config)
     remember(configs.to_dict(config))
-    directory = Path(run_dir or configs.run_dir(config))
+    directory = Path(run_dir or fingerprint.run_dir(config))
     done = already_done(config, directory)
     if done is not None:
         Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
@@ -339,5 +339,5 @@ class _Run:
         tracker.log(line)
         mirror(self.record, tracker)
         write_card(self.directory, self.record)
-        self.record["files"] = products.describe(self.directory)
+        self.record["files"] = manifest.describe(self.directory)
         fault_point("before_record")

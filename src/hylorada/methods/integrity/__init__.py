@@ -41,14 +41,14 @@ from hylorada.methods.integrity import (
     faithful,
     positions,
     reach,
+    repeatable,
     rope,
     special_tokens,
-    steady,
 )
 from hylorada.methods.integrity.adapters import refuse_what_cannot_be_asked
 from hylorada.methods.integrity.probe import DEFAULT_LENGTH, Probe, as_found, vocabulary_size
 from hylorada.methods.integrity.report import Check, IntegrityReport
-from hylorada.validation.settings import SHORTEST_PROBE
+from hylorada.settings.run import SHORTEST_PROBE
 
 __all__ = ["Check", "IntegrityReport", "check_integrity"]
 
@@ -119,13 +119,13 @@ def check_integrity(
         run("parameter_audit", acting.parameter_audit)
         run("identity_at_start", acting.identity_at_start)
         probe.perturb(list(probe.groups))
-        run("evaluation_mode", steady.evaluation_mode)
+        run("evaluation_mode", repeatable.evaluation_mode)
         run("scored_logits", faithful.scored_logits)
         run("no_op", acting.no_op, autocast)
         run("gradient_coverage", acting.gradient_coverage)
         run("causality", causal.causality, allow_leak)
         run("rows", causal.rows)
-        run("requests", steady.requests)
+        run("requests", repeatable.requests)
         run("packed_documents", causal.packed_documents, packed)
         run("positions", positions.positions, max_length, packed)
         run("s2_layers", reach.s2_layers)

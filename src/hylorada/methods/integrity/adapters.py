@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from hylorada.errors import ConfigError
-from hylorada.methods.trainable import parameter_groups
+from hylorada.methods.parameter_groups import parameter_groups
 
 LORA_LIKE = ("LORA", "HYLORADA")  # the same parameters, by the same names
 

@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hylorada.methods.integrity.blame import Places, culprit
+from hylorada.methods.integrity.first_difference import Places, culprit
 from hylorada.methods.integrity.probe import Probe
 from hylorada.methods.integrity.report import Check, skipped
-from hylorada.methods.integrity.rowwise import Movement, movement
+from hylorada.methods.integrity.rounding import Movement, movement
 
 EVERYTHING = slice(None)
 

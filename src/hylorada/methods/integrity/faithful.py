@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
+from hylorada.architecture.logits import TOLERANCE, disagreement
 from hylorada.errors import ConfigError
-from hylorada.logits import TOLERANCE, disagreement
 from hylorada.methods.integrity.acting import NO_ADAPTER
 from hylorada.methods.integrity.probe import Probe, keeps_keys_and_values
 from hylorada.methods.integrity.report import Check, skipped

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods.integrity.adapters import adapter_kind, own_groups
 from hylorada.methods.landmarks import LandmarkCacheLayer

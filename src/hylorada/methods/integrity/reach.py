@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.methods.integrity.acting import VISIBLE
 from hylorada.methods.integrity.probe import Probe
 from hylorada.methods.integrity.report import Check, skipped

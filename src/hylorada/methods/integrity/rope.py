@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hylorada import anatomy
+from hylorada.architecture import anatomy
 from hylorada.methods.integrity.probe import Probe
 from hylorada.methods.integrity.report import Check, skipped
 

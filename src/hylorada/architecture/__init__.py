@@ -1,0 +1,1 @@
+"""What a causal language model is made of, whatever its family."""

@@ -1,0 +1,1 @@
+"""What each console script does with its words."""

@@ -1,0 +1,159 @@
+"""`hylorada-train`: one run, or with ``-m`` every combination."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from hylorada import __version__, compose
+from hylorada.command_line.arguments import Parser
+from hylorada.command_line.hydra_internals import Hydra
+from hylorada.command_line.overrides import (
+    by_size,
+    conf_dir,
+    known_keys,
+    quoted,
+    rewrite,
+    unknown_flag,
+)
+from hylorada.command_line.suggest import did_you_mean
+from hylorada.commands.job import NOWHERE, run_job
+from hylorada.commands.sweep import sweep
+from hylorada.commands.terminal_lines import complain, say
+from hylorada.config import RunConfig
+from hylorada.errors import ConfigError
+from hylorada.loading.inputs import Inputs
+from hylorada.runner.earlier_attempt import already_done, check_start
+from hylorada.settings import validate
+from hylorada.settings.fingerprint import run_dir
+
+_HELP = """\
+hylorada-train: adapt a causal language model to a longer context, prove that every component acts,
+measure it, and leave a record.
+
+  hylorada-train length=4k method=hylorada
+  hylorada-train -m length=512,2k,4k,8k method=lora,longlora,hylorada seed=0,1,2
+  hylorada-train -m experiment=table_short
+  hylorada-train model=gpt2 dataset=wikitext103 train=paper length=2k
+  hylorada-train model=./path/to/model dataset=local dataset.path=./text
+
+Flags
+  -m, --multirun    run every combination of the comma-separated values
+  -c, --cfg job     print the composed settings and stop (also: hydra, all)
+  -p, --package P   with --cfg: only this part, as in -p method
+  --resolve         with --cfg: follow the references between settings
+  --config-dir D    read groups of your own from the folder D as well
+  --version         print the version
+
+Groups (group=option)
+{groups}
+  launcher    basic, processes, slurm: where the cells of a sweep run
+  model=... also takes a hub id or a folder, length=... any number of tokens (3000, 3k).
+
+Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all. A path stands
+as in any other command; in a sweep, where a comma separates values, "key='a,b'" is one.
+
+A run lies in <output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>; group=NAME names the
+folder (default: the experiment's name). The same command continues a run, or does nothing when it
+is done.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """The command; returns its exit code.
+
+    Raises:
+        HyloradaError: whatever a user can cause.
+        Stopped: by a signal.
+    """
+    flags = _flags(words)
+    if flags.help:
+        sys.stdout.write(_HELP.format(groups=_groups()))
+        return 0
+    with compose.opened_hydra("hylorada-train") as hydra:
+        if flags.multirun and not flags.cfg:
+            return sweep(hydra, flags.overrides, flags.own)
+        cfg = compose.compose(hydra, flags.overrides)
+        config = compose.to_typed(cfg)
+        if flags.cfg:
+            if flags.package and OmegaConf.select(cfg, flags.package) is None:
+                raise ConfigError(
+                    f"--package {flags.package}: there is no such part"
+                    f"{did_you_mean(flags.package, known_keys())}"
+                )
+            hydra.show_cfg(
+                compose.PRIMARY, flags.overrides, flags.cfg, flags.package, flags.resolve
+            )
+            return 0
+        if cfg.hydra.sweeper.get("params"):
+            raise ConfigError(f"experiment={config.experiment} is a sweep; add -m")
+        return _single(hydra, flags.overrides, config)
+
+
+def _groups() -> str:
+    lines = []
+    for folder in sorted(conf_dir().iterdir()):
+        options = sorted((file.stem for file in folder.glob("*.yaml")), key=by_size)
+        if options:
+            lines.append(
+                f"  {folder.name:<12}"
+                + textwrap.fill(
+                    ", ".join(options), 98, initial_indent=" " * 14, subsequent_indent=" " * 14
+                ).lstrip()
+            )
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="hylorada-train", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    parser.add_argument("-p", "--package")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--config-dir")
+    parser.add_argument("overrides", nargs="*", help="group=option and key=value")
+    return parser
+
+
+def _flags(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    known = [text for action in parser._actions for text in action.option_strings]
+    for word in words:
+        short = not word.startswith("--") and word[:2] in known  # also -pmethod
+        if word.startswith("-") and not short and word.partition("=")[0] not in known:
+            raise ConfigError(f"{unknown_flag(word, known)}; see hylorada-train --help")
+    flags = parser.parse_intermixed_args(words)
+    if (flags.package or flags.resolve) and not flags.cfg:
+        raise ConfigError("--package and --resolve belong to --cfg; see hylorada-train --help")
+    flags.own = None
+    if flags.config_dir:
+        flags.own = Path(flags.config_dir).expanduser().resolve()
+        if not flags.own.is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {flags.own}")
+    flags.overrides = rewrite(flags.overrides, multirun=flags.multirun, own=flags.own)
+    if flags.own:
+        flags.overrides.append(f"hydra.searchpath=[{quoted(f'file://{flags.own}')}]")
+    return flags
+
+
+def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
+    validate(config)
+    directory, inputs = run_dir(config), Inputs()
+    if already_done(config, Path(directory), inputs):
+        say(f"{directory} is done already; nothing to run (resume=never starts it again)")
+    else:
+        check_start(config, Path(directory), inputs)
+        job = hydra.run(compose.PRIMARY, run_job, [*overrides, f"hydra.run.dir={NOWHERE}"])
+        outcome = job.return_value
+        if outcome.exit_code:
+            complain("hylorada-train", outcome.message)
+            return outcome.exit_code
+    sys.stdout.write(f"{directory}\n")
+    return 0

@@ -1,0 +1,1 @@
+"""From records to arms: which may be compared, and what differs between them."""

@@ -1,0 +1,340 @@
+"""Which runs belong together: seeds of one arm, arms of one comparison.
+
+Two runs are compared only if everything but the method and the seed is equal: the same base, text,
+length, training budget, learning rate and evaluation, and the same arithmetic, weights and text
+behind these settings (see `conditions`). What cannot change a result to speak of (where files lie,
+how the batch is split into micro-batches, how often is logged) is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hylorada.comparison.collect import Problem, Record
+from hylorada.comparison.conditions import (
+    SKIPPED,
+    Known,
+    apart,
+    beside,
+    differing,
+    parted,
+    together,
+)
+from hylorada.records.metric_names import COMPARED
+from hylorada.settings.fingerprint import IMPLIED
+
+METHOD_ORDER = ("baseline", "lora", "dora", "rslora", "longlora", "hylorada")
+_NOT_COMPARED = (
+    "method", "seed", "output_root", "experiment", "group", "resume", "track", "threads",
+    "integrity", "length.name", "length.micro_batch_size", "length.gradient_accumulation_steps",
+    "train.name", "train.micro_batch_size", "train.gradient_accumulation_steps",
+    "train.save_every", "train.keep_checkpoints", "train.log_every", "train.eval_every",
+    "train.loss_chunk", "train.gradient_checkpointing", "train.max_nonfinite_steps",
+    "eval.name", "eval.perplexity.batch_size", "eval.perplexity.position_buckets",
+    # Each of these metrics says by itself what was asked, and `subjects` compares only answers to
+    # the same; perplexity does not depend on them.
+    "eval.lost_in_middle", "eval.context_gain", "eval.harness",
+    "dataset.cache_dir", "integrity.enabled",
+)  # fmt: skip
+
+
+@dataclass
+class Arm:
+    """One method in one comparison: its runs, one a seed.
+
+    Attributes:
+        method: the method's name.
+        label: the name, and the settings that tell it from another arm of that name.
+        runs: in the order of seeds.
+    """
+
+    method: str
+    label: str
+    runs: list[Record]
+
+    @property
+    def ok(self) -> list[Record]:
+        """The runs that came to their end."""
+        return [run for run in self.runs if run.ok]
+
+    @property
+    def failed(self) -> list[Record]:
+        """The others."""
+        return [run for run in self.runs if not run.ok]
+
+    def metrics(self, name: str) -> dict[int, dict[str, Any]]:
+        """Seed -> metric, of the finished runs that have it."""
+        found = ((run.seed, run.metric(name)) for run in self.ok)
+        return {seed: metric for seed, metric in found if metric is not None}
+
+    def base_metrics(self, which: str, name: str) -> dict[int, dict[str, Any]]:
+        """Seed -> the base's metric in the record of that seed."""
+        found = ((run.seed, run.base(which, name)) for run in self.ok)
+        return {seed: metric for seed, metric in found if metric is not None}
+
+
+@dataclass
+class Comparison:
+    """The arms that may be compared with one another.
+
+    Attributes:
+        model: name of the base.
+        dataset: name of the data set.
+        length: tokens of the window.
+        label: settings that tell it from another comparison of that length; often empty.
+        arms: the baseline first, then LoRA, then the others.
+        apart: why runs of the same settings are not in it, in a sentence; often empty.
+    """
+
+    model: str
+    dataset: str
+    length: int
+    label: str
+    arms: list[Arm] = field(default_factory=list)
+    apart: str = ""
+
+    @property
+    def known(self) -> Known:
+        """What is known of its runs and must be equal in all."""
+        return together([apart(run.data) for arm in self.arms for run in arm.runs])
+
+    def reference(self, method: str) -> Arm | None:
+        """The arm to compare with; of several of that name the one with the lowest perplexity."""
+        candidates = [arm for arm in self.arms if arm.method == method and arm.ok]
+        return min(candidates, key=_mean_loss, default=None)
+
+
+def compare(records: Sequence[Record]) -> tuple[list[Comparison], list[Problem]]:
+    """Group records into comparisons and arms.
+
+    Returns:
+        Comparisons by model, data set and length; the runs left out because another run of the same
+        arm has the same seed.
+    """
+    comparisons: list[Comparison] = []
+    problems: list[Problem] = []
+    for same_setting in _grouped(records, _setting_key):
+        parts = parted(same_setting, lambda run: apart(run.data))
+        found = [_comparison(part, problems) for part in parts]
+        names = differing([comparison.known for comparison in found])
+        for comparison in found if names else []:
+            values = [
+                f"{name} ({', '.join(dict.fromkeys(c.known.get(name, 'unknown') for c in found))})"
+                for name in names
+            ]
+            comparison.apart = (
+                "runs of the same settings stand apart and are not compared, because they differ "
+                f"in {'; '.join(values)}."
+            )
+        comparisons += found
+    comparisons.sort(
+        key=lambda c: (
+            c.model, c.dataset, c.length, _setting_key(c.arms[0].runs[0]), sorted(c.known.items())
+        )
+    )  # fmt: skip
+    comparisons = _without_lonely_baselines(comparisons)
+    _label_arms(comparisons)
+    _label_comparisons(comparisons)
+    return comparisons, problems
+
+
+def _comparison(runs: Sequence[Record], problems: list[Problem]) -> Comparison:
+    """The arms of runs that may be compared; what is left out is added to the problems."""
+    first = runs[0].data
+    comparison = Comparison(first["model"], first["dataset"], first["length"], "")
+    for same_method in _grouped(runs, _method_key):
+        for alike in parted(same_method, lambda run: beside(run.data)):
+            by_seed: dict[int, Record] = {}
+            for run in sorted(alike, key=lambda r: (not r.ok, str(r.path))):
+                if run.seed in by_seed:
+                    reason = f"the same method and seed as {by_seed[run.seed].path}, which is used"
+                    problems.append(Problem(run.path / "result.json", reason))
+                else:
+                    by_seed[run.seed] = run
+            name = alike[0].data["method"]
+            comparison.arms.append(Arm(name, name, [by_seed[seed] for seed in sorted(by_seed)]))
+    comparison.arms.sort(key=_arm_order)
+    return comparison
+
+
+def _grouped(records: Iterable[Record], key: Any) -> list[list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return list(groups.values())
+
+
+def _setting_key(record: Record) -> str:
+    return json.dumps(setting(record), sort_keys=True)
+
+
+def _method_key(record: Record) -> str:
+    # The name alone decides nothing: a method is its settings.
+    return json.dumps([record.data["method"], _method(record)], sort_keys=True)
+
+
+def _method(record: Record) -> dict[str, Any]:
+    """Settings of the method, flat: `lora.r` -> 8."""
+    flat = _flat(record.data["config"].get("method") or {}, "method.")
+    return {key.removeprefix("method."): value for key, value in flat.items()}
+
+
+def setting(record: Record) -> dict[str, Any]:
+    """The settings that must be equal in a comparison, flat: `train.lr` -> 0.0002."""
+    config = record.data["config"]
+    train = config.get("train") or {}
+    left_out: tuple[str, ...] = _NOT_COMPARED
+    if train.get("task") != "retrieval":
+        left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
+    flat = {
+        key: value
+        for key, value in _flat(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
+    }
+    micro, steps = train.get("micro_batch_size"), train.get("gradient_accumulation_steps")
+    if isinstance(micro, int) and isinstance(steps, int):
+        flat["sequences in a step"] = micro * steps
+    # Names stand for records without a full config.
+    for name in ("model", "dataset", "length"):
+        flat[name] = record.data[name]
+    return flat
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; what a record from before a key existed did is said for it."""
+    flat = dict(_leaves(tree, prefix))
+    parts = {key.partition(".")[0] for key in flat} if not prefix else {prefix.rstrip(".")}
+    whole = {key for key in parts if key not in flat}
+    implied = {k: v for k, v in IMPLIED.items() if k.partition(".")[0] in whole and "." in k}
+    return implied | flat
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A number in one spelling: 16 for 16.0."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _differences(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each tree the values of the keys that are not equal in all, as text."""
+    keys = _differing_keys(trees)
+    return [", ".join(f"{key}={tree.get(key)}" for key in keys) for tree in trees]
+
+
+def _differing_keys(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = sorted({key for tree in trees for key in tree})
+    return [key for key in keys if len({json.dumps(tree.get(key)) for tree in trees}) > 1]
+
+
+def _label_arms(comparisons: Sequence[Comparison]) -> None:
+    """Name arms by what tells them apart: settings of the method, versions, skipped steps."""
+    tables: dict[tuple[str, str, str], list[Arm]] = {}
+    for comparison in comparisons:
+        for arm in comparison.arms:
+            key = (comparison.model, comparison.dataset, arm.method)
+            tables.setdefault(key, []).append(arm)
+    for (_, _, name), arms in tables.items():
+        trees = [_method(arm.runs[0]) for arm in arms]
+        for arm, text in zip(arms, _settings_in_short(trees), strict=True):
+            arm.label = f"{name} {text}".rstrip()
+    for comparison in comparisons:
+        for label in dict.fromkeys(arm.label for arm in comparison.arms):
+            same = [arm for arm in comparison.arms if arm.label == label]
+            known = [together([beside(run.data) for run in arm.runs]) for arm in same]
+            names = [name for name in differing(known) if name != SKIPPED]
+            for arm, facts in zip(same, known, strict=True):
+                told = [f"{name} {facts[name]}" for name in names if name in facts]
+                skipped = int(facts.get(SKIPPED, 0))
+                if skipped:
+                    told.append(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
+                if told:
+                    arm.label = f"{label} ({', '.join(told)})"
+
+
+def _settings_in_short(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each tree the settings that are not equal in all, as in "r=16 position_bias=false"."""
+    keys = _differing_keys(trees)
+    short = {key: key.removesuffix(".enabled").rpartition(".")[2] for key in keys}
+    names = list(short.values())
+    shown = {key: name if names.count(name) == 1 else key for key, name in short.items()}
+    return [" ".join(f"{shown[key]}={_value(tree.get(key))}" for key in keys) for tree in trees]
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
+
+
+def _label_comparisons(comparisons: Sequence[Comparison]) -> None:
+    groups: dict[tuple[str, str, int], list[Comparison]] = {}
+    for comparison in comparisons:
+        key = (comparison.model, comparison.dataset, comparison.length)
+        groups.setdefault(key, []).append(comparison)
+    for same in groups.values():
+        if len(same) > 1:
+            trees = [setting(comparison.arms[0].runs[0]) for comparison in same]
+            known = [comparison.known for comparison in same]
+            names = differing(known)
+            for comparison, text, facts in zip(same, _differences(trees), known, strict=True):
+                told = [f"{name}={facts[name]}" for name in names if name in facts]
+                comparison.label = ", ".join(filter(None, [text, *told]))
+
+
+def _without_lonely_baselines(comparisons: list[Comparison]) -> list[Comparison]:
+    """Drop a comparison that holds the baseline alone if another shows the same base.
+
+    The training settings, which the baseline carries and does not use, may differ.
+    """
+
+    def bases(comparison: Comparison) -> set[str]:
+        return {
+            json.dumps(
+                [run.data["model"], run.data["dataset"], run.data["length"], _perplexities(run)]
+            )
+            for arm in comparison.arms
+            for run in arm.ok
+        }
+
+    kept = []
+    for comparison in comparisons:
+        lonely = all(arm.method == "baseline" and not arm.failed for arm in comparison.arms)
+        others = [c for c in comparisons if any(arm.method != "baseline" for arm in c.arms)]
+        if lonely and any(bases(comparison) & bases(other) for other in others):
+            continue
+        kept.append(comparison)
+    return kept
+
+
+def _perplexities(run: Record) -> dict[str, Any]:
+    return {
+        which: {
+            name: metric for name, metric in (metrics or {}).items() if name in COMPARED.values()
+        }
+        for which, metrics in run.part("base").items()
+    }
+
+
+def _arm_order(arm: Arm) -> tuple[int, str, str]:
+    """LoRA before what builds on it; variants behind the method they are named after."""
+    for place, name in reversed(list(enumerate(METHOD_ORDER))):
+        if arm.method == name or arm.method.startswith(f"{name}_"):
+            return place, arm.method, _method_key(arm.runs[0])
+    return len(METHOD_ORDER), arm.method, _method_key(arm.runs[0])
+
+
+def _mean_loss(arm: Arm) -> float:
+    first, second = (list(arm.metrics(name).values()) for name in COMPARED.values())
+    metrics = first or second
+    sums = [m["sum_nll"] / m["tokens"] for m in metrics if m.get("sum_nll") is not None]
+    return sum(sums) / len(sums) if sums else float("inf")

@@ -1,0 +1,213 @@
+"""Finding the records below some folders, the failed and the damaged ones too."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hylorada.comparison.conditions import apart, beside, differing
+from hylorada.errors import DataError
+from hylorada.records.manifest import altered, damage
+
+SCHEMA = 1
+STATUSES = ("ok", "failed", "interrupted", "diverged", "running")
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "name": str,
+    "fingerprint": str,
+    "method": str,
+    "length": int,
+    "seed": int,
+    "model": str,
+    "dataset": str,
+    "metrics": dict,
+    "base": dict,
+    "config": dict,
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        path: its directory, as found.
+        data: its result.json.
+        history: the lines of its metrics.jsonl; empty if there is none.
+    """
+
+    path: Path
+    data: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """How the run ended."""
+        return self.data["status"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == "ok"
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self.data["seed"]
+
+    def metric(self, name: str) -> dict[str, Any] | None:
+        """A metric of the trained model; None if it was not measured."""
+        return self.data["metrics"].get(name)
+
+    def base(self, which: str, name: str) -> dict[str, Any] | None:
+        """A metric of the untouched base; `which` is "extended" or "own_window"."""
+        return (self.data["base"].get(which) or {}).get(name)
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A part of the record; empty if the run did not come that far."""
+        return self.data.get(name) or {}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that was found and not used."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found, in the order of paths."""
+
+    records: list[Record]
+    problems: list[Problem]
+
+
+def collect(folders: Sequence[Path | str]) -> Collection:
+    """Read every result.json below the folders.
+
+    A file that cannot be read or misses a field is a `Problem`, not an exception. Of several
+    records of one run (the same settings under the same conditions, copied or run twice) the first
+    that is ok counts.
+
+    Raises:
+        DataError: a folder does not exist, or no record is below any of them.
+    """
+    roots = [Path(folder) for folder in folders]
+    for root in roots:
+        if not root.exists():
+            raise DataError(f"report: there is no folder {root}")
+    found: list[Record] = []
+    problems: list[Problem] = []
+    seen: set[Path] = set()
+    for path in (p for root in roots for p in _result_files(root)):
+        if path.resolve() in seen:
+            continue
+        seen.add(path.resolve())
+        try:
+            record = read(path)
+        except ValueError as error:
+            problems.append(Problem(path, str(error)))
+            continue
+        place = next((i for i, other in enumerate(found) if _same(record, other)), None)
+        if place is None:
+            found.append(record)
+            continue
+        winner, loser = found[place], record
+        if record.ok and not winner.ok:
+            winner, loser = record, winner
+            # In the place of the other, so that records stay in the order of paths.
+            found[place] = winner
+        reason = f"the same settings as {winner.path}, which is used"
+        problems.append(Problem(loser.path / "result.json", reason))
+    if not found:
+        where = ", ".join(str(root) for root in roots)
+        listed = "; ".join(f"{p.path}: {p.reason}" for p in problems[:3])
+        raise DataError(
+            f"report: no usable result.json below {where}"
+            + (f" ({listed})" if listed else "; hylorada-train writes one for each run")
+        )
+    return Collection(found, problems)
+
+
+def _same(record: Record, other: Record) -> bool:
+    """Whether two records are of one run, copied or made twice: nothing that is known differs."""
+    if record.data["fingerprint"] != other.data["fingerprint"]:
+        return False
+    known = [apart(each.data) | beside(each.data) for each in (record, other)]
+    return not differing(known)
+
+
+def read(path: Path) -> Record:
+    """Read and check one result.json.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ValueError("not a record: the top level is no object")
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"schema {data.get('schema')!r}; this version reads {SCHEMA}")
+    for name, kind in _REQUIRED.items():
+        if name not in data:
+            raise ValueError(f"no field {name!r}")
+        if not isinstance(data[name], kind) or isinstance(data[name], bool):
+            raise ValueError(f"field {name!r} is {type(data[name]).__name__}")
+    if altered(data):
+        raise ValueError("damaged or changed by hand: it does not match its own sha256")
+    reason = damage(path.parent, data, weights=False, missing=False)
+    if reason:
+        raise ValueError(f"its run is left out: {reason}")
+    if data["status"] not in STATUSES:
+        raise ValueError(f"unknown status {data['status']!r}")
+    for name, metric in data["metrics"].items():
+        if not isinstance(metric, dict) or "value" not in metric:
+            raise ValueError(f"metric {name!r} has no value")
+    known = (data.get("files") or {}).get("metrics.jsonl", {}).get("bytes")
+    return Record(path.parent, data, _history(path.parent / "metrics.jsonl", known))
+
+
+def _history(path: Path, size: int | None) -> list[dict[str, Any]]:
+    """The lines that are whole; the last one of a killed run may not be.
+
+    Args:
+        path: metrics.jsonl.
+        size: bytes of it that the record vouches for; None: all.
+    """
+    lines = []
+    try:
+        text = path.read_bytes()[:size].decode("utf-8", "replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def _result_files(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+        return
+    for folder, inner, files in os.walk(root):
+        # Hidden folders are caches; earlier-N are attempts that were started afresh.
+        inner[:] = sorted(
+            name for name in inner if not name.startswith(".") and not name.startswith("earlier-")
+        )
+        if "result.json" in files:
+            yield Path(folder) / "result.json"

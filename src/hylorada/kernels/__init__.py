@@ -1,0 +1,1 @@
+"""Faster products and attention for layers that are frozen; numbers change by rounding only."""

@@ -1,0 +1,161 @@
+"""What a run leaves behind: metrics.jsonl while it goes, result.json however it ends.
+
+`metrics.jsonl` holds deterministic fields alone, so that an interrupted and continued run writes
+the same bytes as an uninterrupted one; wall-clock times go to `timing.jsonl`. A table is a pure
+function of `result.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hylorada.config import RunConfig, to_dict
+from hylorada.errors import DataError
+from hylorada.process.disk import disk_errors, replace_file
+from hylorada.process.redaction import redacted
+from hylorada.records.manifest import altered, beginning_sha256, record_sha256
+from hylorada.settings.fingerprint import fingerprint, run_name
+
+SCHEMA = 1
+RESULT = "result.json"
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line; each line is handed over whole.
+
+    Args:
+        path: the file; created when the first line is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Write one line.
+
+        Raises:
+            DiskError: full or read-only.
+            ValueError: a value is not finite; the caller must say so in words instead.
+        """
+        line = json.dumps(redacted(values), allow_nan=False) + "\n"
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def sync(self) -> int:
+        """Wait until the disk has every line; return the size in bytes."""
+        with disk_errors(self.path), self.path.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate(self, size: int) -> None:
+        """Forget the lines written after a checkpoint, which is about to be continued.
+
+        Raises:
+            DataError: the file is shorter than when the checkpoint was written.
+        """
+        with disk_errors(self.path):
+            if self.refuse_shorter(size) > size:
+                os.truncate(self.path, size)
+
+    def refuse_shorter(self, size: int, sha256: str | None = None) -> int:
+        """Refuse a file that is not what it was when a checkpoint was written; its size in bytes.
+
+        Args:
+            size: that it had then, in bytes.
+            sha256: that these bytes had; None: it is not known.
+
+        Raises:
+            DataError: it is shorter, or begins otherwise.
+        """
+        present = self.path.stat().st_size if self.path.exists() else 0
+        if present < size:
+            raise DataError(
+                f"{self.path}: {present} bytes, but it had {size} at the checkpoint; it was "
+                "changed by hand, so start again with resume=never"
+            )
+        if sha256 and beginning_sha256(self.path, size) != sha256:
+            raise DataError(
+                f"{self.path}: damaged or changed by hand since the checkpoint; restore it, or "
+                "start again with resume=never"
+            )
+        return present
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The record of a directory; None if it has none that can be read.
+
+    Raises:
+        DataError: it is not what was written.
+    """
+    try:
+        record = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    if altered(record):
+        raise DataError(
+            f"{run_dir / RESULT}: damaged or changed by hand, it does not match its own sha256; "
+            "restore it from a copy, or run again with resume=never"
+        )
+    return record
+
+
+def write_result(run_dir: Path, record: dict[str, Any]) -> None:
+    """Write result.json atomically, with its own hash; a value that is not finite becomes null.
+
+    Args:
+        run_dir: the run's directory.
+        record: gets the hash, too.
+
+    Raises:
+        DiskError: full or read-only.
+    """
+    written = json.loads(to_json(record))
+    record["sha256"] = written["sha256"] = record_sha256(written)
+    replace_file(run_dir / RESULT, json.dumps(written, indent=1).encode())
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON without secrets, in which a number that is not finite is null."""
+    return json.dumps(finite(redacted(value)), indent=1, allow_nan=False).encode()
+
+
+def blank_result(config: RunConfig) -> dict[str, Any]:
+    """A record that knows what was asked and nothing else yet: schema 1."""
+    return {
+        "schema": SCHEMA,
+        "status": "running",
+        "error": None,
+        "name": run_name(config),
+        "fingerprint": fingerprint(config),
+        "method": config.method.name,
+        "length": config.length.max_length,
+        "seed": config.seed,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "metrics": {},
+        "base": {},
+        "left_out": {},
+        "position_range": None,
+        "parameters": None,
+        "training": None,
+        "integrity": None,
+        "config": to_dict(config),
+        "provenance": {},
+    }
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of every number that is not finite; JSON has no such numbers."""
+    if isinstance(value, dict):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,305 @@
+"""Everything but `eval`: method, model, data, training, and what they are together."""
+
+from __future__ import annotations
+
+import math
+import re
+from operator import attrgetter
+from pathlib import Path
+
+from hylorada.command_line.suggest import did_you_mean
+from hylorada.config import (
+    SWITCH_KEYS,
+    SWITCHES,
+    DatasetConfig,
+    IntegrityConfig,
+    MethodConfig,
+    ModelConfig,
+    RetrievalTaskConfig,
+    RunConfig,
+    S2AttentionConfig,
+    TrainConfig,
+)
+from hylorada.errors import ConfigError, DataError
+from hylorada.settings.checks import above, at_least, between, choice, fraction, label
+from hylorada.settings.evaluation import check_eval
+from hylorada.settings.harness_tasks import LONGBENCH_FILES
+
+DATASET_KINDS = ("stdlib", "wikitext", "pg19", "longbench", "local")
+SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
+BUDGETS = ("epochs", "max_steps", "max_tokens")
+
+
+def validate(config: RunConfig) -> None:
+    """Refuses settings that are wrong by themselves or together.
+
+    Raises:
+        ConfigError: a setting out of its range, not among its choices, or without effect.
+        DataError: a local path that does not exist.
+    """
+    label("experiment", config.experiment)
+    if config.group:
+        label("group", config.group)
+    label("length.name", config.length.name)
+    label("method.name", config.method.name)
+    if not config.output_root:
+        raise ConfigError(
+            "output_root is empty; name the folder that holds the runs, as in outputs"
+        )
+    between("seed", config.seed, 0, 2**32 - 1)
+    choice("device", config.device, ("auto", "cpu", "cuda"))
+    at_least("threads", config.threads, 0)
+    choice("resume", config.resume, ("auto", "must", "never"))
+    at_least("length.max_length", config.length.max_length, 2)
+    at_least("length.micro_batch_size", config.length.micro_batch_size, 1)
+    at_least("length.gradient_accumulation_steps", config.length.gradient_accumulation_steps, 1)
+    _method(config.method, config.length.max_length)
+    _model(config.model)
+    _dataset(config.dataset)
+    _train(config.train)
+    _retrieval_task(config)
+    check_eval(config.eval, config.length.max_length, config.dataset.kind)
+    choice("track.kind", config.track.kind, ("offline", "wandb", "tensorboard", "off"))
+    _integrity(config.integrity, config.length.max_length)
+
+
+def _integrity(gate: IntegrityConfig, max_length: int) -> None:
+    probe = gate.probe_length
+    at_least("integrity.probe_length", probe, 0)
+    if gate.enabled and (probe or max_length) < SHORTEST_PROBE:
+        raise ConfigError(
+            f"integrity.probe_length: {probe or max_length} tokens; the gate needs "
+            f"{SHORTEST_PROBE} at least; use a longer one, or integrity.enabled=false"
+        )
+    if gate.enabled and probe > max_length:
+        raise ConfigError(
+            f"integrity.probe_length is {probe} tokens, more than length.max_length "
+            f"({max_length}); use a shorter one, or 0"
+        )
+    if gate.allow_leak and not gate.enabled:
+        raise ConfigError(
+            "integrity.allow_leak=true has no effect with integrity.enabled=false; set one of them"
+        )
+
+
+def _method(method: MethodConfig, max_length: int) -> None:
+    lora, landmark, position_range = method.lora, method.landmark, method.position_range
+    for key in SWITCH_KEYS:
+        value = attrgetter(key.removeprefix("method."))(method)
+        choice(key, value, SWITCHES)
+        if value == "true" and not lora.enabled:
+            raise ConfigError(
+                f"{key}=true has no effect with method.lora.enabled=false (nothing is attached); "
+                f"set {key}=false or method.lora.enabled=true"
+            )
+    at_least("method.lora.r", lora.r, 1)
+    above("method.lora.lora_alpha", lora.lora_alpha, 0.0)
+    fraction("method.lora.lora_dropout", lora.lora_dropout)
+    choice("method.lora.init", lora.init, ("orthogonal", "kaiming"))
+    if not lora.target_modules or not all(lora.target_modules):
+        raise ConfigError("method.lora.target_modules is empty; write [auto] or names of modules")
+    at_least("method.position_bias.buckets", method.position_bias.buckets, 1)
+    choice("method.position_bias.bucketing", method.position_bias.bucketing, ("log2", "relative"))
+    at_least("method.landmark.num_landmarks", landmark.num_landmarks, 1)
+    choice("method.landmark.pooling", landmark.pooling, ("prefix_mean", "sequence_mean"))
+    at_least("method.landmark.position_buckets", landmark.position_buckets, 0)
+    _s2(method.s2_attn, max_length)
+    choice(
+        "method.position_range.learned_init", position_range.learned_init, ("interpolate", "tile")
+    )
+    choice(
+        "method.position_range.rope_type",
+        position_range.rope_type,
+        ("auto", "linear", "yarn", "dynamic", "none"),
+    )
+    factor = position_range.rope_factor
+    if not (factor == 0 or (math.isfinite(factor) and factor >= 1)):
+        raise ConfigError(
+            f"method.position_range.rope_factor is {factor}; it must be 1 or more, or 0 for "
+            "length / trained length"
+        )
+    if position_range.rope_type == "none" and factor > 0:
+        raise ConfigError(
+            f"method.position_range.rope_factor={factor} has no effect with rope_type=none; "
+            "leave it at 0 or choose linear, yarn or dynamic"
+        )
+
+
+def _s2(s2: S2AttentionConfig, max_length: int) -> None:
+    choice("method.s2_attn.shift", s2.shift, ("layers", "heads"))
+    group = s2.group_size
+    if group < 0 or group % 2:
+        raise ConfigError(
+            f"method.s2_attn.group_size is {group}; it must be an even number of tokens (half a "
+            "group is the shift), or 0 for length / 4"
+        )
+    if s2.enabled == "true" and group >= max_length:
+        raise ConfigError(
+            f"method.s2_attn.group_size is {group} tokens, but length.max_length is {max_length}: "
+            "one group would hold the whole sequence; set a smaller group_size, or 0 for length / 4"
+        )
+    if s2.enabled == "true" and group == 0 and (max_length < 8 or max_length % 8):
+        raise ConfigError(
+            f"method.s2_attn.group_size=0 means length / 4, which is no even number at "
+            f"length.max_length={max_length}; set an even group_size"
+        )
+    if s2.in_evaluation and s2.enabled == "false":
+        raise ConfigError(
+            "method.s2_attn.in_evaluation=true has no effect with method.s2_attn.enabled=false; "
+            "set in_evaluation=false"
+        )
+
+
+def _model(model: ModelConfig) -> None:
+    if not model.attn_implementation:
+        raise ConfigError("model.attn_implementation is empty; name one, as in sdpa")
+    choice("model.dtype", model.dtype, ("auto", "float32", "file"))
+    at_least("model.trained_length", model.trained_length, 0)
+    if not model.path:
+        raise ConfigError(
+            "model.path is empty; set it to a hub id or a folder, as in model=./folder"
+        )
+    if model.path == "embedded":
+        if model.revision:
+            raise ConfigError(
+                f"model.revision={model.revision!r} has no effect on the embedded model; "
+                "leave it empty"
+            )
+    elif re.match(r"[./~]", model.path):
+        folder = Path(model.path).expanduser()
+        if not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
+            what = "GGUF file" if folder.suffix == ".gguf" else "folder"
+            raise DataError(
+                f"model.path: there is no {what} {folder}; give an existing one, or a hub id "
+                "such as openai-community/gpt2"
+            )
+
+
+def _dataset(dataset: DatasetConfig) -> None:
+    choice("dataset.kind", dataset.kind, DATASET_KINDS)
+    choice("dataset.packing", dataset.packing, ("documents", "reset"))
+    at_least("dataset.max_documents", dataset.max_documents, 0)
+    if dataset.kind == "stdlib" and (dataset.path or dataset.hub_id):
+        key = "path" if dataset.path else "hub_id"
+        raise ConfigError(
+            f"dataset.{key} has no effect with dataset.kind=stdlib; use dataset=local "
+            "dataset.path=... for text of your own"
+        )
+    if dataset.kind == "local" and not dataset.path:
+        raise ConfigError("dataset.path is empty; dataset=local needs dataset.path=FILE_OR_FOLDER")
+    if dataset.kind not in ("stdlib", "local") and not (dataset.path or dataset.hub_id):
+        raise ConfigError(
+            f"dataset.kind={dataset.kind} needs dataset.hub_id or dataset.path; both are empty"
+        )
+    if dataset.path and not Path(dataset.path).expanduser().exists():
+        raise DataError(f"dataset.path: {dataset.path} does not exist; give a file or a folder")
+    if dataset.tasks and dataset.kind != "longbench":
+        raise ConfigError(
+            f"dataset.tasks has no effect with dataset.kind={dataset.kind}; only longbench "
+            "has tasks"
+        )
+    unknown = [task for task in dataset.tasks if task not in LONGBENCH_FILES]
+    if unknown:
+        raise ConfigError(
+            f"dataset.tasks: LongBench has no {unknown[0]}"
+            f"{did_you_mean(unknown[0], LONGBENCH_FILES) or '.'} "
+            f"It has {', '.join(LONGBENCH_FILES)}"
+        )
+    if not dataset.text_column:
+        raise ConfigError("dataset.text_column is empty; name the column that holds the text")
+
+
+def check_splits(config: RunConfig) -> None:
+    """Refuse to run what its data set has no split for: LongBench is a test set.
+
+    Not part of `validate`, since an adapter may be measured under the same settings.
+
+    Raises:
+        DataError: naming the split.
+    """
+    if config.dataset.kind != "longbench":
+        return
+    train, wanted = config.train, [config.eval.perplexity.split]
+    if config.method.lora.enabled and train.task == "text":
+        wanted.append("train")
+    if config.method.lora.enabled and train.eval_every:
+        wanted.append("validation")
+    for split in wanted:
+        if split != "test":
+            raise DataError(
+                f"dataset {config.dataset.name}: LongBench is a test set and has no {split} split; "
+                "train on another data set (pg19, wikitext103, local), or measure with "
+                "method=baseline or hylorada-eval"
+            )
+
+
+def _train(train: TrainConfig) -> None:
+    amounts = {key: getattr(train, key) for key in BUDGETS}
+    for key, amount in amounts.items():
+        at_least(f"train.{key}", amount, 0)
+    given = [f"train.{key}={amount:g}" for key, amount in amounts.items() if amount > 0]
+    if len(given) != 1:
+        have = " and ".join(given) if given else "none is"
+        raise ConfigError(
+            f"exactly one of train.epochs, train.max_steps, train.max_tokens must be above 0, "
+            f"but {have}{' are' if given else ''}; set the others to 0"
+        )
+    at_least("train.micro_batch_size", train.micro_batch_size, 1)
+    at_least("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1)
+    above("train.lr", train.lr, 0.0)
+    choice("train.lr_scheduler", train.lr_scheduler, ("cosine", "constant"))
+    between("train.min_lr_ratio", train.min_lr_ratio, 0.0, 1.0)
+    fraction("train.warmup_ratio", train.warmup_ratio)
+    at_least("train.weight_decay", train.weight_decay, 0.0)
+    fraction("train.adam_beta1", train.adam_beta1)
+    fraction("train.adam_beta2", train.adam_beta2)
+    above("train.adam_epsilon", train.adam_epsilon, 0.0)
+    at_least("train.max_grad_norm", train.max_grad_norm, 0.0)
+    choice("train.precision", train.precision, ("auto", "fp32", "bf16"))
+    at_least("train.max_nonfinite_steps", train.max_nonfinite_steps, 1)
+    at_least("train.eval_every", train.eval_every, 0)
+    at_least("train.save_every", train.save_every, 0)
+    at_least("train.keep_checkpoints", train.keep_checkpoints, 1)
+    at_least("train.log_every", train.log_every, 1)
+    at_least("train.loss_chunk", train.loss_chunk, 1)
+
+
+def _retrieval_task(config: RunConfig) -> None:
+    train, task = config.train, config.train.retrieval
+    choice("train.task", train.task, ("text", "retrieval"))
+    at_least("train.retrieval.sequences", task.sequences, 1)
+    at_least("train.retrieval.items", task.items, 0)
+    choice("train.retrieval.key_style", task.key_style, ("uuid", "hex"))
+    for depth in task.held_out:
+        between("train.retrieval.held_out", depth, 0, 1)
+    if train.task == "text":
+        if task != RetrievalTaskConfig():
+            raise ConfigError(
+                "train.retrieval has no effect with train.task=text; use train=retrieval or leave "
+                "it as it is"
+            )
+        return
+    if train.max_tokens:
+        raise ConfigError(
+            f"train.max_tokens={train.max_tokens} cannot be kept with train.task=retrieval, whose "
+            "sequences differ in scored tokens; use train.max_steps or train.epochs"
+        )
+    if config.dataset.packing == "reset":
+        raise ConfigError(
+            "dataset.packing=reset has no effect with train.task=retrieval, which packs no "
+            "documents; set dataset.packing=documents"
+        )
+    lim = config.eval.lost_in_middle
+    if not lim.enabled:
+        return
+    unheld = [depth for depth in lim.depths if depth not in task.held_out]
+    if unheld:
+        raise ConfigError(
+            f"eval.lost_in_middle.depths has {unheld[0]:g}, which train.retrieval.held_out has "
+            "not: the model may be trained on it; ask at depths that are held out"
+        )
+    if lim.form == "kv" and not lim.path and lim.key_style != task.key_style:
+        raise ConfigError(
+            f"eval.lost_in_middle.key_style is {lim.key_style}, train.retrieval.key_style "
+            f"{task.key_style}; set both alike"
+        )

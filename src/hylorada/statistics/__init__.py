@@ -1,0 +1,1 @@
+"""How sure a number is, and what a difference is worth. Standard library only."""

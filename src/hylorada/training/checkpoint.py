@@ -1,0 +1,254 @@
+"""Checkpoints that are complete and hashed, or do not exist.
+
+`checkpoints/step-00000020/` holds
+
+* `trainables.safetensors`: every parameter that trains, by its full name;
+* `optimizer.safetensors`: AdamW's moments, as `<parameter name>/<moment>`;
+* `state.json`: step, counters, generators, and how long metrics.jsonl was;
+* `MANIFEST.json`: size and sha256 of the three (safetensors notices a truncation, but no flipped
+  bit).
+
+A checkpoint is written under another name, flushed to the disk, and renamed: under its final name
+it is whole. One that is damaged later is set aside as `.bad-step-...`, never chosen and never
+deleted. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from hylorada.errors import DataError
+from hylorada.process.disk import disk_errors, make_directory, sync, write_durably
+from hylorada.process.fault_points import fault_point
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_STEP = "step-"
+_BAD = ".bad-"
+_PARTIAL = ".partial-"
+
+Named = Sequence[tuple[str, nn.Parameter]]
+"""The trainable parameters, with their full names."""
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint in memory, verified against its manifest."""
+
+    path: Path
+    state: dict[str, Any]
+    trainables: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+class Damaged(Exception):
+    """Why a checkpoint directory cannot be used."""
+
+
+def save_checkpoint(
+    directory: Path,
+    state: dict[str, Any],
+    trainables: Named,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> Path:
+    """Write the checkpoint of ``state["step"]``, then delete all but the newest ``keep``.
+
+    One that was written while steps were being skipped (``state["skipped_in_row"]`` above 0) takes
+    no place among these: it stands beside them until another is written, so that a run which
+    diverges leaves the checkpoints from before it did. A checkpoint of that step which is already
+    there holds the same state and is left alone.
+
+    Raises:
+        DiskError: full or read-only; earlier checkpoints are untouched, the partial one is gone.
+    """
+    step = state["step"]
+    final = directory / f"{_STEP}{step:08d}"
+    make_directory(directory)
+    _remove_partial(directory)
+    if not final.exists():
+        fault_point("before_checkpoint", step)
+        files = {
+            "trainables.safetensors": _serialise({name: p.detach() for name, p in trainables}),
+            "optimizer.safetensors": _serialise(_moments(trainables, optimizer)),
+            "state.json": json.dumps({"format": FORMAT, **state}).encode(),
+        }
+        partial = directory / f"{_PARTIAL}{final.name}"
+        with disk_errors(directory, need=sum(map(len, files.values()))):
+            try:
+                _write_all(partial, files, step)
+                partial.rename(final)
+                sync(directory)
+            except OSError:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        fault_point("after_checkpoint", step)
+    _prune(directory, keep)
+    return final
+
+
+def _serialise(tensors: dict[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()})
+
+
+def _moments(trainables: Named, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in trainables
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _write_all(partial: Path, files: dict[str, bytes], step: int) -> None:
+    partial.mkdir()
+    manifest = {}
+    for name, data in files.items():
+        write_durably(partial / name, data)
+        manifest[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        fault_point("inside_checkpoint", step)
+    write_durably(partial / "MANIFEST.json", json.dumps(manifest, indent=1).encode())
+    sync(partial)
+
+
+def load_newest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None if none was ever written.
+
+    Raises:
+        DataError: there are checkpoints and every one is damaged (a fresh start must be asked for).
+    """
+    if not directory.is_dir():
+        return None
+    _remove_partial(directory)
+    for path in reversed(_steps(directory)):
+        try:
+            return read_checkpoint(path)
+        except Damaged as why:
+            aside = _set_aside(path)
+            logger.warning("%s is damaged (%s); set aside as %s", path, why, aside.name)
+    tried = sorted(p.name for p in directory.glob(f"{_BAD}*"))
+    if tried:
+        raise DataError(
+            f"{directory}: no usable checkpoint, all are damaged ({', '.join(tried)}); "
+            "start again with resume=never"
+        )
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        Damaged: a file is missing, has another size or hash, or another format.
+    """
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_bytes())
+        files = {}
+        for name, expected in manifest.items():
+            files[name] = data = (path / name).read_bytes()
+            if len(data) != expected["bytes"]:
+                raise Damaged(f"{name} has {len(data)} bytes instead of {expected['bytes']}")
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise Damaged(f"{name} does not match its sha256")
+        state = json.loads(files["state.json"])
+        if state.get("format") != FORMAT:
+            raise Damaged(f"format {state.get('format')}, this version reads {FORMAT}")
+        return Checkpoint(
+            path,
+            state,
+            safetensors.torch.load(files["trainables.safetensors"]),
+            safetensors.torch.load(files["optimizer.safetensors"]),
+        )
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).name} is missing") from error
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def refuse_other_parameters(checkpoint: Checkpoint, trainables: Named) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        DataError: it holds other parameters than the model trains.
+    """
+    shapes = {name: tuple(p.shape) for name, p in trainables}
+    saved = {name: tuple(t.shape) for name, t in checkpoint.trainables.items()}
+    if shapes != saved:
+        differing = sorted(n for n in shapes | saved if shapes.get(n) != saved.get(n))
+        raise DataError(
+            f"{checkpoint.path}: it holds other parameters than this run trains, first "
+            f"{differing[0]}; use another directory or resume=never"
+        )
+
+
+def restore(checkpoint: Checkpoint, trainables: Named, optimizer: torch.optim.Optimizer) -> None:
+    """Put parameters and moments back, bit for bit.
+
+    Raises:
+        DataError: the checkpoint holds other parameters than the model trains.
+    """
+    refuse_other_parameters(checkpoint, trainables)
+    for name, parameter in trainables:
+        with torch.no_grad():
+            parameter.copy_(checkpoint.trainables[name])
+        moments = {
+            key.removeprefix(f"{name}/"): value
+            for key, value in checkpoint.optimizer.items()
+            if key.startswith(f"{name}/")
+        }
+        if moments:  # AdamW keeps its step counter on the CPU
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in moments.items()
+            }
+
+
+def _steps(directory: Path) -> list[Path]:
+    return sorted(p for p in directory.glob(f"{_STEP}*") if p.is_dir())
+
+
+def _set_aside(path: Path) -> Path:
+    name = f"{_BAD}{path.name}"
+    number = 0
+    while (aside := path.with_name(f"{name}-{number}" if number else name)).exists():
+        number += 1
+    with disk_errors(path):
+        path.rename(aside)
+    return aside
+
+
+def _remove_partial(directory: Path) -> None:
+    for path in directory.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_skipping(path: Path) -> bool:
+    """Whether the step before it moved no weights; of one that cannot be read nobody knows."""
+    try:
+        return json.loads((path / "state.json").read_bytes()).get("skipped_in_row", 0) > 0
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _prune(directory: Path, keep: int) -> None:
+    *older, newest = _steps(directory)
+    good = [path for path in (*older, newest) if not _is_skipping(path)]
+    kept = {newest, *good[-max(keep, 1) :]}
+    for path in older:
+        if path in kept:
+            continue
+        # Renamed first: an interrupted deletion must not leave half a checkpoint under its name.
+        doomed = path.with_name(f"{_PARTIAL}{path.name}-old")
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

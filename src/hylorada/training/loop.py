@@ -1,0 +1,333 @@
+"""The training loop, by hand.
+
+One step: sum the loss of its micro-batches divided by the step's scored tokens, look whether loss
+and gradients are finite, clip, move. Everything a step does follows from (weights, moments,
+generators, step number): a run that continues from a checkpoint does the same as one never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hylorada.config import TrainConfig
+from hylorada.data.order import block_order
+from hylorada.errors import DivergedError, Interrupted
+from hylorada.process.fault_points import fault_point
+from hylorada.process.progress import Reporter
+from hylorada.process.redaction import redacted
+from hylorada.process.seeding import random_state, restore_random_state
+from hylorada.process.signals import Stop
+from hylorada.records.manifest import beginning_sha256
+from hylorada.records.provenance import PeakMemory
+from hylorada.records.result import JsonLines
+from hylorada.training.checkpoint import Checkpoint, Named, restore, save_checkpoint
+from hylorada.training.optim import learning_rate, make_optimizer, set_learning_rate
+
+logger = logging.getLogger(__name__)
+
+
+class BlockSource(Protocol):
+    """Training sequences of one length; `data.blocks.Blocks` is one."""
+
+    length: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget in steps, and which blocks belong to which step: pure functions of the settings.
+
+    Attributes:
+        blocks: in one epoch.
+        batch: sequences in a step.
+        sequences: in the whole run; the last step takes what is left.
+    """
+
+    blocks: int
+    batch: int
+    sequences: int
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return math.ceil(self.sequences / self.batch)
+
+    def of_step(self, step: int, seed: int) -> list[int]:
+        """The blocks of a step (from 1), in order; epochs follow one another without a gap."""
+        first = (step - 1) * self.batch
+        places = range(first, min(first + self.batch, self.sequences))
+        return [int(_order(self.blocks, seed, i // self.blocks)[i % self.blocks]) for i in places]
+
+
+_order = functools.lru_cache(maxsize=2)(block_order)
+
+
+def make_plan(blocks: int, length: int, settings: TrainConfig) -> Plan:
+    """Turn the budget of the settings (epochs, steps, or scored tokens) into a plan.
+
+    A block of n tokens counts n - 1 towards ``max_tokens``: its first one is not predicted.
+    """
+    batch = settings.micro_batch_size * settings.gradient_accumulation_steps
+    if settings.max_steps:
+        sequences = settings.max_steps * batch
+    elif settings.max_tokens:
+        sequences = math.ceil(settings.max_tokens / (batch * (length - 1))) * batch
+    else:
+        sequences = max(round(settings.epochs * blocks), 1)
+    return Plan(blocks, batch, sequences)
+
+
+@dataclass
+class Counters:
+    """What a run has done; part of every checkpoint."""
+
+    step: int = 0
+    tokens: int = 0  # scored, in steps that moved the weights
+    seconds: float = 0.0  # in training steps, over all attempts
+    skipped: int = 0  # steps with a non-finite loss or gradient
+    skipped_in_row: int = 0
+    last_loss: float | None = None  # nats per token
+    peak_memory_bytes: int = 0
+    evaluation_due: bool = False
+
+
+@dataclass
+class Training:
+    """All that a run's training needs; `run` is the loop.
+
+    Attributes:
+        model: the adapted model; what requires a gradient trains.
+        loss_model: (input_ids, labels, position_ids) -> (summed NLL, scored tokens).
+        blocks: training sequences.
+        settings: of the optimiser and its budget.
+        seed: of the data order.
+        device: of the model.
+        bf16: whether to run under bf16 autocast.
+        run_dir: for `checkpoints/`, `metrics.jsonl`, `timing.jsonl`.
+        stop: set by signals.
+        reporter: shows progress.
+        identity: of the run, kept in each checkpoint.
+        on_metrics: mirrors each line of metrics.jsonl with that of timing.jsonl (a tracker).
+        evaluate: called with a step when ``eval_every`` says so; its values become a line.
+    """
+
+    model: nn.Module
+    loss_model: Callable[..., tuple[Tensor, Tensor]]
+    blocks: BlockSource
+    settings: TrainConfig
+    seed: int
+    device: torch.device
+    bf16: bool
+    run_dir: Path
+    stop: Stop
+    reporter: Reporter
+    identity: dict[str, Any] = field(default_factory=dict)
+    on_metrics: Callable[[dict[str, Any], dict[str, Any] | None], None] = lambda line, timing: None
+    evaluate: Callable[[int], dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        self.trainables: Named = trainable(self.model)
+        self.optimizer = make_optimizer(self.trainables, self.settings)
+        self.plan = make_plan(len(self.blocks), self.blocks.length, self.settings)
+        self.counters = Counters()
+        self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
+        self.timing = JsonLines(self.run_dir / "timing.jsonl")
+        self.memory = PeakMemory(self.device)
+
+    def run(self, checkpoint: Checkpoint | None = None) -> Counters:
+        """Train to the end of the plan, from a checkpoint if there is one.
+
+        Raises:
+            DivergedError: too many non-finite steps in a row; nothing is saved.
+            Interrupted: a signal came; a checkpoint is saved.
+            DiskError: see `save_checkpoint`.
+        """
+        counters, settings = self.counters, self.settings
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        self.model.train()
+        self.memory.start()
+        self._report_begin()
+        with self.stop.deferred():
+            while True:
+                if counters.evaluation_due:
+                    self._evaluate()
+                if counters.step >= self.plan.steps:
+                    return counters
+                counters.step += 1
+                self._step(counters.step)
+                last = counters.step == self.plan.steps
+                every = settings.eval_every
+                counters.evaluation_due = bool(every) and counters.step % every == 0 and not last
+                every = settings.save_every
+                if last or self.stop.requested or (every and counters.step % every == 0):
+                    self._save()
+                fault_point("after_step", counters.step)
+                self.stop.check()
+
+    def _step(self, step: int) -> None:
+        """One optimizer step."""
+        settings, counters = self.settings, self.counters
+        started = time.perf_counter()
+        micro_batches = list(self._micro_batches(self.plan.of_step(step, self.seed)))
+        tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in micro_batches)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in micro_batches:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                sum_nll, _ = self.loss_model(**{k: v.to(self.device) for k, v in batch.items()})
+            # Divided by the tokens of the whole step: every token weighs the same, whatever its
+            # micro-batch.
+            (sum_nll / tokens).backward()
+            loss += sum_nll.detach()
+        fault_point("mid_step", step)
+
+        loss_value = (loss / tokens).item()
+        gradients = [p.grad for _, p in self.trainables if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        rate = learning_rate(step, self.plan.steps, settings)
+        if math.isfinite(loss_value) and math.isfinite(norm.item()):
+            if settings.max_grad_norm:
+                parameters = [p for _, p in self.trainables]
+                torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
+            set_learning_rate(self.optimizer, rate)
+            self.optimizer.step()
+            counters.tokens += tokens
+            counters.skipped_in_row, counters.last_loss = 0, loss_value
+            line: dict[str, Any] = {
+                "step": step,
+                "train/loss": loss_value,
+                "train/lr": rate,
+                "train/grad_norm": norm.item(),
+                "train/tokens": counters.tokens,
+            }
+        else:
+            line = {"step": step, "train/skipped": self._skip(step, loss_value)}
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        counters.seconds += seconds
+        counters.peak_memory_bytes = max(counters.peak_memory_bytes, self.memory.peak())
+        if step % settings.log_every == 0 or step == self.plan.steps or counters.skipped_in_row:
+            timing = {
+                "step": step,
+                "seconds": seconds,
+                "tokens": tokens,
+                "peak_memory_bytes": counters.peak_memory_bytes,
+            }
+            self.timing.append(timing)
+            self._log(line, timing)
+        detail = f"loss {loss_value:.4f}  {tokens / seconds:,.0f} tokens/s"
+        self.reporter.update(step, detail)
+        if counters.skipped_in_row >= settings.max_nonfinite_steps:
+            raise DivergedError(
+                f"training: {counters.skipped_in_row} steps in a row with a non-finite loss or "
+                f"gradient, the last at step {step} ({line['train/skipped']}); lower train.lr "
+                f"(now {settings.lr:g}) or look at the data"
+            )
+
+    def _micro_batches(self, indices: list[int]) -> Iterator[dict[str, Tensor]]:
+        size = self.settings.micro_batch_size
+        for start in range(0, len(indices), size):
+            rows = [self.blocks[i] for i in indices[start : start + size]]
+            yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _skip(self, step: int, loss_value: float) -> str:
+        """Count a step whose numbers must not reach the weights; say where they come from."""
+        self.counters.skipped += 1
+        self.counters.skipped_in_row += 1
+        bad = [
+            name
+            for name, p in self.trainables
+            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ]
+        reasons = [] if math.isfinite(loss_value) else [f"loss is {loss_value}"]
+        if bad:
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            reasons.append(f"gradient of {', '.join(bad[:3])}{more}")
+        why = "; ".join(reasons) or "gradient norm overflows"
+        logger.warning("step %d skipped: %s", step, why)
+        return why
+
+    def _evaluate(self) -> None:
+        """Measure between two steps; a signal during it saves a state that measures again."""
+        assert self.evaluate is not None
+        try:
+            line = {"step": self.counters.step, **self.evaluate(self.counters.step)}
+        except Interrupted:
+            self._save()
+            raise
+        self._log(line)
+        self.counters.evaluation_due = False
+        self._report_begin()
+
+    def _log(self, line: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
+        self.metrics.append(line)
+        self.on_metrics(line, timing)
+
+    def _report_begin(self) -> None:
+        self.reporter.begin("train", self.plan.steps, self.counters.step)
+
+    def _save(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for _, p in self.trainables):
+            logger.warning("step %d: weights are not finite, no checkpoint", self.counters.step)
+            return
+        written = self.metrics.sync()
+        state = {
+            **asdict(self.counters),
+            "metrics_bytes": written,
+            "metrics_sha256": beginning_sha256(self.metrics.path, written),
+            "timing_bytes": self.timing.sync(),
+            "random": random_state(),
+            "identity": redacted(self.identity),
+        }
+        directory = self.run_dir / "checkpoints"
+        keep = self.settings.keep_checkpoints
+        save_checkpoint(directory, state, self.trainables, self.optimizer, keep)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        restore(checkpoint, self.trainables, self.optimizer)
+        restore_random_state(state["random"])
+        self.metrics.truncate(state["metrics_bytes"])
+        self.timing.truncate(state["timing_bytes"])
+        for name in asdict(self.counters):
+            setattr(self.counters, name, state[name])
+
+
+def trainable(model: nn.Module) -> Named:
+    """The parameters that train, with their full names."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+@contextlib.contextmanager
+def gradient_checkpointing(model: Any, enabled: bool) -> Iterator[None]:
+    """Recompute each layer's activations in the backward pass instead of keeping them.
+
+    Non-reentrant, which is exact and needs no gradient on the inputs; the hook for it that
+    transformers installs is taken off again.
+    """
+    if enabled:
+        # transformers renamed it on the way to 6.
+        name = "activation_checkpointing_enable"
+        switch_on = getattr(model, name, None) or model.gradient_checkpointing_enable
+        switch_on({"use_reentrant": False})
+        model.disable_input_require_grads()
+    try:
+        yield
+    finally:
+        if enabled:
+            name = "activation_checkpointing_disable"
+            (getattr(model, name, None) or model.gradient_checkpointing_disable)()

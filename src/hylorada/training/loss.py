@@ -1,0 +1,266 @@
+"""Next-token cross-entropy that never builds the n x vocabulary logits.
+
+At 8K tokens and 50,257 words the logits alone are 1.6 GB, and the usual loss holds three such
+tensors. Here the output head and the softmax run over a few hundred tokens at a time, and each
+chunk's gradient with respect to the hidden states is computed at once, while its probabilities are
+at hand: ``d loss / d h = (softmax(W h + b) - onehot(label)) W``, times the slope of what the model
+makes of ``W h + b`` (`logits.LogitFunction`). What is kept for the backward pass is one tensor of
+the hidden states' size.
+
+The loss is a sum and comes with the number of tokens it sums over, so that micro-batches of
+different size weigh as they should (mean of means is another loss).
+
+Dimension letters: B batch, T positions, N = tokens, C tokens in a chunk, D hidden size,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hylorada.architecture import anatomy
+from hylorada.architecture.logits import LogitFunction, output_head
+from hylorada.errors import ConfigError
+from hylorada.kernels.linear import fast_linear, product_dtype, without_autocast
+
+PLAIN = LogitFunction()
+IGNORE_INDEX = -100  # torch's and transformers' label of a position that is not scored
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of -log p(label) over the scored tokens, with its gradients computed in the forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        chunk: int,
+        ignore_index: int,
+        dtype: torch.dtype,
+        function: LogitFunction,
+    ) -> Tensor:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        exact = torch.promote_types(dtype, torch.float32)  # of the softmax and of every sum
+        grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if needs_weight else None
+        grad_bias_V = (
+            torch.zeros_like(bias_V, dtype=exact) if bias_V is not None and needs_bias else None
+        )
+        nll_N = torch.zeros(labels_N.shape, dtype=exact, device=hidden_ND.device)
+        scored_N = labels_N != ignore_index
+
+        with without_autocast(hidden_ND):
+            w_VD = weight_VD.to(dtype)
+            b_V = None if bias_V is None else bias_V.to(dtype)
+            # one buffer for all chunks: memory that is handed back and faulted in again per chunk
+            # costs more than the softmax
+            buffer_CV = hidden_ND.new_empty(min(chunk, len(labels_N)), len(w_VD), dtype=exact)
+            for chunk_slice in _chunks_with_targets(scored_N, chunk):
+                h_CD = hidden_ND[chunk_slice].to(dtype)
+                if function.input_scale != 1.0:
+                    h_CD = h_CD * function.input_scale
+                scored_C1 = scored_N[chunk_slice].unsqueeze(1)
+                labels_C1 = labels_N[chunk_slice].unsqueeze(1).where(scored_C1, 0)
+                logits_CV = function.after_head(fast_linear(h_CD, w_VD, b_V).to(exact))
+                largest_C1 = logits_CV.amax(1, keepdim=True)
+                target_C1 = logits_CV.gather(1, labels_C1)
+                p_CV = torch.softmax(logits_CV, dim=1, out=buffer_CV[: len(h_CD)])
+                slope_CV = function.slope(logits_CV) if function.bends else None
+                del logits_CV
+                # logsumexp = largest - log(its probability), which is at least 1 / V: no underflow
+                nll_C1 = largest_C1 - p_CV.amax(1, keepdim=True).log() - target_C1
+                nll_N[chunk_slice] = (nll_C1 * scored_C1).squeeze(1)
+                if not (needs_hidden or needs_weight or needs_bias):
+                    continue
+                dlogits_CV = p_CV.scatter_add_(1, labels_C1, torch.full_like(nll_C1, -1.0))
+                if not bool(scored_C1.all()):
+                    dlogits_CV *= scored_C1
+                if slope_CV is not None:
+                    dlogits_CV *= slope_CV
+                if grad_bias_V is not None:
+                    grad_bias_V += dlogits_CV.sum(0)
+                dlogits_CV = dlogits_CV.to(dtype)
+                if grad_hidden_ND is not None:
+                    dh_CD = fast_linear(dlogits_CV, w_VD.t())
+                    if function.input_scale != 1.0:
+                        dh_CD = dh_CD * function.input_scale
+                    grad_hidden_ND[chunk_slice] = dh_CD
+                if grad_weight_VD is not None:
+                    grad_weight_VD += dlogits_CV.t() @ h_CD
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.bias_dtype = None if bias_V is None else bias_V.dtype
+        return nll_N.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_ND, grad_weight_VD, grad_bias_V = ctx.saved_tensors
+        return (
+            None if grad_hidden_ND is None else (grad_hidden_ND * g).to(grad_hidden_ND.dtype),
+            None if grad_weight_VD is None else (grad_weight_VD * g).to(ctx.weight_dtype),
+            None if grad_bias_V is None else (grad_bias_V * g).to(ctx.bias_dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _rows_at_a_time(chunk: int, vocabulary: int, device: torch.device) -> int:
+    """At most ``chunk``; on a CPU no more than the caches hold: measured, 128 rows or 8 MB."""
+    return chunk if device.type != "cpu" else min(chunk, max(128, 2**21 // vocabulary))
+
+
+def _chunks_with_targets(scored_N: Tensor, chunk: int) -> list[slice]:
+    """Slices of ``chunk`` tokens, without those in which nothing is scored."""
+    starts = range(0, scored_N.numel(), chunk)
+    any_scored = [part.any() for part in scored_N.split(chunk)]
+    kept = torch.stack(any_scored).tolist() if any_scored else []  # one synchronisation, not many
+    return [slice(start, start + chunk) for start, keep in zip(starts, kept, strict=True) if keep]
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    chunk: int = 512,
+    num_tokens: Tensor | float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    function: LogitFunction = PLAIN,
+) -> Tensor:
+    """``cross_entropy(hidden @ weight.T + bias, labels)`` without the logits of all tokens.
+
+    Equal to the plain loss and gradients up to rounding. Under autocast the two matrix products run
+    in autocast's precision and the softmax in fp32, as in the plain loss.
+
+    Args:
+        hidden: final hidden states, [..., D].
+        weight: the output head's matrix, [V, D]; gets a gradient if it requires one.
+        bias: [V] or None; likewise.
+        labels: token ids, the shape of ``hidden`` without D. Not shifted here: ``labels[..., t]``
+            is what ``hidden[..., t]`` should predict.
+        chunk: tokens whose logits exist at one time, at most (a CPU is faster with fewer).
+        num_tokens: what the sum is divided by, as ``num_items_in_batch`` in transformers; 1 gives
+            the sum, None the mean over the scored tokens.
+        ignore_index: label of positions that are not scored.
+        function: what the model does to its hidden states and logits around the head; its ``size``
+            is that of ``weight``.
+
+    Returns:
+        a scalar in fp32 (fp64 for fp64 hidden states); 0 if nothing is scored.
+
+    Raises:
+        ConfigError: chunk below 1.
+    """
+    if chunk < 1:
+        raise ConfigError(f"train.loss_chunk={chunk}: must be at least 1 token")
+    if hidden.shape[:-1] != labels.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}")
+    labels_N = labels.reshape(-1)
+    loss = _ChunkedCrossEntropy.apply(
+        hidden.reshape(-1, hidden.shape[-1]),
+        weight,
+        bias,
+        labels_N,
+        _rows_at_a_time(chunk, weight.shape[0], hidden.device),
+        ignore_index,
+        product_dtype(hidden),
+        function,
+    )
+    if num_tokens is None:
+        num_tokens = (labels_N != ignore_index).sum().clamp(min=1)
+    return loss / num_tokens
+
+
+def next_token_labels(labels_BT: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Labels aligned with the token that predicts them: ``out[:, t] = labels[:, t + 1]``.
+
+    The last position predicts nothing and is ignored.
+    """
+    shifted_BT = torch.full_like(labels_BT, ignore_index)
+    shifted_BT[:, :-1] = labels_BT[:, 1:]
+    return shifted_BT
+
+
+def refuse_adapted_head(model: nn.Module) -> None:
+    """Refuse an adapter on the output head; needs no weights.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if hasattr(anatomy.output_head(model), "base_layer"):
+        raise ConfigError(
+            "lora.target_modules: an adapter on the output head cannot be trained with the "
+            "chunked loss; leave the head out of target_modules"
+        )
+
+
+class LossModel(nn.Module):
+    """A causal language model that returns its summed loss: what DDP and FSDP wrap.
+
+    Args:
+        model: a transformers causal language model or a PeftModel around one. Its output head may
+            be frozen or trained as a whole; an adapter on it is refused.
+        chunk: tokens whose logits exist at one time, at most.
+
+    Raises:
+        ConfigError: the head carries an adapter, or the model's logits are no known function of it.
+    """
+
+    def __init__(self, model: nn.Module, chunk: int = 512) -> None:
+        super().__init__()
+        refuse_adapted_head(model)
+        output_head(model)
+        self.model = model
+        self.chunk = chunk
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Summed negative log-likelihood in nats, and how many tokens it sums over.
+
+        Args:
+            input_ids: [B, T].
+            labels: [B, T], aligned with ``input_ids`` (the shift happens here);
+                -100 is not scored. The first position of a row is never scored.
+            position_ids: [B, T] or None; resets mark packed documents.
+            attention_mask: [B, T], 0 at padding, or None.
+
+        Returns:
+            (sum_nll, tokens), two scalars.
+        """
+        # use_cache=False also lets transformers see packed documents in the position ids
+        hidden_BTD = anatomy.backbone(self.model)(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        head = output_head(self.model)
+        weight, bias = head.matrix
+        targets_BT = next_token_labels(labels)
+        sum_nll = chunked_cross_entropy(
+            hidden_BTD,
+            weight,
+            bias,
+            targets_BT,
+            chunk=self.chunk,
+            num_tokens=1,
+            function=head.function,
+        )
+        return sum_nll, (targets_BT != IGNORE_INDEX).sum()

@@ -1,0 +1,103 @@
+"""`hylorada-report` as a command: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib.image
+import pytest
+from helpers.records import make_record, sweep, write
+
+from hylorada.commands.report import main
+from hylorada.errors import ConfigError, DataError, DiskError
+
+FILES = {
+    "report.html", "table.md", "table.csv", "table.json", "table.tex",
+    "tiny-stdlib-4096-loss-by-position-blocks.png", "tiny-stdlib-4096-loss-by-position-blocks.svg",
+    "tiny-stdlib-4096-training.png", "tiny-stdlib-4096-training.svg",
+}  # fmt: skip
+
+
+def test_prints_the_table_and_names_the_files(tmp_path, capsys):
+    write(tmp_path, make_record("lora"), make_record("hylorada"))
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "base, own window" in shown.out
+    assert "hylorada" in shown.out
+    out = tmp_path / "report"
+    assert {p.name for p in out.iterdir()} == FILES
+    for name in FILES:
+        assert str(out / name) in shown.out
+    assert shown.err == ""
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    write(tmp_path / "runs", *sweep(lengths=(4096,)))
+    for out in ("one", "two"):
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / out)])
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_the_pictures_are_pictures(tmp_path):
+    write(tmp_path, make_record("lora"), make_record("hylorada"))
+    main([str(tmp_path)])
+    for path in (tmp_path / "report").glob("*.png"):
+        height, width, _ = matplotlib.image.imread(path).shape
+        assert width > height > 400
+    for path in (tmp_path / "report").glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_a_second_call_does_not_read_its_own_report(tmp_path, capsys):
+    write(tmp_path, make_record("lora"))
+    main([str(tmp_path)])
+    first = capsys.readouterr().out
+    main([str(tmp_path)])
+    assert capsys.readouterr().out == first
+
+
+def test_left_out_records_are_named_on_standard_error(tmp_path, capsys):
+    write(tmp_path, make_record("lora"))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "result.json").write_text("")
+    assert main([str(tmp_path)]) == 0
+    assert "left out" in capsys.readouterr().err
+
+
+def test_only_failed_runs_still_make_a_table(tmp_path, capsys):
+    write(tmp_path, make_record("lora", status="failed"))
+    assert main([str(tmp_path)]) == 0
+    assert "failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "text"),
+    [
+        (["{empty}"], DataError, "no usable result.json below"),
+        (["{empty}/absent"], DataError, "there is no folder"),
+        ([], ConfigError, "DIR"),
+        (["{runs}", "--frobnicate"], ConfigError, "--frobnicate"),
+        (["{runs}", "--out", "{runs}/file/under"], DiskError, "choose another folder with --out"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, argv, error, text):
+    places = {"empty": tmp_path / "empty", "runs": tmp_path / "runs"}
+    places["empty"].mkdir()
+    write(places["runs"], make_record("lora"))
+    (places["runs"] / "file").write_text("")
+    with pytest.raises(error, match=text) as raised:
+        main([word.format(**places) for word in argv])
+    assert "\n" not in str(raised.value)
+
+
+def test_torch_is_never_loaded(tmp_path):
+    write(tmp_path, make_record("lora"))
+    code = (
+        "import sys; from hylorada.commands.report import main; main(sys.argv[1:]);"
+        "sys.exit(bool({'torch', 'peft', 'transformers', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

@@ -1,0 +1,243 @@
+"""W&B's own process stopped, killed or mute: the run neither waits for it nor dies with it.
+
+Each case is a Python process of its own, since W&B waits for its process when Python exits. Its
+output goes through pipes, which a process left behind would hold open.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from helpers.tiny_runs import make_config, make_model_folder, make_texts
+
+LIMITS = "tracking.FINISH_SECONDS = 1.0"  # to be quick
+
+
+def in_a_process(tmp_path, body, limits=LIMITS, timeout=60):
+    """Run code in a new process; it is killed, and the test fails, if it does not end."""
+    code = f"""
+import logging, os, signal, sys, time
+from pathlib import Path
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+from hylorada.config import TrackConfig
+from hylorada.tracking import tracker as tracking
+from hylorada.tracking import wandb_tracker
+{limits}
+from hylorada.tracking.tracker import Tracker
+folder = Path({str(tmp_path)!r})
+for name in ("a", "b"):
+    (folder / name).mkdir(exist_ok=True)
+
+def service():
+    import wandb
+    return wandb.sdk.wandb_setup.singleton()._connection._proc._process.pid
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{{pid}}/stat").read_text().split(")")[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+def left(pid):
+    until = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return alive(pid)
+{textwrap.dedent(body)}
+"""
+    environment = {
+        "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path),
+        "NETRC": str(tmp_path / "netrc"), "TMPDIR": str(tmp_path),
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def one_warning(done, *words):
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()  # no traceback when Python exits, either
+    for word in (*words, "the run goes on"):
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("when", "number", "word"),
+    [
+        ("before the first line", "SIGSTOP", "no answer within 1 s"),
+        ("before the first line", "SIGKILL", "stopped at log"),
+        pytest.param(
+            "before the end", "SIGSTOP", "stopped at finish (TimeoutError", marks=pytest.mark.slow
+        ),
+        ("before the end", "SIGKILL", "stopped at finish"),
+    ],
+)
+def test_a_service_that_stops_answering_is_one_warning_and_is_not_left(
+    tmp_path, when, number, word
+):
+    done = in_a_process(
+        tmp_path,
+        f"""
+        tracker = Tracker(TrackConfig("offline"), folder, "n", {{}})
+        pid = service()
+        if {when!r} == "before the first line":
+            os.kill(pid, signal.{number})
+        started = time.monotonic()
+        for step in range(5000):  # more than its socket holds
+            tracker.log({{"step": step, "train/loss": 1.0}})
+        assert time.monotonic() - started < 2 or not tracker.active  # the run was not held up
+        if {when!r} == "before the end":
+            tracker._wait(30)
+            os.kill(pid, signal.{number})
+        tracker.finish(0)
+        print(left(pid))
+        """,
+    )
+    one_warning(done, word)
+    assert done.stdout == "False\n"
+
+
+def test_a_service_that_ends_well_is_not_there_to_be_waited_for(tmp_path):
+    done = in_a_process(
+        tmp_path,
+        """
+        functions = sys.exit, sys.excepthook
+        for cell in ("a", "b"):  # as in a sweep: each run starts it anew
+            tracker = Tracker(TrackConfig("offline"), folder / cell, "n", {})
+            pid = service()
+            tracker.log({"step": 1, "train/loss": 1.0})
+            tracker.finish(143)
+            print(left(pid))
+        assert (sys.exit, sys.excepthook) == functions  # which W&B wraps with each start
+        """,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\nFalse\n", "")
+
+
+@pytest.mark.parametrize("speaks", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_service_that_never_answers_at_the_start(tmp_path, speaks):
+    """It does not say where it listens, or it does and is mute."""
+    fake = tmp_path / "wandb-core"
+    listening = """
+    import pathlib, socket, sys, time
+    server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+    port = pathlib.Path(sys.argv[sys.argv.index("--port-filename") + 1])
+    port.write_text(f"sock={server.getsockname()[1]}\\nEOF")
+    """
+    sleep = "\nimport time; time.sleep(600)\n"
+    fake.write_text(f"#!{sys.executable}{textwrap.dedent(listening) if speaks else ''}{sleep}")
+    fake.chmod(0o755)
+    done = in_a_process(
+        tmp_path,
+        f"""
+        from wandb.sdk.lib.service import service_process
+        service_process.get_core_path = lambda: {str(fake)!r}
+        tracker = Tracker(TrackConfig("offline"), folder, "n", {{}})
+        tracker.log({{"step": 1}})
+        tracker.finish(0)
+        """,
+        limits="tracking.START_SECONDS = 3.0; wandb_tracker.START_SECONDS = 1.0",
+    )
+    one_warning(done, "stopped at start")
+
+
+def test_after_a_run_that_was_given_up_the_next_one_is_tracked(tmp_path):
+    done = in_a_process(
+        tmp_path,
+        """
+        first = Tracker(TrackConfig("offline"), folder / "a", "n", {})
+        os.kill(service(), signal.SIGSTOP)
+        first.finish(0)
+        second = Tracker(TrackConfig("offline"), folder / "b", "n", {})
+        second.log({"step": 1, "train/loss": 1.0})
+        second.finish(0)
+        print(second.active, len(list((folder / "b").glob("wandb/offline-run-*/run-*.wandb"))))
+        """,
+    )
+    one_warning(done, "stopped at finish")
+    assert done.stdout == "False 1\n"
+
+
+def test_a_run_of_other_code_in_the_process_keeps_its_service(tmp_path):
+    done = in_a_process(
+        tmp_path,
+        """
+        import wandb
+        quiet = wandb.Settings(silent=True, console="off")
+        own = wandb.init(mode="offline", dir=str(folder), id="users", settings=quiet)
+        tracker = Tracker(TrackConfig("offline"), folder / "a", "n", {})
+        tracker.log({"step": 1, "train/loss": 1.0})
+        tracker.finish(0)
+        assert alive(service())
+        own.log({"mine": 2.0})
+        own.finish()
+        """,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    files = {p.name: p for p in tmp_path.rglob("run-*.wandb")}
+    assert b"mine" in files.pop("run-users.wandb").read_bytes()
+    (ours,) = files.values()
+    assert b"mine" not in ours.read_bytes()
+
+
+RUN = """
+    sys.path.insert(0, {tests!r})
+    from helpers.tiny_runs import make_config
+    from hylorada.runner.run import run
+    from hylorada.records.result import read_result
+    finish = Tracker.finish
+    def stopped(self, code):
+        os.kill(service(), signal.SIGSTOP)
+        print(read_result(next(folder.glob("outputs/main/*")))["status"])
+        finish(self, code)
+    Tracker.finish = stopped
+    record = run(make_config(folder, track__kind="offline"))
+    print(record["status"])
+"""
+
+
+@pytest.mark.slow
+def test_the_record_is_whole_before_the_tracker_is_waited_for(tmp_path):
+    make_model_folder(tmp_path / "model")
+    make_texts(tmp_path / "texts")
+    done = in_a_process(tmp_path, RUN.format(tests=str(tmp_path)), timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "ok"
+    assert done.stderr.count("track=offline stopped at finish") == 1
+    assert "Traceback" not in done.stderr
+    (result,) = tmp_path.glob("outputs/main/*/result.json")
+    assert json.loads(result.read_text())["status"] == "ok"
+    assert make_config(tmp_path).track.kind == "off"  # what the other tests use
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["start", "finish"])
+def test_the_limits_themselves(tmp_path, when):
+    """Python's own start-up and imports apart, at most 15 seconds each; a minute ends the test."""
+    fake = tmp_path / "wandb-core"
+    fake.write_text("#!/bin/sh\nsleep 600\nexit 1\n")  # a process with one of its own
+    fake.chmod(0o755)
+    done = in_a_process(
+        tmp_path,
+        f"""
+        import wandb
+        if {when!r} == "start":
+            from wandb.sdk.lib.service import service_process
+            service_process.get_core_path = lambda: {str(fake)!r}
+        started = time.monotonic()
+        tracker = Tracker(TrackConfig("offline"), folder, "n", {{}})
+        if {when!r} == "finish":
+            os.kill(service(), signal.SIGSTOP)
+            started = time.monotonic()
+        tracker.finish(0)
+        print(time.monotonic() - started)
+        """,
+        limits="",
+    )
+    one_warning(done, f"stopped at {when}")
+    assert float(done.stdout) < 15.5

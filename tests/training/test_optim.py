@@ -1,0 +1,62 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hylorada.config import TrainConfig
+from hylorada.training.optim import learning_rate, make_optimizer, set_learning_rate
+
+
+def test_decay_acts_on_matrices_and_leaves_vectors_alone():
+    matrix, vector = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))
+    settings = TrainConfig(lr=0.1, weight_decay=0.5)
+    optimizer = make_optimizer([("m", matrix), ("v", vector)], settings)
+    matrix.grad, vector.grad = torch.zeros(3, 2), torch.zeros(3)
+    optimizer.step()
+    assert torch.equal(matrix.detach(), torch.full((3, 2), 1 - 0.1 * 0.5))
+    assert torch.equal(vector.detach(), torch.ones(3))
+
+
+def test_step_is_adamw_with_the_settings_of_the_config():
+    parameter = nn.Parameter(torch.tensor([[2.0]]))
+    settings = TrainConfig(
+        lr=0.1, weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-3
+    )
+    optimizer = make_optimizer([("p", parameter)], settings)
+    value, m, v = 2.0, 0.0, 0.0
+    for t, gradient in enumerate((0.5, -2.0, 1.0), start=1):
+        parameter.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
+        value -= 0.1 * 0.1 * value
+        value -= 0.1 * (m / (1 - 0.8**t)) / (math.sqrt(v / (1 - 0.9**t)) + 1e-3)
+    assert parameter.item() == pytest.approx(value, rel=1e-5)  # float32
+
+
+def test_warm_up_is_linear_and_every_step_moves():
+    settings = TrainConfig(lr=1.0, warmup_ratio=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert max(rates) == rates[9] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_cosine_passes_the_middle_halfway_to_its_floor():
+    settings = TrainConfig(lr=2.0, warmup_ratio=0.0, min_lr_ratio=0.2)
+    assert learning_rate(50, 99, settings) == pytest.approx(2.0 * (0.2 + 0.8 * 0.5))
+    assert learning_rate(99, 99, settings) == pytest.approx(0.4, rel=1e-2)
+
+
+def test_constant_stays():
+    settings = TrainConfig(lr=3.0, lr_scheduler="constant", warmup_ratio=0.0)
+    assert {learning_rate(step, 7, settings) for step in range(1, 8)} == {3.0}
+
+
+def test_rate_reaches_every_group():
+    parameters = [("m", nn.Parameter(torch.ones(2, 2))), ("v", nn.Parameter(torch.ones(2)))]
+    optimizer = make_optimizer(parameters, TrainConfig())
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
