@@ -19,7 +19,7 @@ from hylorada.command_line.overrides import known_keys, rewrite
 from hylorada.command_line.suggest import nearest
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
-from hylorada.settings import validate
+from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import fingerprint, run_dir, run_name
 
 LENGTHS = {"512": 512, "1k": 1024, "2k": 2048, "4k": 4096, "8k": 8192, "16k": 16384, "32k": 32768}
@@ -93,7 +93,7 @@ def test_each_method_is_valid_at_each_length(hydra: Hydra) -> None:
         config.length = typed(hydra, f"length={length}").length
         assert config.method.name == method
         try:
-            validate(config)
+            check_settings(config)
         except ConfigError as error:
             refused.add((method, length, str(error).partition(" is ")[0]))
     # shifted attention switched on by hand needs more than one group of 2048 tokens
@@ -141,7 +141,7 @@ def test_every_option_of_a_group_is_valid(hydra: Hydra, group: str) -> None:
     for option in options(group):
         word = f"{group}={option}"
         config = typed(hydra, word, *([needs[word]] if word in needs else []))
-        validate(config)
+        check_settings(config)
         part = getattr(config, group)
         expected = "a/b" if option == "custom" else option
         assert (part.kind if group == "track" else part.name) == expected
@@ -159,7 +159,7 @@ def test_every_experiment_overlay_gives_valid_runs(hydra: Hydra, overlay: str) -
     else:
         runs = [typed(hydra, f"experiment={overlay}")]
     for config in runs:
-        validate(config)
+        check_settings(config)
         assert config.experiment == overlay
     assert len({run_dir(config) for config in runs}) == len(runs)
 
@@ -168,7 +168,7 @@ def test_every_experiment_overlay_gives_valid_runs(hydra: Hydra, overlay: str) -
 def test_everything_can_be_measured_at_each_length(hydra: Hydra, length: str) -> None:
     config = typed(hydra, "eval=full")
     config.length = typed(hydra, f"length={length}").length
-    validate(config)
+    check_settings(config)
     assert config.eval.lost_in_middle.enabled
     assert config.eval.context_gain.enabled
 
@@ -268,7 +268,7 @@ def test_each_typed_config_is_fresh(hydra: Hydra) -> None:
 def test_a_file_of_prompts_that_is_not_there_is_missing_data(hydra: Hydra) -> None:
     config = typed(hydra, "eval=full", "eval.lost_in_middle.path=/no/such.jsonl")
     with pytest.raises(DataError, match=r"eval\.lost_in_middle\.path: there is no file /no/such"):
-        validate(config)
+        check_settings(config)
 
 
 def test_only_settings_that_change_the_numbers_change_the_fingerprint(hydra: Hydra) -> None:
@@ -416,24 +416,24 @@ def test_wrong_settings_are_refused_in_one_line(
     for key, value in values.items():
         set_key(config, key, value)
     with pytest.raises(ConfigError) as caught:
-        validate(config)
+        check_settings(config)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_s2_by_the_adaptive_rule_is_never_refused_for_its_group(hydra: Hydra) -> None:
     for length in LENGTHS:
-        validate(typed(hydra, f"length={length}"))
+        check_settings(typed(hydra, f"length={length}"))
 
 
 def test_a_missing_folder_is_missing_data_not_a_wrong_setting(hydra: Hydra) -> None:
     for words in (["model=./no/such"], ["dataset=local", "dataset.path=./no/such"]):
         with pytest.raises(DataError, match="no/such"):
-            validate(typed(hydra, *words))
+            check_settings(typed(hydra, *words))
 
 
 def test_every_number_in_the_tree_has_a_refused_value() -> None:
-    """A range forgotten in `validate` shows here: minus one is wrong for every number."""
+    """A range forgotten in `check_settings` shows here: minus one is wrong for every number."""
     forgotten = []
     for key in known_keys():
         config = RunConfig()
@@ -442,7 +442,7 @@ def test_every_number_in_the_tree_has_a_refused_value() -> None:
             continue
         set_key(config, key, type(value)(-1))
         try:
-            validate(config)
+            check_settings(config)
         except ConfigError as error:
             if key.rpartition(".")[2] in str(error):
                 continue

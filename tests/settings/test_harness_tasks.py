@@ -11,7 +11,7 @@ from hylorada.config import EvalConfig, HarnessConfig, PerplexityConfig, RunConf
 from hylorada.data import longbench
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.longbench_metrics import METRICS
-from hylorada.settings import harness_tasks, validate
+from hylorada.settings import check_settings, harness_tasks
 
 
 def asking(*tasks, length=4096, **settings):
@@ -60,8 +60,8 @@ def test_groups_stand_for_their_tasks_and_metrics_have_short_names():
 
 
 def test_what_can_be_asked_passes(installed):
-    validate(asking("longbench", "longbench_e", "ruler"))
-    validate(asking("longbench_trec", length=66))
+    check_settings(asking("longbench", "longbench_e", "ruler"))
+    check_settings(asking("longbench_trec", length=66))
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,12 @@ def test_what_can_be_asked_passes(installed):
 )
 def test_what_cannot_be_asked_is_one_line(installed, config, message):
     with pytest.raises(ConfigError, match=message):
-        validate(config)
+        check_settings(config)
 
 
 def test_data_that_is_not_there_is_one_line(installed):
     with pytest.raises(DataError, match="does not exist"):
-        validate(asking("longbench", longbench_path="/no/such/place"))
+        check_settings(asking("longbench", longbench_path="/no/such/place"))
 
 
 @pytest.mark.parametrize(

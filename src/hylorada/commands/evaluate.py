@@ -13,7 +13,7 @@ from hylorada.commands.terminal_lines import log_to_terminal
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.records.result import read_result
-from hylorada.settings import validate
+from hylorada.settings import check_settings
 
 _HELP = """\
 hylorada-eval: measure a finished run again, and add the numbers to its record; or any PEFT adapter.
@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     with compose.opened_hydra("hylorada-eval") as hydra:
         asked = compose.to_typed(compose.compose(hydra, overrides))
     config = asked if kind == "adapter" else _of_finished_run(Path(place), asked, keys)
-    validate(config)
+    check_settings(config)
     log_to_terminal()
     from hylorada.runner import evaluate as runner
 

@@ -20,7 +20,7 @@ from hylorada.loading.inputs import Inputs
 from hylorada.process.disk import make_directory
 from hylorada.process.redaction import remember
 from hylorada.runner.earlier_attempt import already_done, check_start
-from hylorada.settings import validate
+from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import run_dir, run_name
 
 
@@ -45,7 +45,7 @@ def sweep(hydra: Hydra, overrides: list[str], own: Path | None) -> int:
         name = run_name(cell.config)
         remember(to_dict(cell.config))
         try:
-            validate(cell.config)
+            check_settings(cell.config)
             is_done = already_done(cell.config, Path(directory), inputs) is not None
             if not is_done:
                 check_start(cell.config, Path(directory), inputs)

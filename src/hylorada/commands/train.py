@@ -29,7 +29,7 @@ from hylorada.config import RunConfig
 from hylorada.errors import ConfigError
 from hylorada.loading.inputs import Inputs
 from hylorada.runner.earlier_attempt import already_done, check_start
-from hylorada.settings import validate
+from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import run_dir
 
 _HELP = """\
@@ -144,7 +144,7 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
-    validate(config)
+    check_settings(config)
     directory, inputs = run_dir(config), Inputs()
     if already_done(config, Path(directory), inputs):
         say(f"{directory} is done already; nothing to run (resume=never starts it again)")

@@ -42,7 +42,7 @@ from hylorada.runner.earlier_attempt import refuse_changed
 from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.measure import Meter, Metrics, make_meter
 from hylorada.runner.preflight import Preflight
-from hylorada.settings import validate
+from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import group_name
 from hylorada.settings.harness_tasks import benchmark
 from hylorada.tracking.final_numbers import mirror
@@ -67,7 +67,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
         DataError: no finished run is there, or its base or text is not available.
         HyloradaError: see `errors`; the record is then as it was.
     """
-    validate(config)
+    check_settings(config)
     remember(configs.to_dict(config))
     directory = Path(run_dir)
     with session(directory) as (stop, log):
@@ -228,7 +228,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
         DataError: no adapter there, or not one of this base.
         ConfigError: a kind of adapter that cannot be measured.
     """
-    validate(config)
+    check_settings(config)
     remember(configs.to_dict(config))
     folder = Path(adapter).expanduser()
     weights, settings = folder / ADAPTER_WEIGHTS, read_settings(folder)

@@ -55,7 +55,7 @@ from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.gate import prove
 from hylorada.runner.measure import make_meter
 from hylorada.runner.preflight import Preflight
-from hylorada.settings import fingerprint, validate
+from hylorada.settings import check_settings, fingerprint
 from hylorada.tracking.final_numbers import mirror
 from hylorada.tracking.tracker import Tracker, start_tracker
 from hylorada.training.checkpoint import Checkpoint, load_newest
@@ -88,7 +88,7 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
         HyloradaError: see `errors`; the record says so too, unless the directory itself cannot be
             used.
     """
-    validate(config)
+    check_settings(config)
     remember(configs.to_dict(config))
     directory = Path(run_dir or fingerprint.run_dir(config))
     done = already_done(config, directory)

@@ -6,6 +6,6 @@ which setting, what is wrong with it and what to do.
 
 from __future__ import annotations
 
-from hylorada.settings.run import check_splits, validate
+from hylorada.settings.run import check_settings, check_splits
 
-__all__ = ["check_splits", "validate"]
+__all__ = ["check_settings", "check_splits"]

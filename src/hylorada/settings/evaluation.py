@@ -25,7 +25,7 @@ def check_eval(settings: EvalConfig, window: int, kind: str) -> None:
     _perplexity(settings.perplexity, window, kind)
     _lost_in_middle(settings.lost_in_middle)
     _context_gain(settings.context_gain, window)
-    harness_tasks.validate(settings.harness, window)
+    harness_tasks.check(settings.harness, window)
     if not (
         settings.perplexity.conventions
         or settings.lost_in_middle.enabled

@@ -80,7 +80,7 @@ def longbench_answer_tokens(task: str) -> int:
     return _LONGBENCH_TOKENS[longbench_file(task).removesuffix("_e")]
 
 
-def validate(settings: HarnessConfig, window: int) -> None:
+def check(settings: HarnessConfig, window: int) -> None:
     """Refuses what cannot be asked, before any model loads.
 
     Args:

@@ -30,7 +30,7 @@ SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments,
 BUDGETS = ("epochs", "max_steps", "max_tokens")
 
 
-def validate(config: RunConfig) -> None:
+def check_settings(config: RunConfig) -> None:
     """Refuses settings that are wrong by themselves or together.
 
     Raises:
@@ -212,7 +212,7 @@ def _dataset(dataset: DatasetConfig) -> None:
 def check_splits(config: RunConfig) -> None:
     """Refuse to run what its data set has no split for: LongBench is a test set.
 
-    Not part of `validate`, since an adapter may be measured under the same settings.
+    Not part of `check_settings`, since an adapter may be measured under the same settings.
 
     Raises:
         DataError: naming the split.
