@@ -1,7 +1,7 @@
 """What a run is: a tree of plain dataclasses. `conf/` holds values, `compose.to_typed` fills it.
 
 Nothing here imports more than the standard library, so that a mistake in a setting is found before
-torch loads. Units stand behind each field. Ranges and choices are checked by `settings.check_settings`.
+torch loads. Units stand behind each field. Ranges and choices are checked in `settings`.
 
 A field made by `aside` changes no number: it is outside of the fingerprint, and a run may be
 continued under another value of it. A new key needs a line in `settings.fingerprint.IMPLIED`.
