@@ -1,0 +1,67 @@
+"""Parts that are found by their names: one file in a folder, or an entry point of another package.
+
+A measurement, a kind of data set and a tracker are each a module of their own in a folder of this
+package, or a module of another package that names it under an entry-point group
+(https://packaging.python.org/specifications/entry-points/). The module's name, or that of the
+entry point, is the name that users type; no list has to be kept. Finding the names imports none of
+the modules, so that settings are checked before torch loads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from hylorada.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """The modules of one folder, and those that other packages add.
+
+    Attributes:
+        package: the folder, as a dotted name.
+        group: of the entry points.
+    """
+
+    package: str
+    group: str
+
+    def names(self) -> list[str]:
+        """What there is, this package's own first, each in the order of its name.
+
+        Raises:
+            ConfigError: two parts have one name.
+        """
+        folder = importlib.import_module(self.package)
+        own = sorted(module.name for module in pkgutil.iter_modules(folder.__path__))
+        added = sorted(point.name for point in entry_points(group=self.group))
+        names = [*own, *added]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(
+                f"{self.group}: {', '.join(twice)} is there twice; rename the entry point of one "
+                "of the installed packages"
+            )
+        return names
+
+    def load(self, name: str) -> ModuleType:
+        """The module of that name, imported.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for point in entry_points(group=self.group):
+            if point.name == name:
+                module = point.load()
+                if not isinstance(module, ModuleType):
+                    raise ConfigError(
+                        f"{self.group}: the entry point {name} of {point.value} is not a module"
+                    )
+                return module
+        if name not in self.names():
+            raise ConfigError(f"{self.group}: no {name!r}; use one of {', '.join(self.names())}")
+        return importlib.import_module(f"{self.package}.{name}")
