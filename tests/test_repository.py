@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shlex
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FORMS = sorted(
@@ -95,3 +98,21 @@ def test_who_reports_is_asked_for_what_a_cure_needs() -> None:
         assert record["attributes"]["label"] == "result.json"
     assert isinstance(load(".github/ISSUE_TEMPLATE/config.yml")["blank_issues_enabled"], bool)
     assert ".ci/run" in (ROOT / ".github/PULL_REQUEST_TEMPLATE.md").read_text()
+
+
+def test_what_hydra_keeps_to_itself_is_used_in_one_file_and_its_minor_version_is_pinned() -> None:
+    def modules(path: Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        whole = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+        return whole | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+
+    users = [
+        path.relative_to(ROOT / "src/hylorada").as_posix()
+        for path in (ROOT / "src").rglob("*.py")
+        if any(name.startswith("hydra._internal") for name in modules(path))
+    ]
+    assert users == ["command_line/hydra_internals.py"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (hydra,) = [r for r in map(Requirement, project["dependencies"]) if r.name == "hydra-core"]
+    lowest = next(Version(part.version) for part in hydra.specifier if part.operator == ">=")
+    assert f"<{lowest.major}.{lowest.minor + 1}" in {str(part) for part in hydra.specifier}

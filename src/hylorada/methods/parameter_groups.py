@@ -7,16 +7,8 @@ import re
 from torch import nn
 
 from hylorada.architecture import anatomy
+from hylorada.records.component_names import COMPONENTS
 
-GROUPS = (
-    "lora",
-    "position_bias",
-    "landmark",
-    "position_embeddings",
-    "norms",
-    "token_embeddings",
-    "other",
-)
 _LORA = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\.")
 _WRAPPERS = re.compile(r"\.(modules_to_save\.[^.]+|original_module|base_layer)(?=\.|$)")
 
@@ -24,11 +16,11 @@ _WRAPPERS = re.compile(r"\.(modules_to_save\.[^.]+|original_module|base_layer)(?
 def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """The trainable parameters of a model by group, with their full names.
 
-    Groups without any are left out; the order is that of `GROUPS`. "other" should never appear: it
-    means that something trains which no component asked for.
+    Groups without any are left out; the order is that of `COMPONENTS`. "other" should never appear:
+    it means that something trains which no component asked for.
     """
     homes = _homes(model)
-    groups: dict[str, list[tuple[str, nn.Parameter]]] = {group: [] for group in GROUPS}
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {group: [] for group in COMPONENTS}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[_group(name, homes)].append((name, parameter))

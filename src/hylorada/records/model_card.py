@@ -17,20 +17,12 @@ from hylorada.config import EMBEDDED
 from hylorada.process.disk import replace_file
 from hylorada.process.redaction import redacted_text
 from hylorada.records import base_rows
+from hylorada.records.component_names import component_words
 from hylorada.records.run_files import ADAPTER_SETTINGS
 
 Record = dict[str, Any]
 
 CARD = "README.md"
-_COMPONENTS = {
-    "lora": "low-rank updates",
-    "position_bias": "position bias",
-    "landmark": "landmarks",
-    "position_embeddings": "position embeddings",
-    "norms": "norms",
-    "token_embeddings": "token embeddings",
-    "other": "other",
-}
 _CONVENTIONS = {
     "blocks": "perplexity, non-overlapping windows",
     "sliding": "perplexity, sliding windows",
@@ -157,7 +149,7 @@ def _method(record: Record, settings: Record) -> str:
         f"- {name} left out: {reason}" for name, reason in (record.get("left_out") or {}).items()
     ]
     counts = record["parameters"]["by_group"]
-    rows = [[_COMPONENTS.get(name, name), f"{count:,}"] for name, count in counts.items()]
+    rows = [[component_words(name), f"{count:,}"] for name, count in counts.items()]
     rows.append(["all", f"{record['parameters']['trainable']:,}"])
     table = _table(["trained", "numbers"], rows)
     return "## Method\n\n" + "\n".join(lines) + f"\n\n{table}"

@@ -17,6 +17,7 @@ from hylorada.comparison.collect import Record
 from hylorada.comparison.differences import difference_notes
 from hylorada.comparison.subjects import BASES, Subject, bases, expected_base, of_arm, shown_arms
 from hylorada.records.base_rows import is_extended
+from hylorada.records.component_names import component_words
 from hylorada.records.metric_names import COMPARED
 from hylorada.report.context import context_cells, context_columns, context_notes
 from hylorada.report.conventions import convention_notes, other_cells, other_columns
@@ -31,15 +32,6 @@ from hylorada.statistics.paired import (
 )
 
 NOT_MEASURED = "not measured"
-GROUP_NAMES = {
-    "lora": "LoRA",
-    "position_bias": "position bias",
-    "landmark": "landmarks",
-    "position_embeddings": "position embeddings",
-    "norms": "norms",
-    "token_embeddings": "token embeddings",
-    "other": "other",
-}
 
 
 @dataclass
@@ -323,9 +315,7 @@ def trainable_parameters(arm: Arm) -> int | None:
 
 def groups_text(by_group: Mapping[str, int]) -> str:
     """ "LoRA 811,008, position bias 65"."""
-    parts = [
-        f"{GROUP_NAMES.get(name, name)} {count:,}" for name, count in by_group.items() if count
-    ]
+    parts = [f"{component_words(name)} {count:,}" for name, count in by_group.items() if count]
     return ", ".join(parts) or "-"
 
 
