@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -141,3 +142,17 @@ def test_training_goes_on_after_an_evaluation():
     model.train()
     model(input_ids=ids_BT, labels=ids_BT).loss.backward()
     assert model.model.embed_tokens.weight.grad.isfinite().all()
+
+
+def test_cudnn_attention_is_off_inside_and_as_it_was_afterwards():
+    model = make_model("gpt2")
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for switch in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(switch)
+            with contextlib.suppress(KeyError), evaluation_mode(model):
+                assert not torch.backends.cuda.cudnn_sdp_enabled()
+                raise KeyError
+            assert torch.backends.cuda.cudnn_sdp_enabled() is switch
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

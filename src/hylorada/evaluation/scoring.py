@@ -30,10 +30,15 @@ def evaluation_mode(
     The training flag of every submodule is put back as it was, also after an exception.
     `no_grad` and not `inference_mode`: tensors that a module caches during evaluation (RoPE tables,
     position buckets) must stay usable in the next training step.
+
+    cuDNN's attention is left out: it plans anew for every shape (tenths of a second each), and here
+    nearly every prompt and every generated token has one of its own.
     """
     flags = [(module, module.training) for module in model.modules()]
     device = anatomy.causal_lm(model).get_input_embeddings().weight.device
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
     model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with (
             torch.no_grad(),
@@ -41,6 +46,7 @@ def evaluation_mode(
         ):
             yield device
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         for module, training in flags:
             module.training = training
 
