@@ -25,6 +25,7 @@ from hylorada.architecture.logits import output_head
 from hylorada.config import EMBEDDED, ModelConfig
 from hylorada.data.hub import check_model
 from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.kernels import grouped_heads
 from hylorada.loading.gguf_file import SUFFIX as GGUF
 from hylorada.loading.gguf_file import check_read, refuse_unreadable, unpacking
 from hylorada.loading.weight_precision import stored_dtype
@@ -146,6 +147,7 @@ def load_backbone(
     """
     opened = opened or open_base(settings)
     what = _named(settings, opened.where)
+    grouped_heads.use_here(device)
     gguf = opened.options.get("gguf_file")
     with explained(settings, opened.where), reported_here():
         dtype = choose_dtype(settings.dtype, precision, device, lambda: stored(opened))
@@ -169,10 +171,11 @@ def load_backbone(
     # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
     model.name_or_path = settings.path
     model.requires_grad_(False)
+    sha256 = weights_sha256(model)  # where it was read: from a GPU all of it would come back
     model.eval().to(device)
     output_head(model)  # whether its loss can be computed at all, before anything is measured
     return Backbone(
-        model, opened.tokenizer, weights_sha256(model), config_sha256(model.config), dtype,
+        model, opened.tokenizer, sha256, config_sha256(model.config), dtype,
         anatomy.trained_length(model.config), probe_logits(model),
     )  # fmt: skip
 

@@ -34,12 +34,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from hylorada.architecture.anatomy import backbone, causal_lm, decoder
 from hylorada.errors import ConfigError
-from hylorada.kernels import causal_attention
+from hylorada.kernels import causal_attention, grouped_heads
 from hylorada.methods.s2_limits import attention_configs, check_settings, excluded
 
 S2 = "s2"
@@ -207,7 +207,7 @@ def s2_attention_forward(
     if not (active and causal and group_size < length == key_BKND.shape[2]):
         if attention_mask is not None and attention_mask.dim() == 2:
             attention_mask = _dense_mask(attention_mask)
-        return sdpa_attention_forward(
+        return grouped_heads.sdpa(
             module, query_BHND, key_BKND, value_BKND, attention_mask, dropout, scaling, **kwargs
         )
     if _taken is not None:
@@ -315,7 +315,8 @@ def _segmented(
     """Attention in segments of one pattern; the output [B, N, H, D]."""
     batch, heads, length, _ = query_BHND.shape
     repeats = heads // key_BKND.shape[1]
-    if repeats > 1 and mask is not None:  # with a mask, grouped heads leave the fused kernels
+    # With a mask, and on some GPUs, grouped heads would leave the fused kernels.
+    if repeats > 1 and (mask is not None or not grouped_heads.fused(query_BHND)):
         key_BKND, value_BKND = repeat_kv(key_BKND, repeats), repeat_kv(value_BKND, repeats)
         repeats = 1
     lead = group_size // 2 if shifted else 0
