@@ -72,7 +72,8 @@ def adapt(
             )
         config.max_length = max_length
         config.__post_init__()
-    with torch.random.fork_rng(devices=[]) if seed is not None else nullcontext():
+    drawn_on = {p.device for p in base_model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=drawn_on) if seed is not None else nullcontext():
         if seed is not None:
             torch.manual_seed(seed)
         with _peft_and_transformers_between_themselves():
