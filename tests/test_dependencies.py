@@ -90,4 +90,4 @@ def test_only_one_file_knows_wandb():
         for path in sorted((ROOT / "src").rglob("*.py"))
         if "wandb" in [name for name, _ in imports(path)]
     ]
-    assert found == ["wandb_tracker.py"]
+    assert found == ["wandb_backend.py"]

@@ -47,3 +47,14 @@ def test_a_name_that_is_there_twice_is_refused(found: Extensions, tmp_path: Path
     (tmp_path / "a_house" / "parts" / "added.py").touch()
     with pytest.raises(ConfigError, match="added is there twice"):
         found.names()
+
+
+def test_what_a_module_is_there_for_is_named_where_it_is_missing(
+    found: Extensions, tmp_path: Path
+) -> None:
+    (tmp_path / "a_house" / "parts" / "broken.py").write_text("import not_there")
+    assert found.part("second", "WHAT") == 2
+    with pytest.raises(ConfigError, match="second defines no WHY"):
+        found.part("second", "WHY")
+    with pytest.raises(ConfigError, match="broken cannot be imported"):
+        found.part("broken", "WHAT")

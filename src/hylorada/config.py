@@ -287,7 +287,7 @@ class EvalConfig:
 class TrackConfig:
     """Where the numbers are mirrored; metrics.jsonl is the truth."""
 
-    kind: str = "offline"  # offline (real W&B files, no account), wandb, tensorboard, off
+    kind: str = "offline"  # off, or the name of a tracker: see extensions.TRACKERS
     project: str = "hylorada"
     entity: str = ""
     tags: list[str] = field(default_factory=list)

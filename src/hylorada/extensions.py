@@ -14,6 +14,7 @@ import pkgutil
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any
 
 from hylorada.errors import ConfigError
 
@@ -65,3 +66,28 @@ class Extensions:
         if name not in self.names():
             raise ConfigError(f"{self.group}: no {name!r}; use one of {', '.join(self.names())}")
         return importlib.import_module(f"{self.package}.{name}")
+
+    def part(self, name: str, attribute: str) -> Any:
+        """What the module of that name is there for.
+
+        Args:
+            name: one of `names`.
+            attribute: under which its module keeps it.
+
+        Raises:
+            ConfigError: no such module, one that cannot be imported, or one without the attribute.
+        """
+        try:
+            module = self.load(name)
+        except ImportError as error:
+            raise ConfigError(f"{self.group}: {name} cannot be imported ({error})") from error
+        if not hasattr(module, attribute):
+            raise ConfigError(f"{self.group}: {name} defines no {attribute}")
+        return getattr(module, attribute)
+
+
+DATA_KINDS = Extensions("hylorada.data.kinds", "hylorada.data_kinds")
+"""`dataset.kind`: each module has a `KIND`, see `hylorada.data.kind`."""
+
+TRACKERS = Extensions("hylorada.tracking.trackers", "hylorada.trackers")
+"""`track.kind`: each module has a `Backend`, see `hylorada.tracking.backend`."""

@@ -21,6 +21,7 @@ from hylorada.config import (
     TrainConfig,
 )
 from hylorada.errors import ConfigError, DataError
+from hylorada.extensions import TRACKERS
 from hylorada.settings.checks import above, at_least, between, choice, fraction, label
 from hylorada.settings.evaluation import check_eval
 from hylorada.settings.harness_tasks import LONGBENCH_FILES
@@ -59,7 +60,9 @@ def check_settings(config: RunConfig) -> None:
     _train(config.train)
     _retrieval_task(config)
     check_eval(config.eval, config.length.max_length, config.dataset.kind)
-    choice("track.kind", config.track.kind, ("offline", "wandb", "tensorboard", "off"))
+    choice("track.kind", config.track.kind, [*TRACKERS.names(), "off"])
+    if config.track.kind != "off":
+        TRACKERS.part(config.track.kind, "Backend")
     _integrity(config.integrity, config.length.max_length)
 
 

@@ -3,8 +3,8 @@
 No tracker failure ends or delays a run: every call is made in another thread, in order, waited for
 no longer than a limit, and its failure is one warning and the end of tracking.
 
-`track=offline` (the default) is W&B's real client writing its run files into the run directory
-without an account or a network; `wandb sync <run>/wandb/offline-run-*` uploads them later.
+Which tracker that is, `track.kind` says: a module in `hylorada.tracking.trackers`, or of another
+package (`hylorada.extensions.TRACKERS`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hylorada.config import RunConfig, TrackConfig, to_dict
+from hylorada.extensions import TRACKERS
 from hylorada.process.redaction import redacted
 from hylorada.settings.fingerprint import group_name
-from hylorada.tracking.tensorboard_tracker import TensorBoardBackend
-from hylorada.tracking.wandb_tracker import WandbBackend
+from hylorada.tracking.backend import Backend
 
 logger = logging.getLogger(__name__)
 
@@ -32,45 +32,6 @@ STUCK_SECONDS = 15.0
 """That one call may take while the run goes on."""
 FINISH_SECONDS = 12.0
 """From the end of a run to the end of its tracker."""
-
-
-class Backend(Protocol):
-    """A tracker."""
-
-    @property
-    def lacks_history(self) -> bool:
-        """Whether it does not show what an earlier attempt at the run logged."""
-
-    def start(self) -> None:
-        """Before everything else."""
-
-    def replace_earlier(self) -> None:
-        """What an earlier attempt logged has been logged again."""
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        """A row of numbers."""
-
-    def summary(self, values: dict[str, float]) -> None:
-        """Final numbers."""
-
-    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A small table."""
-
-    def picture(self, name: str, png: bytes) -> None:
-        """A picture."""
-
-    def finish(self, exit_code: int) -> None:
-        """After everything else."""
-
-    def abandon(self) -> None:
-        """In place of `finish`: whatever hangs is made to end."""
-
-
-BACKENDS: dict[str, Callable[..., Backend]] = {
-    "offline": WandbBackend,
-    "wandb": WandbBackend,
-    "tensorboard": TensorBoardBackend,
-}
 
 
 class Tracker:
@@ -98,8 +59,8 @@ class Tracker:
             return
         # Whoever puts a secret into its name or tags has mistaken the place.
         shown = TrackConfig(**redacted(dataclasses.asdict(settings)))
-        start = BACKENDS[settings.kind]
-        backend = start(shown, run_dir, name, redacted(config), redacted(group))
+        of_kind = TRACKERS.part(settings.kind, "Backend")
+        backend: Backend = of_kind(shown, run_dir, name, redacted(config), redacted(group))
         self._backend, self._calls = backend, _Calls()
         self._calls.add("start", backend.start)
         self._wait(START_SECONDS)

@@ -1,4 +1,4 @@
-"""W&B as one of the trackers: the only file that knows it.
+"""W&B, offline and online: the only file that knows it.
 
 Its client hands everything to a process of its own, wandb-core, and waits for that process in many
 places without a limit, the last of them when Python exits. So a run that is given up takes its
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.config import TrackConfig
+from hylorada.tracking.backend import Backend
 
 START_SECONDS = 11.0
 """That W&B itself waits for its process, for the server, for a login."""
@@ -28,23 +29,16 @@ FINISH_SECONDS = 8.0
 _SERVICE_VARIABLE = "WANDB_SERVICE"  # set by W&B while its process runs
 
 
-class WandbBackend:
-    """One run of W&B.
+class WandbBackend(Backend):
+    """One run of W&B, whose files go into `wandb/` of the run's directory; see `Backend`."""
 
-    Args:
-        settings: project, entity, tags; `offline` or `wandb`.
-        run_dir: its files go into `wandb/` there.
-        name: of the run.
-        config: the run's settings.
-        group: of the run.
-    """
+    offline: bool
+    """Files alone, without an account or a network; `wandb sync` uploads them later."""
 
     def __init__(
         self, settings: TrackConfig, run_dir: Path, name: str, config: dict[str, Any], group: str
     ) -> None:
-        self._settings, self._run_dir, self._name = settings, run_dir, name
-        self._config, self._group = config, group
-        self._offline = settings.kind == "offline"
+        super().__init__(settings, run_dir, name, config, group)
         self._own_service = False
         self._hooks = sys.exit, sys.excepthook
         self._thread = 0  # that starts it, by the system's number
@@ -88,19 +82,19 @@ class WandbBackend:
             "x_disable_stats": True,
             "x_save_requirements": False,
         }
-        settings = self._settings
+        settings = self.settings
         self._run = wandb.init(
-            mode="offline" if self._offline else "online",
+            mode="offline" if self.offline else "online",
             project=settings.project,
             entity=settings.entity or None,
-            name=self._name,
-            group=self._group or None,
-            id=_run_id(self._run_dir),
-            resume=None if self._offline else "allow",
+            name=self.name,
+            group=self.group or None,
+            id=_run_id(self.run_dir),
+            resume=None if self.offline else "allow",
             reinit="create_new",  # never into a run that other code has open
             tags=settings.tags or None,
-            dir=str(self._run_dir),
-            config=self._config,
+            dir=str(self.run_dir),
+            config=self.config,
             settings=wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
         )
         self._run.define_metric("*", step_metric="step")
@@ -108,7 +102,7 @@ class WandbBackend:
     @property
     def lacks_history(self) -> bool:
         """Whether what an earlier attempt logged is not in this run: an offline folder is empty."""
-        return self._offline or not self._run.resumed
+        return self.offline or not self._run.resumed
 
     def replace_earlier(self) -> None:
         """Mark the folders of earlier attempts, whose numbers this one has, as done with.
@@ -116,7 +110,7 @@ class WandbBackend:
         `wandb sync` passes over a folder with this marker, unless it is told not to.
         """
         own = Path(self._run.dir).parent
-        for folder in sorted((self._run_dir / "wandb").glob(f"offline-run-*-{self._run.id}")):
+        for folder in sorted((self.run_dir / "wandb").glob(f"offline-run-*-{self._run.id}")):
             marker = folder / f"run-{self._run.id}.wandb.synced"
             if folder.name != own.name and not marker.exists():
                 marker.write_text(f"{own.name} holds the whole run\n")

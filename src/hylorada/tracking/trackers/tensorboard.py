@@ -1,34 +1,19 @@
-"""TensorBoard as one of the trackers."""
+"""`track=tensorboard`: event files in `tensorboard/` of the run's directory."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import io
-from pathlib import Path
 from typing import Any
 
-from hylorada.config import TrackConfig
+from hylorada.tracking import backend
 
 
-class TensorBoardBackend:
-    """Event files in `tensorboard/` of the run's directory.
+class Backend(backend.Backend):
+    """Event files; each start hides what earlier ones hold, and is given it again."""
 
-    Args:
-        settings: of the tracker.
-        run_dir: of the run.
-        name: of the run.
-        config: the run's settings.
-        group: of the run.
-    """
-
-    lacks_history = True  # each start hides what earlier files hold, and is given it again
-
-    def __init__(
-        self, settings: TrackConfig, run_dir: Path, name: str, config: dict[str, Any], group: str
-    ) -> None:
-        self._folder, self._config = run_dir / "tensorboard", config
-        self._writer: Any = None
-        self._last = 0
+    _writer: Any = None
+    _last = 0  # step
 
     def start(self) -> None:
         """Open a file of its own.
@@ -45,8 +30,8 @@ class TensorBoardBackend:
         from torch.utils.tensorboard import SummaryWriter
 
         # A killed attempt may have logged steps that will be done again.
-        self._writer = SummaryWriter(str(self._folder), purge_step=0)
-        self._writer.add_text("config", f"```\n{self._config}\n```")
+        self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=0)
+        self._writer.add_text("config", f"```\n{self.config}\n```")
 
     def replace_earlier(self) -> None:
         """Write out what was given again; the files of earlier attempts are hidden already."""
@@ -79,6 +64,3 @@ class TensorBoardBackend:
     def finish(self, exit_code: int) -> None:
         """Close the file."""
         self._writer.close()
-
-    def abandon(self) -> None:
-        """Nothing waits for it."""
