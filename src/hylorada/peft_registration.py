@@ -1,8 +1,13 @@
 """Make peft know the method, whichever of the two packages is imported first.
 
-peft has no entry point for methods of other packages, and importing it takes seconds, so
-`import hylorada` must not import it. Instead the import of peft is followed by that of
-`hylorada.methods`, which registers the method. Standard library only.
+Both intrusions into peft are here, each for something that peft has no door for:
+
+* It has no entry point for methods of other packages, and importing it takes seconds, so
+  `import hylorada` must not import it. Instead the import of peft is followed by that of
+  `hylorada.methods`, which registers the method (`register_with_peft`).
+* Its list of methods is a closed enum, so that gets one more member (`add_method`).
+
+This file itself needs the standard library alone: peft is imported by whoever calls `add_method`.
 """
 
 from __future__ import annotations
@@ -46,3 +51,31 @@ def register_with_peft() -> None:
         import_module("hylorada.methods")
     else:
         sys.meta_path.insert(0, _AfterPeft())
+
+
+def add_method(
+    name: str, config_class: type, model_class: type, prefix: str, other_name: str
+) -> None:
+    """Make a class of adapters a method that peft knows by name; a second call changes nothing.
+
+    Args:
+        name: of the method, in capitals.
+        config_class: its configuration.
+        model_class: its tuner.
+        prefix: how the names of its parameters begin.
+        other_name: another name under which files call it; it may be one that peft itself has.
+    """
+    utils, mapping = import_module("peft.utils"), import_module("peft.mapping")
+    types = utils.PeftType
+    if name not in types.__members__:
+        member = str.__new__(types, name)
+        member._name_ = member._value_ = name
+        type.__setattr__(types, name, member)
+        types._member_names_.append(name)
+        types._member_map_[name] = member
+        types._value2member_map_[name] = member
+    if types(name) not in mapping.PEFT_TYPE_TO_TUNER_MAPPING:
+        utils.register_peft_method(
+            name=name.lower(), config_cls=config_class, model_cls=model_class, prefix=prefix
+        )
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[other_name] = config_class

@@ -7,38 +7,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import PeftType, register_peft_method
 from torch import nn
 
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods.hylorada_config import NAME_IN_FILES, HyloradaConfig
 from hylorada.methods.loaded_tensors import check_loaded, refuse_unfitting
 from hylorada.methods.tuner import HyloradaModel
+from hylorada.peft_registration import add_method
 
 
 def register_method() -> None:
-    """Make "hylorada" a method that peft knows by name. Calling it again changes nothing.
-
-    peft's list of types is a closed enum, so it gets one more member first.
-    """
-    if "HYLORADA" not in PeftType.__members__:
-        member = str.__new__(PeftType, "HYLORADA")
-        member._name_ = member._value_ = "HYLORADA"
-        type.__setattr__(PeftType, "HYLORADA", member)
-        PeftType._member_names_.append("HYLORADA")
-        PeftType._member_map_["HYLORADA"] = member
-        PeftType._value2member_map_["HYLORADA"] = member
-    if PeftType("HYLORADA") not in PEFT_TYPE_TO_TUNER_MAPPING:
-        register_peft_method(
-            name="hylorada", config_cls=HyloradaConfig, model_cls=HyloradaModel, prefix="lora_"
-        )
-    names: dict[Any, Any] = PEFT_TYPE_TO_CONFIG_MAPPING
-    names[NAME_IN_FILES] = HyloradaConfig
+    """Make "hylorada" a method that peft knows by name. Calling it again changes nothing."""
+    add_method("HYLORADA", HyloradaConfig, HyloradaModel, "lora_", NAME_IN_FILES)
 
 
 def adapt(
