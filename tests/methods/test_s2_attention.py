@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import threading
 
 import pytest
 import torch
@@ -323,6 +324,37 @@ def test_only_training_takes_the_segments_unless_asked():
         with record_s2_layers() as taken:
             model.eval()(tokens(1, LONG), use_cache=False)
         assert len(taken) == 3 * in_evaluation
+
+
+def test_a_recording_is_of_its_own_block_and_thread():
+    model = make_model("gpt2", 128).train()
+    enable_s2(model, G, "heads")
+
+    def run():
+        model(tokens(1, LONG), use_cache=False)
+
+    with record_s2_layers() as outer:
+        with record_s2_layers() as inner:
+            run()
+        assert (len(inner), len(outer)) == (3, 0)
+        other = threading.Thread(target=run)
+        other.start()
+        other.join()
+        assert not outer
+        run()
+    assert len(outer) == 3
+    run()
+    assert len(outer) == 3
+
+
+def test_layers_computed_again_in_the_backward_pass_are_recorded():
+    model = make_model("gpt2", 128).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable_s2(model, G, "heads")
+    loss = model(tokens(1, LONG), use_cache=False).logits.sum()
+    with record_s2_layers() as taken:
+        loss.backward()
+    assert len(taken) == 3
 
 
 def test_disabling_restores_the_model():

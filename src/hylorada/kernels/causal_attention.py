@@ -19,7 +19,6 @@ block, E keys that the block's last query sees.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,8 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hylorada.kernels.linear import fast_linear, onednn_serves, product_dtype
+from hylorada.kernels.switch import are_left_out
 
-_left_out = False  # inside `left_out`
 BLOCK = 256  # queries at a time
 SHORTEST = 512  # tokens; below, the calls cost as much as the products
 
@@ -36,23 +35,12 @@ SHORTEST = 512  # tokens; below, the calls cost as much as the products
 def serves(query_MHGD: Tensor) -> bool:
     """Whether `causal_attention` is there for this input and faster than SDPA."""
     return (
-        not _left_out
+        not torch.compiler.is_compiling()
+        and not are_left_out()
         and onednn_serves(query_MHGD.device)
         and query_MHGD.shape[2] >= SHORTEST
         and query_MHGD.dtype == product_dtype(query_MHGD) == torch.float32  # no autocast either
-        and not torch.compiler.is_compiling()
     )
-
-
-@contextmanager
-def left_out() -> Iterator[None]:
-    """SDPA serves everything inside: what this kernel is compared with."""
-    global _left_out
-    before, _left_out = _left_out, True
-    try:
-        yield
-    finally:
-        _left_out = before
 
 
 def causal_attention(

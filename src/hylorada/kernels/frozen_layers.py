@@ -39,8 +39,8 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from hylorada.kernels import causal_attention
 from hylorada.kernels.linear import fast_linear, product_dtype, without_autocast
+from hylorada.kernels.switch import are_left_out, left_out
 
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -288,9 +288,10 @@ def use_frozen_kernels(model: nn.Module) -> int:
     layer is fast all the same). Parameters, buffers, hooks and names stay as they are.
 
     Returns:
-        how many layers were exchanged; 0 if all of them already were.
+        how many layers were exchanged; 0 if all of them already were, or if kernels rest
+        (`switch.left_out`).
     """
-    return _exchange(model, _FAST)
+    return 0 if are_left_out() else _exchange(model, _FAST)
 
 
 def restore(model: nn.Module) -> int:
@@ -307,7 +308,7 @@ def own_kernels(model: nn.Module) -> Iterator[None]:
     """The model's own kernels inside, peft's and torch's, attention included."""
     exchanged = restore(model)
     try:
-        with causal_attention.left_out():
+        with left_out():
             yield
     finally:
         if exchanged:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -47,7 +48,9 @@ _SETTINGS = ("s2_group_size", "s2_shift", "s2_in_evaluation", "s2_replaced_atten
 # Arguments of other attention variants, which the segments would silently drop.
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux", "sliding_window")
 
-_taken: set[int] | None = None  # layer indices, while `record_s2_layers` listens
+# Layer indices, while `record_s2_layers` listens: of this thread of control, so that a model which
+# another thread runs at the same time is not counted.
+_taken: ContextVar[set[int] | None] = ContextVar("s2_layers_taken", default=None)
 
 
 def segment_bounds(length: int, group_size: int, shifted: bool) -> list[int]:
@@ -158,13 +161,17 @@ def count_s2_layers(model: nn.Module) -> int:
 
 @contextmanager
 def record_s2_layers() -> Iterator[set[int]]:
-    """Collect the indices of the layers that run in segments inside the ``with`` block."""
-    global _taken
-    outer, _taken = _taken, set()
+    """Collect the indices of the layers that run in segments inside the ``with`` block.
+
+    Of what the calling thread runs: forward passes, and on a CPU what activation checkpointing
+    computes again in the backward pass. A block inside another one has a list of its own.
+    """
+    taken: set[int] = set()
+    token = _taken.set(taken)
     try:
-        yield _taken
+        yield taken
     finally:
-        _taken = outer
+        _taken.reset(token)
 
 
 def s2_attention_forward(
@@ -210,8 +217,9 @@ def s2_attention_forward(
         return grouped_heads.sdpa(
             module, query_BHND, key_BKND, value_BKND, attention_mask, dropout, scaling, **kwargs
         )
-    if _taken is not None:
-        _taken.add(module.layer_idx)  # type: ignore[arg-type]
+    taken = None if torch.compiler.is_compiling() else _taken.get()
+    if taken is not None:
+        taken.add(module.layer_idx)  # type: ignore[arg-type]
     segmented = partial(_segmented, group_size=group_size, dropout=dropout, scaling=scaling)
     if config.s2_shift == "layers":
         shifted = bool(module.layer_idx % 2)  # type: ignore[operator]
