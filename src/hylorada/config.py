@@ -196,6 +196,9 @@ class TrainConfig:
     keep_checkpoints: int = aside(2)
     log_every: int = aside(1)  # steps between lines of metrics.jsonl; the numbers in them stay
     loss_chunk: int = 512  # tokens whose logits exist at one time
+    # Faster kernels for frozen layers and S2's attention (kernels/), in training and evaluation;
+    # false: torch's, peft's and the model's own. Numbers differ by rounding.
+    frozen_kernels: bool = True
 
 
 @dataclass

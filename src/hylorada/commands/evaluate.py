@@ -23,7 +23,8 @@ hylorada-eval: measure a finished run again, and add the numbers to its record; 
   hylorada-eval adapter=./adapter model=gpt2 dataset=wikitext2 length=2k eval=full
 
 With run=, eval= names what is measured (default: what the run measured), and eval.*, device,
-threads, track, train.precision, dataset.path, dataset.cache_dir may be set; all else is the run's.
+threads, track, train.precision, train.frozen_kernels, dataset.path, dataset.cache_dir may be set;
+all else is the run's.
 With adapter=, model= names its base, and length, dataset and method.position_range say on what it
 is measured; the record lies under <output_root>/<group>/adapter-...
 
@@ -32,7 +33,8 @@ is measured; the record lies under <output_root>/<group>/adapter-...
 """
 # What may differ from the settings of a finished run.
 _MEASURING = (
-    "eval", "device", "threads", "track", "train.precision", "dataset.path", "dataset.cache_dir",
+    "eval", "device", "threads", "track", "train.precision", "train.frozen_kernels",
+    "dataset.path", "dataset.cache_dir",
 )  # fmt: skip
 
 

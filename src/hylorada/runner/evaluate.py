@@ -19,6 +19,7 @@ from hylorada.config import RunConfig
 from hylorada.data.token_corpus import tokenizer_sha256
 from hylorada.errors import ConfigError, DataError
 from hylorada.kernels.frozen_weights import make_fast
+from hylorada.kernels.switch import left_out
 from hylorada.loading.adapter import attach_adapter, count_numbers, read_settings
 from hylorada.loading.backbone import Backbone, load_backbone, parameter_count
 from hylorada.loading.finished_run import Record, load_finished
@@ -58,7 +59,7 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
     Args:
         run_dir: the run's directory.
         config: the run's settings, but for what may differ now: ``eval``, ``device``, ``threads``,
-            ``track``, ``train.precision``, and where its text lies.
+            ``track``, ``train.precision``, ``train.frozen_kernels``, and where its text lies.
 
     Returns:
         The record as it stands now.
@@ -102,7 +103,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
     # The base's cache lies beside the experiment's folder, wherever that is now.
     if directory.absolute().parent.name == group_name(config):
         config.output_root = str(directory.absolute().parents[1])
-    with Reporter() as reporter:
+    with Reporter() as reporter, left_out(not config.train.frozen_kernels):
         meter = make_meter(config, stop, reporter)
         exam = _exam(config, stop)
         precision = config.train.precision
@@ -163,6 +164,7 @@ def _add(
             "text_sha256": exam.corpus.sha256,
             "precision": meter.precision,
             "weights": name_of(meter.weights),
+            "frozen_kernels": config.train.frozen_kernels,
             "device": meter.device.type,
             "provenance": provenance(meter.device),
         }
@@ -272,7 +274,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     frame = session(directory)
     with frame as (stop, log), ExitStack() as after, recorded(directory, record, log):
         seed_everything(config.seed)
-        with Reporter() as reporter:
+        with Reporter() as reporter, left_out(not config.train.frozen_kernels):
             meter = make_meter(config, stop, reporter)
             record["provenance"] = provenance(meter.device)
             exam = _exam(config, stop)

@@ -10,6 +10,7 @@ import torch
 from hylorada.architecture import anatomy
 from hylorada.config import RunConfig
 from hylorada.kernels.frozen_layers import own_kernels, restore, use_frozen_kernels
+from hylorada.kernels.switch import are_left_out
 from hylorada.methods.integrity import IntegrityReport, check_integrity
 from hylorada.methods.integrity.as_trained import Conditions, check_in_place
 from hylorada.process.signals import Stop
@@ -51,11 +52,12 @@ def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop)
     stop.check()  # the gate takes whatever is raised inside it for a failed check
     if not (report.ok and config.method.lora.enabled):
         return report
+    kernels = "the model's own, chunked loss" if are_left_out() else KERNELS
     use_frozen_kernels(model)  # weights that training casts once are cast here, to the same bits
     try:
         loss_model = LossModel(model, config.train.loss_chunk)
         own = partial(own_kernels, model)
-        conditions = Conditions(loss_model, own, KERNELS, autocast, packed)
+        conditions = Conditions(loss_model, own, kernels, autocast, packed)
         with gradient_checkpointing(anatomy.causal_lm(model), config.train.gradient_checkpointing):
             check_in_place(
                 report, model, tokenizer, conditions, allow_leak=gate.allow_leak, seed=config.seed

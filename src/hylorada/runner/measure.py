@@ -25,6 +25,7 @@ from hylorada.evaluation.harness_questions import questions_sha256
 from hylorada.evaluation.lost_in_middle import Answer, RetrievalResult, evaluate_retrieval
 from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
 from hylorada.evaluation.resumable import Partial
+from hylorada.kernels.switch import are_left_out
 from hylorada.process.device import choose_bf16, choose_device
 from hylorada.process.progress import Reporter
 from hylorada.process.signals import Stop
@@ -76,6 +77,7 @@ class Meter:
             "weights": name_of(self.weights),
             "device": self.device.type,
             "versions": [torch.__version__, transformers.__version__],
+            **({"kernels": "the model's own"} if are_left_out() else {}),
         }
 
     def measure(
@@ -379,11 +381,9 @@ def context_metrics(scores: list[ContextScore], exam: Exam) -> Metrics:
     }
     for score in scores:
         metrics[f"context_gain/nll@{score.context}"] = {
-            "value": score.sum_nll / score.tokens,
-            "sum_nll": score.sum_nll,
-            "tokens": score.tokens,
-            "context": score.context,
-        }
+            "value": score.sum_nll / score.tokens, "sum_nll": score.sum_nll,
+            "tokens": score.tokens, "context": score.context,
+        }  # fmt: skip
     return metrics
 
 

@@ -21,6 +21,7 @@ from hylorada.data.blocks import Blocks
 from hylorada.data.overlap import shared_documents
 from hylorada.data.token_corpus import TokenCorpus, load_token_corpus, tokenizer_sha256
 from hylorada.kernels.frozen_weights import make_fast
+from hylorada.kernels.switch import left_out
 from hylorada.loading.adapter import save_adapter
 from hylorada.loading.backbone import Backbone, load_backbone, parameter_count
 from hylorada.loading.finished_run import extend
@@ -124,6 +125,7 @@ class _Run:
         seed_everything(config.seed)
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Reporter())
+            stack.enter_context(left_out(not config.train.frozen_kernels))
             self.meter = make_meter(config, self.stop, self.reporter)
             self.device = self.meter.device
             record["provenance"] = provenance(self.device)
