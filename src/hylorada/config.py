@@ -317,6 +317,9 @@ class RunConfig:
     threads: int = 0  # CPU threads; 0: torch's choice
     # auto: continue or skip if done; must: fail if nothing to continue; never
     resume: str = aside("auto")
+    # same: a checkpoint of another kind of device, or of another precision, is not continued here;
+    # any: it is, which log and record say
+    resume_on: str = aside("same")
     length: LengthConfig = field(default_factory=LengthConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

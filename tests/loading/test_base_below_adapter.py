@@ -5,6 +5,7 @@ The oracle is what the runner did before: a second copy of the base, loaded and 
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -193,7 +194,12 @@ def test_an_adapter_with_another_extension_is_not_the_base_of_every_arm():
     for _ in range(2):
         with below.extended() as found:
             assert torch.equal(logits(found, LONG), long)
+            second = weakref.ref(found)
     assert len(again) == 1
+    del found
+    assert second() is not None
+    below.release()
+    assert second() is None
 
 
 def test_a_base_that_changed_meanwhile_is_no_base():

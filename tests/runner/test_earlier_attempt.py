@@ -27,12 +27,13 @@ from helpers.tiny_runs import (
 from hylorada.comparison.collect import collect
 from hylorada.config import DatasetConfig, ModelConfig, RunConfig
 from hylorada.data.token_corpus import text_sha256
-from hylorada.errors import DataError
+from hylorada.errors import ConfigError, DataError
 from hylorada.loading import inputs as module
 from hylorada.loading.finished_run import load_run
 from hylorada.loading.inputs import Inputs
-from hylorada.runner.earlier_attempt import already_done
+from hylorada.runner.earlier_attempt import already_done, check_hardware
 from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
+from hylorada.runner.measure import Meter
 from hylorada.runner.run import run
 
 COMMANDS = Path(sys.executable).parent
@@ -341,3 +342,35 @@ def test_a_sweep_that_is_done_says_so_without_torch_and_not_once_the_text_change
     assert "2 cells: 0 run, 1 done already, 1 failed" in changed.stderr
     assert "its train text has changed" in changed.stderr
     assert changed.stdout.split()[-1] == "False"
+
+
+CPU, GPU = {"device": "cpu", "precision": "fp32"}, {"device": "cuda", "precision": "bf16"}
+
+
+@pytest.mark.parametrize("state", [None, {"identity": {}}, {"identity": {"hardware": [CPU]}}])
+def test_a_run_goes_on_where_it_was_made_and_old_checkpoints_do_not_say_where(state):
+    assert check_hardware(state, CPU, RunConfig()) == [CPU]
+
+
+@pytest.mark.parametrize("here", [GPU, {**CPU, "precision": "bf16"}, {**GPU, "precision": "fp32"}])
+def test_another_device_or_precision_is_refused_or_announced(here, caplog):
+    state = {"identity": {"hardware": [CPU]}}
+    with pytest.raises(ConfigError, match=r"on cpu in fp32, .*resume_on=any") as refused:
+        check_hardware(state, here, RunConfig())
+    assert "\n" not in str(refused.value)
+    assert check_hardware(state, here, RunConfig(resume_on="any")) == [CPU, here]
+    assert "the record has numbers of both" in caplog.text
+
+
+def test_a_run_that_would_go_on_elsewhere(root, tmp_path, monkeypatch):
+    """The precision of a checkpoint is its own; `resume_on=any` is said in the record."""
+    directory = tmp_path / "run"
+    assert killed(run_to_end(make_config(root), directory, HYLORADA_FAULT="after_step:5"))
+    state = directory / "checkpoints" / "step-00000004" / "state.json"
+    assert json.loads(state.read_text())["identity"]["hardware"] == [CPU]
+    monkeypatch.setattr(Meter, "precision", property(lambda self: "bf16"))
+    with pytest.raises(ConfigError, match="on cpu in fp32, and this would go on on cpu in bf16"):
+        run(make_config(root), directory)
+    record = run(make_config(root, resume_on="any"), directory)
+    assert record["provenance"]["hardware_in_order"] == [CPU, {**CPU, "precision": "bf16"}]
+    assert record["training"]["peak_memory_of"] == "host"

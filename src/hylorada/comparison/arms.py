@@ -28,8 +28,9 @@ from hylorada.settings.fingerprint import IMPLIED
 
 METHOD_ORDER = ("baseline", "lora", "dora", "rslora", "longlora", "hylorada")
 _NOT_COMPARED = (
-    "method", "seed", "output_root", "experiment", "group", "resume", "track", "threads",
-    "integrity", "length.name", "length.micro_batch_size", "length.gradient_accumulation_steps",
+    "method", "seed", "output_root", "experiment", "group", "resume", "resume_on", "track",
+    "threads", "integrity",
+    "length.name", "length.micro_batch_size", "length.gradient_accumulation_steps",
     "train.name", "train.micro_batch_size", "train.gradient_accumulation_steps",
     "train.save_every", "train.keep_checkpoints", "train.log_every", "train.eval_every",
     "train.loss_chunk", "train.gradient_checkpointing", "train.max_nonfinite_steps",

@@ -9,6 +9,7 @@ another extension of the range than every arm has, the base is loaded again, and
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -66,6 +67,14 @@ class BaseBelow:
         """The base with the range of every arm."""
         with self._ready() as model:
             yield model
+
+    def release(self) -> None:
+        """Give the second copy's memory back, if there is one."""
+        if self._second is not None:
+            self._second = None
+            gc.collect()  # models refer to themselves
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
 
     @contextmanager
     def _ready(self) -> Iterator[Any]:

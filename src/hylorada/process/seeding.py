@@ -43,11 +43,11 @@ def deterministic() -> Iterator[None]:
         switches.fill_uninitialized_memory = before[2]
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every generator, as plain values for a JSON file."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every generator that a run on this device draws from, for a JSON file."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {
         "python": [version, list(words), gauss],
         "numpy": [str(name), np.asarray(keys).tolist(), position, has_gauss, cached],
@@ -56,15 +56,16 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what `random_state` returned; of several GPUs (once all were kept) this one's."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(_from_text(state["torch"]))
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_from_text(text) for text in state["cuda"]])
+    if state["cuda"] and device.type == "cuda":
+        kept = state["cuda"][min(device.index or 0, len(state["cuda"]) - 1)]
+        torch.cuda.set_rng_state(_from_text(kept), device)
 
 
 def _to_text(state: torch.Tensor) -> str:

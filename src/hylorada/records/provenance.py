@@ -156,10 +156,14 @@ class PeakMemory:
 
     Linux can reset its high-water mark; where it cannot be reset (macOS, some containers), the
     process's own since its beginning is given.
+
+    Attributes:
+        counts: "host" or "device", in a record.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.counts = "device" if device.type == "cuda" else "host"
 
     def start(self) -> None:
         """Forget what was used before."""

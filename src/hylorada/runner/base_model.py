@@ -138,6 +138,7 @@ def base_metrics(
             below.extended,
             lambda base, partial: meter.harness(base, exam, title, partial=partial),
         )
+    below.release()
     return measured
 
 

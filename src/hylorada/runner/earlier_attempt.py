@@ -100,9 +100,15 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
         raise DataError(f"resume=must: {directory} has no checkpoint to continue from")
 
 
-def identity(config: RunConfig, inputs: Described) -> Record:
-    """What a checkpoint keeps of its run: settings, and what was read."""
-    return {"config": configs.to_dict(config), "inputs": inputs}
+def identity(config: RunConfig, inputs: Described, hardware: list[dict[str, str]]) -> Record:
+    """What a checkpoint keeps of its run: settings, what was read, and what it ran on, in order.
+
+    Args:
+        config: the run's settings.
+        inputs: what was read.
+        hardware: kinds of device and precisions, the present ones last.
+    """
+    return {"config": configs.to_dict(config), "inputs": inputs, "hardware": hardware}
 
 
 def check_continuation(
@@ -144,6 +150,37 @@ def check_continuation(
         JsonLines(directory / f"{name}.jsonl").refuse_shorter(
             state.get(f"{name}_bytes", 0), state.get(f"{name}_sha256")
         )
+
+
+def check_hardware(
+    state: Record | None, here: dict[str, str], config: RunConfig
+) -> list[dict[str, str]]:
+    """One run, one kind of device and one precision; or `resume_on=any`, and its record says so.
+
+    Args:
+        state: of the checkpoint that is continued, if one is.
+        here: kind of device and precision of this process.
+        config: the run's settings.
+
+    Returns:
+        What the run has run on, in order, the present last. Checkpoints of older versions do not
+        say it.
+
+    Raises:
+        ConfigError: another kind of device or precision than that of the checkpoint.
+    """
+    before = list((state or {}).get("identity", {}).get("hardware") or [])
+    if not before or before[-1] == here:
+        return before or [here]
+    was, now = (f"on {h['device']} in {h['precision']}" for h in (before[-1], here))
+    if config.resume_on == "same":
+        raise ConfigError(
+            f"the checkpoint was made {was}, and this would go on {now}: numbers of two kinds in "
+            "one record; continue it where it was made, start again with resume=never, or mix them "
+            "by resume_on=any"
+        )
+    logger.warning("made %s, continued %s: the record has numbers of both", was, now)
+    return [*before, here]
 
 
 def _newest_state(checkpoints: Path) -> Record | None:

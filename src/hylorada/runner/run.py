@@ -41,13 +41,14 @@ from hylorada.process.terminal import lasting_terminal
 from hylorada.records import manifest
 from hylorada.records.model_card import write_card
 from hylorada.records.outcome import exit_code, recorded
-from hylorada.records.provenance import add_texts, provenance
+from hylorada.records.provenance import PeakMemory, add_texts, provenance
 from hylorada.records.result import JsonLines, blank_result, to_json
 from hylorada.records.summary import print_summary
 from hylorada.runner.base_model import base_metrics
 from hylorada.runner.earlier_attempt import (
     already_done,
     check_continuation,
+    check_hardware,
     check_start,
     identity,
     set_earlier_attempt_aside,
@@ -140,6 +141,10 @@ class _Run:
             self._tell_shared(exam, blocks)
             backbone = load_backbone(config.model, self.device, config.train.precision, opened)
             self.meter.weigh(backbone.dtype)
+            here = {"device": self.device.type, "precision": self.meter.precision}
+            self.hardware = check_hardware(checkpoint.state if checkpoint else None, here, config)
+            if len(self.hardware) > 1:
+                record["provenance"]["hardware_in_order"] = self.hardware
             record["provenance"] |= backbone.identity
             record["provenance"] |= {
                 "precision": self.meter.precision,
@@ -290,7 +295,7 @@ class _Run:
             run_dir=self.directory,
             stop=self.stop,
             reporter=self.reporter,
-            identity=identity(config, self.inputs),
+            identity=identity(config, self.inputs, self.hardware),
             on_metrics=tracker.log,
         )
         if validation is not None:
@@ -318,6 +323,7 @@ class _Run:
             "tokens_per_second": speed,
             "final_loss": counters.last_loss,
             "peak_memory_bytes": counters.peak_memory_bytes or None,
+            "peak_memory_of": PeakMemory(self.device).counts,
             "precision": self.meter.precision,
             "device": self.device.type,
         }

@@ -51,6 +51,7 @@ def check_settings(config: RunConfig) -> None:
     choice("device", config.device, ("auto", "cpu", "cuda"))
     at_least("threads", config.threads, 0)
     choice("resume", config.resume, ("auto", "must", "never"))
+    choice("resume_on", config.resume_on, ("same", "any"))
     at_least("length.max_length", config.length.max_length, 2)
     at_least("length.micro_batch_size", config.length.micro_batch_size, 1)
     at_least("length.gradient_accumulation_steps", config.length.gradient_accumulation_steps, 1)

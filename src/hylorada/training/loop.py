@@ -290,7 +290,7 @@ class Training:
             "metrics_bytes": written,
             "metrics_sha256": beginning_sha256(self.metrics.path, written),
             "timing_bytes": self.timing.sync(),
-            "random": random_state(),
+            "random": random_state(self.device),
             "identity": redacted(self.identity),
         }
         directory = self.run_dir / "checkpoints"
@@ -300,11 +300,14 @@ class Training:
     def _resume(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         restore(checkpoint, self.trainables, self.optimizer)
-        restore_random_state(state["random"])
+        restore_random_state(state["random"], self.device)
         self.metrics.truncate(state["metrics_bytes"])
         self.timing.truncate(state["timing_bytes"])
         for name in asdict(self.counters):
             setattr(self.counters, name, state[name])
+        made_on = (state["identity"].get("hardware") or [{"device": self.device.type}])[-1]
+        if made_on["device"] != self.device.type:
+            self.counters.peak_memory_bytes = 0  # of another kind of memory
 
 
 def trainable(model: nn.Module) -> Named:
