@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hylorada
-from hylorada.data.stdlib import PRETRAIN_HELDOUT, read_stdlib
+from hylorada.data.kinds.stdlib import PRETRAIN_HELDOUT, read_stdlib
 
 FOLDER = Path(hylorada.__file__).parent / "assets" / "tiny"
 

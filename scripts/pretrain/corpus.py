@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hylorada.data.stdlib import PRETRAIN_HELDOUT, read_stdlib
+from hylorada.data.kinds.stdlib import PRETRAIN_HELDOUT, read_stdlib
 
 log = logging.getLogger("pretrain.corpus")
 

@@ -140,7 +140,7 @@ class DatasetConfig:
     """Where the text comes from and how it becomes blocks of tokens."""
 
     name: str = "stdlib"
-    kind: str = "stdlib"  # stdlib, wikitext, pg19, longbench, local
+    kind: str = "stdlib"  # the name of a kind: see extensions.DATA_KINDS
     hub_id: str = ""  # hub repository; empty: not from the hub
     hub_config: str = ""  # configuration name in that repository
     revision: str = ""  # commit of that repository

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from hylorada.config import DatasetConfig
-from hylorada.data import files, local
+from hylorada.data import file_documents, files
 from hylorada.data.readers import read_documents
 from hylorada.errors import DataError
 
@@ -24,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 @pytest.fixture(autouse=True)
 def say_again():
-    local._say_once.cache_clear()
+    file_documents.say_once.cache_clear()
 
 
 def read(path, split="train", **settings):

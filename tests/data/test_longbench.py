@@ -7,8 +7,8 @@ import zipfile
 import pytest
 
 from hylorada.config import DatasetConfig
-from hylorada.data import longbench
-from hylorada.data.longbench import TASKS, read_tasks, read_v2
+from hylorada.data.kinds import longbench
+from hylorada.data.kinds.longbench import TASKS, read_tasks, read_v2
 from hylorada.data.readers import read_documents
 from hylorada.errors import ConfigError, DataError
 

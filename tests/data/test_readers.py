@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hylorada.config import DatasetConfig
+from hylorada.config import DatasetConfig, RunConfig
+from hylorada.data.kinds.wikitext import count_words
 from hylorada.data.readers import describe, read_documents
 from hylorada.data.token_corpus import load_token_corpus
-from hylorada.data.wikitext import count_words
 from hylorada.errors import ConfigError, DataError
+from hylorada.settings.run import check_settings
 
 WIKITEXT2 = {"name": "wikitext2", "kind": "wikitext", "hub_config": "wikitext-2-raw-v1"}
 PG19 = {"name": "pg19", "kind": "pg19"}
@@ -61,7 +64,7 @@ def test_paragraphs_are_the_long_lines_of_the_rows(real_data, tmp_path, tokenize
 
 def test_only_wikitext_has_paragraphs(tmp_path):
     (tmp_path / "test.txt").write_text("x" * 200)
-    with pytest.raises(ConfigError, match="of wikitext alone"):
+    with pytest.raises(ConfigError, match="no 'paragraphs' of kind 'local', which has documents"):
         list(read_documents(DatasetConfig(kind="local", path=str(tmp_path)), "test", "paragraphs"))
 
 
@@ -288,3 +291,32 @@ def test_unknown_kind_split_and_needless_path_are_refused(tmp_path):
         read("dev")
     with pytest.raises(ConfigError, match="takes no path"):
         read(path=str(tmp_path))
+
+
+# --- kinds
+
+
+def test_every_kind_says_what_it_is_without_torch():
+    code = (
+        "import sys\n"
+        "from hylorada.config import DatasetConfig\n"
+        "from hylorada.data.kind import kind_of\n"
+        "from hylorada.extensions import DATA_KINDS\n"
+        "for name in DATA_KINDS.names():\n"
+        "    kind = kind_of(DatasetConfig(kind=name))\n"
+        "    print(name, *kind.splits, *kind.units)\n"
+        "assert not {'torch', 'transformers', 'datasets', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert said["longbench"] == "test"
+    assert said["wikitext"] == "train validation test paragraphs"
+    assert {"stdlib", "pg19", "local"} <= set(said)
+
+
+def test_an_unknown_kind_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"unknown kind 'books'; use one of .*longbench"):
+        read(kind="books")
+    with pytest.raises(ConfigError, match="did you mean wikitext"):
+        check_settings(RunConfig(dataset=DatasetConfig(kind="wikitxt")))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hylorada.data.stdlib import PRETRAIN_HELDOUT, SPLITS, group_name, read_stdlib, split_of
+from hylorada.data.kind import SPLITS
+from hylorada.data.kinds.stdlib import PRETRAIN_HELDOUT, group_name, read_stdlib, split_of
 from hylorada.errors import DataError
 
 ALL = (*SPLITS, PRETRAIN_HELDOUT)

@@ -8,7 +8,7 @@ import pytest
 
 from hylorada import cli
 from hylorada.config import EvalConfig, HarnessConfig, PerplexityConfig, RunConfig
-from hylorada.data import longbench
+from hylorada.data.kinds import longbench
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.longbench_metrics import METRICS
 from hylorada.settings import check_settings, harness_tasks

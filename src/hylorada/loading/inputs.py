@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import hylorada
 from hylorada.config import EMBEDDED, DatasetConfig, ModelConfig, RunConfig
+from hylorada.data.kind import kind_of
 from hylorada.errors import DataError
 
 # Of a model's folder: weights, settings, tokenizer; not what people write beside them.
@@ -132,9 +131,11 @@ def _called(name: str, config: RunConfig) -> str:
         return f"model.path={config.model.path}"
     if name == "dataset":
         dataset = config.dataset
-        if dataset.kind == "stdlib":
-            return f"the standard library of Python {platform.python_version()}"
-        return f"dataset.path={dataset.path}" if dataset.path else f"dataset {dataset.hub_id}"
+        if (own := kind_of(dataset).own) is not None:
+            return own.called
+        if dataset.path:
+            return f"dataset.path={dataset.path}"
+        return f"dataset {dataset.hub_id or dataset.name}"
     return f"{name}={_path(name, config)}"
 
 
@@ -159,17 +160,14 @@ def _model(model: ModelConfig) -> Described:
 
 
 def _dataset(dataset: DatasetConfig) -> Described:
-    if dataset.kind == "stdlib":
-        from hylorada.data.stdlib import source_files
-
-        folder = Path(sysconfig.get_paths()["stdlib"])
-        files = [folder / name for name in source_files(folder)]
-        return {"hint": _hint(files), "python": platform.python_version()}
+    if (own := kind_of(dataset).own) is not None:
+        return {"hint": _hint(own.files()), **own.facts}
     if dataset.path:
         return {"hint": _hint(_files(Path(dataset.path).expanduser()))}
     from hylorada.data.hub import cached_commit
 
-    commit = cached_commit(dataset.hub_id, dataset.revision, "dataset")
+    asked = dataset.hub_id  # none where a kind makes its text
+    commit = cached_commit(asked, dataset.revision, "dataset") if asked else None
     return {"commit": commit} if commit else {}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hylorada.config import DatasetConfig, HarnessConfig
-from hylorada.data.longbench import read_tasks
+from hylorada.data.kinds.longbench import read_tasks
 from hylorada.errors import DataError
 from hylorada.evaluation.harness import Reply
 from hylorada.evaluation.harness_questions import (

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hylorada.config import ContextGainConfig, EvalConfig, LostInMiddleConfig, PerplexityConfig
 from hylorada.errors import ConfigError, DataError
+from hylorada.extensions import DATA_KINDS
 from hylorada.settings import harness_tasks
 from hylorada.settings.checks import at_least, between, choice, each_once
 
@@ -41,7 +42,7 @@ def check_eval(settings: EvalConfig, window: int, kind: str) -> None:
 def _perplexity(perplexity: PerplexityConfig, window: int, kind: str) -> None:
     asked = perplexity.conventions
     each_once("eval.perplexity.conventions", asked, ("blocks", "sliding", "word", "paper"))
-    if "paper" in asked and kind != "wikitext":
+    if "paper" in asked and "paragraphs" not in DATA_KINDS.part(kind, "KIND").units:
         raise ConfigError(
             "eval.perplexity.conventions: paper is the mean over WikiText's paragraphs, and "
             f"dataset.kind is {kind}; use dataset=wikitext2, or blocks"

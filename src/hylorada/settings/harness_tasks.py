@@ -28,8 +28,6 @@ _WITH_EVEN_LENGTHS = (
 )  # fmt: skip
 _CHINESE = ("multifieldqa_zh", "dureader", "vcsum")  # scored by words: they need a segmenter
 
-# LongBench's own names, of the files of its archive.
-LONGBENCH_FILES = (*_LONGBENCH_TOKENS, *(f"{task}_e" for task in _WITH_EVEN_LENGTHS))
 LONGBENCH = tuple(f"longbench_{task}" for task in _LONGBENCH_TOKENS)
 LONGBENCH_E = tuple(f"longbench_{task}_e" for task in _WITH_EVEN_LENGTHS)
 RULER = (

@@ -21,12 +21,10 @@ from hylorada.config import (
     TrainConfig,
 )
 from hylorada.errors import ConfigError, DataError
-from hylorada.extensions import TRACKERS
+from hylorada.extensions import DATA_KINDS, TRACKERS
 from hylorada.settings.checks import above, at_least, between, choice, fraction, label
 from hylorada.settings.evaluation import check_eval
-from hylorada.settings.harness_tasks import LONGBENCH_FILES
 
-DATASET_KINDS = ("stdlib", "wikitext", "pg19", "longbench", "local")
 SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
 BUDGETS = ("epochs", "max_steps", "max_tokens")
 
@@ -180,58 +178,60 @@ def _model(model: ModelConfig) -> None:
 
 
 def _dataset(dataset: DatasetConfig) -> None:
-    choice("dataset.kind", dataset.kind, DATASET_KINDS)
+    choice("dataset.kind", dataset.kind, DATA_KINDS.names())
+    kind = DATA_KINDS.part(dataset.kind, "KIND")
     choice("dataset.packing", dataset.packing, ("documents", "reset"))
     at_least("dataset.max_documents", dataset.max_documents, 0)
-    if dataset.kind == "stdlib" and (dataset.path or dataset.hub_id):
-        key = "path" if dataset.path else "hub_id"
+    given = [key for key in ("path", "hub_id") if getattr(dataset, key)]
+    if given and not kind.sources:
         raise ConfigError(
-            f"dataset.{key} has no effect with dataset.kind=stdlib; use dataset=local "
+            f"dataset.{given[0]} has no effect with dataset.kind={dataset.kind}; use dataset=local "
             "dataset.path=... for text of your own"
         )
-    if dataset.kind == "local" and not dataset.path:
-        raise ConfigError("dataset.path is empty; dataset=local needs dataset.path=FILE_OR_FOLDER")
-    if dataset.kind not in ("stdlib", "local") and not (dataset.path or dataset.hub_id):
+    if kind.sources == ("path",) and not dataset.path:
         raise ConfigError(
-            f"dataset.kind={dataset.kind} needs dataset.hub_id or dataset.path; both are empty"
+            f"dataset.path is empty; dataset={dataset.kind} needs dataset.path=FILE_OR_FOLDER"
         )
+    if kind.sources and not given:
+        needed = " or ".join(f"dataset.{key}" for key in kind.sources)
+        raise ConfigError(f"dataset.kind={dataset.kind} needs {needed}; both are empty")
     if dataset.path and not Path(dataset.path).expanduser().exists():
         raise DataError(f"dataset.path: {dataset.path} does not exist; give a file or a folder")
-    if dataset.tasks and dataset.kind != "longbench":
+    if dataset.tasks and not kind.tasks:
+        able = [name for name in DATA_KINDS.names() if DATA_KINDS.part(name, "KIND").tasks]
         raise ConfigError(
-            f"dataset.tasks has no effect with dataset.kind={dataset.kind}; only longbench "
-            "has tasks"
+            f"dataset.tasks has no effect with dataset.kind={dataset.kind}; it is for "
+            f"{' and '.join(able)}"
         )
-    unknown = [task for task in dataset.tasks if task not in LONGBENCH_FILES]
+    unknown = [task for task in dataset.tasks if task not in kind.tasks]
     if unknown:
         raise ConfigError(
-            f"dataset.tasks: LongBench has no {unknown[0]}"
-            f"{did_you_mean(unknown[0], LONGBENCH_FILES) or '.'} "
-            f"It has {', '.join(LONGBENCH_FILES)}"
+            f"dataset.tasks: {kind.title} has no {unknown[0]}"
+            f"{did_you_mean(unknown[0], kind.tasks) or '.'} It has {', '.join(kind.tasks)}"
         )
     if not dataset.text_column:
         raise ConfigError("dataset.text_column is empty; name the column that holds the text")
 
 
 def check_splits(config: RunConfig) -> None:
-    """Refuse to run what its data set has no split for: LongBench is a test set.
+    """Refuse to run what its kind of data set has no split for, as LongBench, a test set.
 
     Not part of `check_settings`, since an adapter may be measured under the same settings.
 
     Raises:
         DataError: naming the split.
     """
-    if config.dataset.kind != "longbench":
-        return
+    kind = DATA_KINDS.part(config.dataset.kind, "KIND")
     train, wanted = config.train, [config.eval.perplexity.split]
     if config.method.lora.enabled and train.task == "text":
         wanted.append("train")
     if config.method.lora.enabled and train.eval_every:
         wanted.append("validation")
     for split in wanted:
-        if split != "test":
+        if split not in kind.splits:
+            what = f"is a {kind.splits[0]} set and has" if len(kind.splits) == 1 else "has"
             raise DataError(
-                f"dataset {config.dataset.name}: LongBench is a test set and has no {split} split; "
+                f"dataset {config.dataset.name}: {kind.title} {what} no {split} split; "
                 "train on another data set (pg19, wikitext103, local), or measure with "
                 "method=baseline or hylorada-eval"
             )

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.errors import DataError
-
-SPLITS = ("train", "validation", "test")
-"""The splits a user may ask for."""
+from hylorada.data.kind import SPLITS, Kind, OwnText
+from hylorada.errors import ConfigError, DataError
 
 PRETRAIN_HELDOUT = "pretrain_heldout"
 """The text on which the shipped weights were validated: in none of `SPLITS`, never offered."""
@@ -162,3 +162,27 @@ def _decode(path: Path) -> str | None:
             return file.read()
     except (SyntaxError, UnicodeDecodeError):
         return None
+
+
+def _read_split(dataset: DatasetConfig, split: str) -> Iterator[Document]:
+    if dataset.path or dataset.hub_id:
+        raise ConfigError(
+            "dataset: stdlib is the running Python's own library and takes no path or hub_id; "
+            "use dataset=local for files"
+        )
+    return read_stdlib(split)
+
+
+def _files() -> list[Path]:
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return [folder / name for name in source_files(folder)]
+
+
+_PYTHON = platform.python_version()
+
+KIND = Kind(
+    read=_read_split,
+    title="the standard library",
+    sources=(),
+    own=OwnText(f"the standard library of Python {_PYTHON}", _files, {"python": _PYTHON}),
+)

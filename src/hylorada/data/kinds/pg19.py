@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.formats import read_rows
+from hylorada.data.kind import Kind
 from hylorada.data.rows import RowAccount, document, unique_names
 from hylorada.data.sources import split_files
 
@@ -38,3 +39,12 @@ def read_pg19(dataset: DatasetConfig, split: str) -> Iterator[Document]:
             number = str(row.values.get("url") or "").rstrip("/").rpartition("/")[2]
             yield document(unique(f"{title} ({number})" if number else title), text)
     account.close()
+
+
+KIND = Kind(
+    read_pg19,
+    "PG-19",
+    noun="books",
+    sizes=OFFICIAL_BOOKS,
+    words={"test": OFFICIAL_TEST_WORDS},
+)

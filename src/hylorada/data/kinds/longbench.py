@@ -20,6 +20,7 @@ from hylorada.data.documents import Document
 from hylorada.data.files import damaged
 from hylorada.data.formats import read_rows
 from hylorada.data.json_rows import json_lines
+from hylorada.data.kind import Kind
 from hylorada.data.rows import Row, RowAccount, document
 from hylorada.data.sources import local_path
 from hylorada.errors import ConfigError, DataError
@@ -310,3 +311,6 @@ def _v2_rows(dataset: DatasetConfig, source: Path) -> Iterator[LongBenchV2Row]:
 
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+KIND = Kind(read_longbench, "LongBench", splits=("test",), tasks=TASKS)

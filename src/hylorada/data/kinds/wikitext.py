@@ -13,6 +13,7 @@ from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.files import form_of
 from hylorada.data.formats import read_rows
+from hylorada.data.kind import Kind
 from hylorada.data.rows import RowAccount, plain_newlines, unique_names
 from hylorada.data.sources import split_files
 from hylorada.errors import DataError
@@ -92,3 +93,6 @@ def _articles(lines: Iterator[str]) -> Iterator[tuple[str, list[str]]]:
         before, line = line, after
     if article:
         yield title, article
+
+
+KIND = Kind(read_wikitext, "WikiText", units={"paragraphs": paragraphs}, noun="articles")
