@@ -36,7 +36,8 @@ from hylorada.command_line.overrides import (
     unknown_key,
 )
 from hylorada.command_line.suggest import did_you_mean
-from hylorada.config import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS, RunConfig
+from hylorada.config import RunConfig
+from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS
 from hylorada.errors import ConfigError
 
 # What a launcher's own package adds to the name of its extra in pyproject.toml.

@@ -1,156 +1,160 @@
 """What a run is: a tree of plain dataclasses. `conf/` holds values, `compose.to_typed` fills it.
 
 Nothing here imports more than the standard library, so that a mistake in a setting is found before
-torch loads. Units stand behind each field. Ranges and choices are checked in `settings`.
-
-A field made by `aside` changes no number: it is outside of the fingerprint, and a run may be
-continued under another value of it. A new key needs a line in `settings.fingerprint.IMPLIED`.
+torch loads. A field says in its line what it is: default, unit, range, choices, and what another
+value of it changes (numbers, unless it says otherwise). All rules about fields follow from that
+(`config_rules`). A new key needs a line in `settings.fingerprint.IMPLIED`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from hylorada.config_fields import (
+    choice,
+    flag,
+    label,
+    number,
+    part,
+    place,
+    several,
+    switch,
+    text,
+)
 
 EMBEDDED = "embedded"
 """``model.path`` of the model that the package ships."""
-
-# A component is on, off, or follows the length by the paper's adaptive rule (section 2.3).
-SWITCHES = ("true", "false", "auto")
-SWITCH_KEYS = (
-    "method.position_bias.enabled",
-    "method.landmark.enabled",
-    "method.s2_attn.enabled",
-    "method.train_embeddings",
-    "method.train_norms",
-)
-
-
-_ASIDE = {"fingerprint": False}
-
-
-def aside(default: Any, **more: str) -> Any:
-    """A field that changes no number and no table."""
-    return field(default=default, metadata=_ASIDE | more)
-
-
-def place(default: str = "", *, hub: bool = False) -> Any:
-    """A field that names a file or a folder, or a repository of the hub too."""
-    return field(default=default, metadata={"path": "hub" if hub else "local"})
+SPLITS = ("train", "validation", "test")
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of an answer in its context, from the start to the end
 
 
 @dataclass
 class LengthConfig:
-    """A context length and the batch that suits it."""
+    """A context length and the batch that suits it.
 
-    name: str = aside("4k")  # the label used in directory names and tables
-    max_length: int = 4096  # tokens in a training sequence and in the evaluation window
-    # What train.micro_batch_size and so on refer to; they alone count.
-    micro_batch_size: int = aside(1)  # sequences in one forward pass
-    gradient_accumulation_steps: int = aside(1)  # forward passes in one optimizer step
+    The batch counts where train.micro_batch_size and so on refer to it; they alone change runs.
+    """
+
+    name: str = label("4k", "in directory names and tables")
+    max_length: int = number(4096, "tokens of a training sequence and of the window", least=2)
+    micro_batch_size: int = number(1, "sequences of a forward pass", least=1, changes="nothing")
+    gradient_accumulation_steps: int = number(
+        1, "forward passes of an optimizer step", least=1, changes="nothing"
+    )
 
 
 @dataclass
 class LoraConfig:
     """Low-rank adaptation (paper 2.1)."""
 
-    enabled: bool = True  # false: nothing is trained (method=baseline)
-    r: int = 8  # rank
-    lora_alpha: float = 16.0
-    lora_dropout: float = 0.0  # probability
-    use_rslora: bool = True  # scale by alpha / sqrt(r) instead of alpha / r
-    use_dora: bool = False
-    init: str = "orthogonal"  # A: orthogonal (the paper) or kaiming (peft's default); B is zero
-    target_modules: list[str] = field(default_factory=lambda: ["auto"])  # "auto": see methods
+    enabled: bool = flag(True, "false: nothing is trained (method=baseline)")
+    r: int = number(8, "rank", least=1)
+    lora_alpha: float = number(16.0, "numerator of the scale", above=0)
+    lora_dropout: float = number(0.0, "probability", least=0, below=1)
+    use_rslora: bool = flag(True, "scale by alpha / sqrt(r) instead of alpha / r")
+    use_dora: bool = flag(False, "weight-decomposed: peft's DoRA")
+    # Of A; B is zero. The paper's, or peft's default:
+    init: str = choice("orthogonal", "kaiming")
+    target_modules: list[str] = several(["auto"], "names of modules; auto: see methods")
 
 
 @dataclass
 class PositionBiasConfig:
     """s(p) = 1 + sigmoid(w) tanh(b[bucket(p)]) on the low-rank update (paper 2.2)."""
 
-    enabled: str = "auto"  # auto: at max_length >= 2048
-    buckets: int = 64
-    bucketing: str = "log2"  # log2 (the paper) or relative (equal slices of max_length)
+    enabled: str = switch("auto")
+    buckets: int = number(64, "buckets of positions", least=1)
+    # The paper's, or equal slices of max_length:
+    bucketing: str = choice("log2", "relative")
 
 
 @dataclass
 class LandmarkConfig:
     """h' = h + alpha_s g^T L at the final norm (paper 2.2)."""
 
-    enabled: str = "auto"  # auto: at max_length >= 2048
-    num_landmarks: int = 8
-    pooling: str = "prefix_mean"  # or sequence_mean: as published; reads the future
-    position_buckets: int = 32  # rows of the position-gate table; 0 leaves the table out
+    enabled: str = switch("auto")
+    num_landmarks: int = number(8, "landmarks", least=1)
+    # sequence_mean: as published; reads the future.
+    pooling: str = choice("prefix_mean", "sequence_mean")
+    position_buckets: int = number(32, "rows of the position gate", least=1, zero="no such table")
 
 
 @dataclass
 class S2AttentionConfig:
     """Shifted sparse attention (paper 2.2)."""
 
-    enabled: str = "auto"  # auto: at max_length >= 4096
-    group_size: int = 2048  # tokens; even; 0 means max_length / 4 (LongLoRA's choice)
-    shift: str = "layers"  # layers: every second layer (the paper); heads: half of the heads
-    in_evaluation: bool = False  # true: also outside training
+    enabled: str = switch("auto")
+    # An even number, of which half is the shift; LongLoRA has length / 4.
+    group_size: int = number(2048, "tokens", least=2, zero="length / 4")
+    # Every second layer (the paper), or half of the heads (LongLoRA):
+    shift: str = choice("layers", "heads")
+    in_evaluation: bool = flag(False, "true: also outside of training")
 
 
 @dataclass
 class PositionRangeConfig:
     """How the model reaches positions beyond its trained length (paper 2.2)."""
 
-    learned_init: str = "interpolate"  # longer learned embeddings: interpolate or tile
-    rope_type: str = "auto"  # auto, linear, yarn, dynamic, none
-    rope_factor: float = 0.0  # 0: ceil(max_length / trained length)
+    # How longer learned embeddings start:
+    learned_init: str = choice("interpolate", "tile")
+    rope_type: str = choice("auto", "linear", "yarn", "dynamic", "none")
+    rope_factor: float = number(0.0, "times", least=1, zero="length / trained length")
 
 
 @dataclass
 class MethodConfig:
-    """Which components are attached to the frozen model."""
+    """Which components are attached to the frozen model. "auto" is the rule of the paper (2.3)."""
 
-    name: str = aside("hylorada")  # stands in directory names by itself
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    position_bias: PositionBiasConfig = field(default_factory=PositionBiasConfig)
-    landmark: LandmarkConfig = field(default_factory=LandmarkConfig)
-    s2_attn: S2AttentionConfig = field(default_factory=S2AttentionConfig)
-    position_range: PositionRangeConfig = field(default_factory=PositionRangeConfig)
-    train_embeddings: str = "auto"  # position embeddings; auto: max_length > trained length
-    train_norms: str = "auto"  # auto: at max_length >= 4096
+    name: str = label("hylorada", "in directory names and tables; a method is its settings")
+    lora: LoraConfig = part(LoraConfig)
+    position_bias: PositionBiasConfig = part(PositionBiasConfig)
+    landmark: LandmarkConfig = part(LandmarkConfig)
+    s2_attn: S2AttentionConfig = part(S2AttentionConfig)
+    position_range: PositionRangeConfig = part(PositionRangeConfig)
+    train_embeddings: str = switch("auto", means="the position embeddings")
+    train_norms: str = switch("auto")
 
 
 @dataclass
 class ModelConfig:
     """The frozen base model."""
 
-    name: str = place(
-        "tiny", hub=True
-    )  # the label used in tables; that of model=custom is its path
-    path: str = place("embedded", hub=True)  # "embedded", a hub id, or a local folder
-    revision: str = ""  # hub revision; empty: main
-    attn_implementation: str = "sdpa"  # for the layers that S2 does not take: sdpa, eager, ...
+    name: str = place("tiny", "label in tables; that of model=custom is its path", hub=True)
+    path: str = place("embedded", "embedded, a hub id, or a local folder", hub=True)
+    revision: str = text("", "of the hub; empty: main")
+    attn_implementation: str = text("sdpa", "for the layers that S2 does not take: sdpa, eager")
     # Of the frozen weights: auto (the files' own on a GPU that runs bf16, float32 otherwise),
     # float32, or file (bfloat16 as it lies there; float16 becomes float32, in which runs compute).
-    dtype: str = "auto"
-    # Tokens in the texts that it was trained on, as it lies there; 0: what its config says.
-    trained_length: int = 0
+    dtype: str = choice("auto", "float32", "file")
+    trained_length: int = number(
+        0,
+        "tokens of a text it was trained on, as it lies there",
+        least=1,
+        zero="as its config says",
+    )
 
 
 @dataclass
 class DatasetConfig:
     """Where the text comes from and how it becomes blocks of tokens."""
 
-    name: str = "stdlib"
-    kind: str = "stdlib"  # the name of a kind: see extensions.DATA_KINDS
-    hub_id: str = ""  # hub repository; empty: not from the hub
-    hub_config: str = ""  # configuration name in that repository
-    revision: str = ""  # commit of that repository
-    path: str = place()  # local file or folder in the same layout; wins over the hub
-    text_column: str = "text"
-    tasks: list[str] = field(default_factory=list)  # longbench: task names; empty: all present
-    packing: str = "documents"  # documents: a block never crosses one; reset: it may, with
-    #                             attention and positions reset at each document start
-    max_documents: int = 0  # per split; 0: all
-    cache_dir: str = aside("", path="local")  # tokenised blocks; empty: <user cache>/hylorada
+    name: str = text("stdlib", "label in tables")
+    kind: str = text("stdlib", "the name of a kind: see extensions.DATA_KINDS")
+    hub_id: str = text("", "hub repository; empty: not from the hub")
+    hub_config: str = text("", "configuration name in that repository")
+    revision: str = text("", "commit of that repository")
+    # A file or folder in the same layout:
+    path: str = place("", "wins over the hub; empty: none", remeasured=True)
+    text_column: str = text("text", "column that holds the text")
+    tasks: list[str] = several([], "of a kind that has tasks, as longbench; empty: all present")
+    # A block never crosses a document, or may, with attention and positions reset at each start:
+    packing: str = choice("documents", "reset")
+    max_documents: int = number(0, "documents of a split", least=1, zero="all")
+    cache_dir: str = place(
+        "", "tokenised blocks; empty: <user cache>/hylorada", changes="nothing", remeasured=True
+    )
 
 
 @dataclass
@@ -161,60 +165,74 @@ class RetrievalTaskConfig:
     that is held out; eval.lost_in_middle may ask at these depths alone.
     """
 
-    sequences: int = 4096  # of length.max_length tokens, in one epoch
-    items: int = 0  # pairs in an example; 0: from few to as many as fit, evenly in the logarithm
-    key_style: str = "uuid"  # uuid or hex, 8 digits, for small models
-    held_out: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])  # depths
+    sequences: int = number(4096, "sequences of length.max_length tokens in an epoch", least=1)
+    items: int = number(
+        0, "pairs in an example", least=1, zero="few to as many as fit, evenly in the logarithm"
+    )
+    key_style: str = choice("uuid", "hex")  # hex: 8 digits, for small models
+    held_out: list[float] = several(DEPTHS, unit="depth, 0 to 1", least=0, most=1)
 
 
 @dataclass
 class TrainConfig:
     """The optimiser and its budget. Exactly one of epochs, max_steps, max_tokens is above 0."""
 
-    name: str = aside("demo")
-    task: str = "text"  # text: the data set's; retrieval: key-value examples, answers scored alone
-    retrieval: RetrievalTaskConfig = field(default_factory=RetrievalTaskConfig)
-    epochs: float = 0.0
-    max_steps: int = 40  # optimizer steps
-    max_tokens: int = 0  # scored tokens
-    micro_batch_size: int = 1  # sequences in one forward pass
-    gradient_accumulation_steps: int = 1  # forward passes in one optimizer step
-    lr: float = 3e-3  # the demo preset; the paper has 2e-4
-    lr_scheduler: str = "cosine"  # cosine (to lr * min_lr_ratio) or constant
-    min_lr_ratio: float = 0.0
-    warmup_ratio: float = 0.03  # of the steps
-    weight_decay: float = 0.01  # on matrices only
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0  # 0: no clipping
-    precision: str = "auto"  # fp32, bf16 (autocast; adapters stay fp32), auto: bf16 on a GPU
-    gradient_checkpointing: bool = False
-    max_nonfinite_steps: int = 3  # skipped steps in a row before the run stops
-    eval_every: int = 0  # steps; 0: only before and after training
-    save_every: int = aside(20)  # steps between checkpoints; 0: only at the end
-    keep_checkpoints: int = aside(2)
-    log_every: int = aside(1)  # steps between lines of metrics.jsonl; the numbers in them stay
-    loss_chunk: int = 512  # tokens whose logits exist at one time
-    # Faster kernels for frozen layers and S2's attention (kernels/), in training and evaluation;
-    # false: torch's, peft's and the model's own. Numbers differ by rounding.
-    frozen_kernels: bool = True
+    name: str = text("demo", "the preset, in records", changes="nothing")
+    # The data set's text, or key-value examples whose answers alone are scored:
+    task: str = choice("text", "retrieval")
+    retrieval: RetrievalTaskConfig = part(RetrievalTaskConfig)
+    epochs: float = number(0.0, "epochs", above=0, zero="another budget")
+    max_steps: int = number(40, "optimizer steps", least=1, zero="another budget")
+    max_tokens: int = number(0, "scored tokens", least=1, zero="another budget")
+    micro_batch_size: int = number(1, "sequences of a forward pass", least=1, changes="rounding")
+    gradient_accumulation_steps: int = number(
+        1, "forward passes of an optimizer step", least=1, changes="rounding"
+    )  # the product of the two is compared
+    lr: float = number(3e-3, "learning rate at its peak", above=0)  # the paper has 2e-4
+    # To lr * min_lr_ratio, or not at all:
+    lr_scheduler: str = choice("cosine", "constant")
+    min_lr_ratio: float = number(0.0, "share of lr", least=0, most=1)
+    warmup_ratio: float = number(0.03, "share of the steps", least=0, below=1)
+    weight_decay: float = number(0.01, "per step, times lr; on matrices only", least=0)
+    adam_beta1: float = number(0.9, "decay per step", least=0, below=1)
+    adam_beta2: float = number(0.999, "decay per step", least=0, below=1)
+    adam_epsilon: float = number(1e-8, "added to the root", above=0)
+    max_grad_norm: float = number(1.0, "norm of the gradient", above=0, zero="no clipping")
+    # auto: bf16 (autocast; adapters stay fp32) on a GPU.
+    precision: str = choice("auto", "fp32", "bf16", remeasured=True)
+    gradient_checkpointing: bool = flag(False, "memory for time", changes="rounding")
+    max_nonfinite_steps: int = number(
+        3, "skipped steps in a row before the run stops", least=1, changes="record"
+    )
+    eval_every: int = number(
+        0, "steps", least=1, zero="only before and after training", changes="record"
+    )
+    save_every: int = number(20, "steps", least=1, zero="only at the end", changes="nothing")
+    keep_checkpoints: int = number(2, "checkpoints", least=1, changes="nothing")
+    log_every: int = number(1, "steps between lines of metrics.jsonl", least=1, changes="nothing")
+    loss_chunk: int = number(512, "tokens with logits at a time", least=1, changes="rounding")
+    # Faster kernels for frozen layers and S2's attention, in training and evaluation (kernels/):
+    frozen_kernels: bool = flag(
+        True, "false: torch's, peft's and the model's own", changes="rounding", remeasured=True
+    )
 
 
 @dataclass
 class PerplexityConfig:
     """exp(sum NLL / scored tokens), by named conventions."""
 
-    # blocks, sliding, word (per word, of a whole split), paper (mean over WikiText paragraphs).
+    # word: per word, of a whole split; paper: the mean over WikiText's paragraphs.
     # Empty: perplexity is not measured; something else then is.
-    conventions: list[str] = field(default_factory=lambda: ["blocks", "sliding"])
-    split: str = "test"  # also of the context gain
-    stride: int = 0  # tokens, for the sliding window and word; 0: half a window
+    conventions: list[str] = several(
+        ["blocks", "sliding"], choices=("blocks", "sliding", "word", "paper")
+    )
+    split: str = choice("test", among=SPLITS)  # also of the context gain
+    stride: int = number(0, "tokens, of sliding and word", least=1, zero="half a window")
     # What of a larger split is scored, in whole windows spread over it, the same for every arm:
-    max_tokens: int = 500_000  # at most so many tokens per convention (but one window); 0: no limit
-    max_blocks: int = 0  # at most so many windows of length.max_length; 0: no limit
-    batch_size: int = 1  # sequences
-    position_buckets: int = 8  # equal slices of the window
+    max_tokens: int = number(500_000, "tokens of a convention, or a window", least=1, zero="all")
+    max_blocks: int = number(0, "windows of length.max_length", least=1, zero="all")
+    batch_size: int = number(1, "sequences", least=1, changes="rounding")
+    position_buckets: int = number(8, "equal slices of the window", least=1, changes="record")
 
 
 @dataclass
@@ -224,29 +242,37 @@ class LostInMiddleConfig:
     Each example is asked at every depth, and every arm is asked the same prompts.
     """
 
-    enabled: bool = True
-    form: str = "kv"  # kv (key-value pairs), passkey, nq (questions over documents)
-    path: str = place()  # file in the published form (kv, nq); empty: generated (kv, passkey)
-    examples: int = 40  # of a file: at most as many as it has
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    # Pairs, lines of filler or documents in a prompt; 0: as many as fit the window (kv and
-    # passkey), or as the file has (kv with a path).
-    items: int = 0
-    key_style: str = "uuid"  # generated kv: uuid (published) or hex, 8 digits, for small models
-    scorings: list[str] = field(default_factory=lambda: ["ranked"])  # ranked, generated
-    max_new_tokens: int = 0  # of a generated answer; 0: the longest candidate and 2; nq: 100
-    seed: int = 0  # of the generated examples, of the distractors
+    enabled: bool = flag(True)
+    # Key-value pairs, a passkey in filler, questions over documents:
+    form: str = choice("kv", "passkey", "nq")
+    # Of kv and nq:
+    path: str = place("", "file in the published form; empty: generated (kv, passkey)")
+    examples: int = number(40, "examples; of a file at most as many as it has", least=1)
+    depths: list[float] = several(DEPTHS, unit="depth, 0 to 1", least=0, most=1)
+    # Of kv with a path, 0 is as many as the file has.
+    items: int = number(
+        0, "pairs, lines of filler or documents in a prompt", least=1, zero="as many as fit"
+    )
+    # Of generated kv; hex, 8 digits, is for small models:
+    key_style: str = choice("uuid", "hex")
+    scorings: list[str] = several(["ranked"], choices=("ranked", "generated"))
+    max_new_tokens: int = number(
+        0, "tokens of an answer", least=1, zero="the longest candidate and 2, of nq 100"
+    )
+    seed: int = number(0, "seed of the generated examples and of the distractors", least=0)
 
 
 @dataclass
 class ContextGainConfig:
     """The loss of the same target tokens with more and more context before them."""
 
-    enabled: bool = False
-    # Tokens before the first target; in place of those that do not fit, the most that fit.
-    contexts: list[int] = field(default_factory=lambda: [128, 256, 512, 1024, 2048, 4096, 8192])
-    targets: int = 256  # tokens scored at each place
-    places: int = 64  # at most, spread over the split
+    enabled: bool = flag(False)
+    # In place of those that do not fit, the most that fit:
+    contexts: list[int] = several(
+        [128, 256, 512, 1024, 2048, 4096, 8192], unit="tokens before the first target", least=1
+    )
+    targets: int = number(256, "tokens scored at each place", least=1)
+    places: int = number(64, "places at most, spread over the split", least=1)
 
     def fitting(self, window: int) -> list[int]:
         """The contexts that fit a window of so many tokens together with the targets.
@@ -265,90 +291,77 @@ class ContextGainConfig:
 class HarnessConfig:
     """LongBench and RULER by lm-eval (extra `harness`), corrected to their official protocols."""
 
-    enabled: bool = False
-    # lm-eval's names, as in longbench_trec or niah_single_1; longbench, longbench_e and ruler are
-    # all tasks of a kind.
-    tasks: list[str] = field(default_factory=lambda: ["longbench"])
-    limit: int = 0  # examples of a task, the first ones; 0: all
-    longbench_path: str = place()  # LongBench's data.zip, or a folder with it; wins over the hub
-    longbench_hub_id: str = "zai-org/LongBench"
-    longbench_revision: str = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
+    enabled: bool = flag(False)
+    tasks: list[str] = several(
+        ["longbench"],
+        "lm-eval's names, as longbench_trec; or longbench, longbench_e, ruler: all of a kind",
+    )
+    limit: int = number(0, "examples of a task, the first ones", least=1, zero="all")
+    longbench_path: str = place("", "LongBench's data.zip or a folder with it; wins over the hub")
+    longbench_hub_id: str = text("zai-org/LongBench", "hub repository")
+    longbench_revision: str = text("5e628be450b7e67fb7ae6e201bd6d8f7056f7672", "commit of it")
 
 
 @dataclass
 class EvalConfig:
     """What is measured. The window is the run's max_length for every arm."""
 
-    name: str = aside("default")
-    perplexity: PerplexityConfig = field(default_factory=PerplexityConfig)
-    lost_in_middle: LostInMiddleConfig = field(default_factory=LostInMiddleConfig)
-    context_gain: ContextGainConfig = field(default_factory=ContextGainConfig)
-    harness: HarnessConfig = field(default_factory=HarnessConfig)
+    name: str = text("default", "the preset, in records", changes="nothing")
+    perplexity: PerplexityConfig = part(PerplexityConfig)
+    lost_in_middle: LostInMiddleConfig = part(LostInMiddleConfig, changes="question")
+    context_gain: ContextGainConfig = part(ContextGainConfig, changes="question")
+    harness: HarnessConfig = part(HarnessConfig, changes="question")
 
 
 @dataclass
 class TrackConfig:
     """Where the numbers are mirrored; metrics.jsonl is the truth."""
 
-    kind: str = "offline"  # off, or the name of a tracker: see extensions.TRACKERS
-    project: str = "hylorada"
-    entity: str = ""
-    tags: list[str] = field(default_factory=list)
+    kind: str = text("offline", "off, or the name of a tracker: see extensions.TRACKERS")
+    project: str = text("hylorada", "of W&B")
+    entity: str = text("", "of W&B; empty: the account's own")
+    tags: list[str] = several([], "of W&B")
 
 
 @dataclass
 class IntegrityConfig:
     """The gate before training."""
 
-    enabled: bool = True
-    allow_leak: bool = False  # true: a control arm that reads the future may run
-    probe_length: int = 0  # tokens; 0: chosen from the method
+    enabled: bool = flag(True)
+    allow_leak: bool = flag(False, "true: a control arm that reads the future may run")
+    probe_length: int = number(0, "tokens", least=1, zero="chosen from the method")
 
 
 @dataclass
 class RunConfig:
     """One run. Its fingerprint names its directory."""
 
-    experiment: str = aside("main")  # the overlay's name
-    group: str = aside("")  # first folder under output_root, and W&B's group; empty: experiment
-    output_root: str = aside("outputs", path="local")
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda; changes rounding, as threads does
-    threads: int = 0  # CPU threads; 0: torch's choice
-    # auto: continue or skip if done; must: fail if nothing to continue; never
-    resume: str = aside("auto")
-    # same: a checkpoint of another kind of device, or of another precision, is not continued here;
-    # any: it is, which log and record say
-    resume_on: str = aside("same")
-    length: LengthConfig = field(default_factory=LengthConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    track: TrackConfig = field(default_factory=TrackConfig, metadata=_ASIDE)
-    integrity: IntegrityConfig = field(default_factory=IntegrityConfig)  # what a record proves
+    experiment: str = label("main", "the overlay's name")
+    group: str = label(
+        "", "first folder under output_root, and W&B's group; empty: experiment", form="optional"
+    )
+    output_root: str = place("outputs", "folder that holds the runs", changes="nothing")
+    seed: int = number(0, "seed", least=0, most=2**32 - 1, changes="arm")
+    # On another device precision and dtype follow it, so numbers are others.
+    device: str = choice("auto", "cpu", "cuda", remeasured=True)
+    threads: int = number(
+        0, "CPU threads", least=1, zero="torch's choice", changes="rounding", remeasured=True
+    )
+    # Continue, or skip if done; must: fail if there is nothing to continue; start anew.
+    resume: str = choice("auto", "must", "never", changes="nothing")
+    # A checkpoint of another kind of device, or of another precision, is not continued here, or it
+    # is, which log and record say:
+    resume_on: str = choice("same", "any", changes="nothing")
+    length: LengthConfig = part(LengthConfig)
+    method: MethodConfig = part(MethodConfig, changes="arm")
+    model: ModelConfig = part(ModelConfig)
+    dataset: DatasetConfig = part(DatasetConfig)
+    train: TrainConfig = part(TrainConfig)
+    eval: EvalConfig = part(EvalConfig, remeasured=True)
+    track: TrackConfig = part(TrackConfig, changes="nothing", remeasured=True)
+    integrity: IntegrityConfig = part(IntegrityConfig, changes="record")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """The config as plain containers, for records."""
     return dataclasses.asdict(config)
-
-
-def keys_with(mark: str, value: Any) -> frozenset[str]:
-    """The dotted keys of all values and parts whose metadata say so ("path" or "fingerprint")."""
-
-    def walk(part: Any, prefix: str) -> Iterator[str]:
-        for item in dataclasses.fields(part):
-            key, inner = f"{prefix}{item.name}", getattr(part, item.name)
-            if item.metadata.get(mark) == value:
-                yield key
-            if dataclasses.is_dataclass(inner):
-                yield from walk(inner, f"{key}.")
-
-    return frozenset(walk(RunConfig(), ""))
-
-
-ASIDE_KEYS = keys_with("fingerprint", False)
-LOCAL_KEYS = keys_with("path", "local")
-HUB_KEYS = keys_with("path", "hub")

@@ -20,7 +20,8 @@ from hylorada.command_line.overrides import (
     unknown_key,
     unquoted,
 )
-from hylorada.config import HUB_KEYS, LOCAL_KEYS, RunConfig
+from hylorada.config import RunConfig
+from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS
 from hylorada.errors import ConfigError
 from hylorada.settings.fingerprint import run_name
 

@@ -22,7 +22,8 @@ from hydra.errors import HydraException
 from hylorada.command_line.hydra_internals import Override, OverridesParser
 from hylorada.command_line.other_trainers import meant_by
 from hylorada.command_line.suggest import did_you_mean, nearest
-from hylorada.config import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS, RunConfig
+from hylorada.config import RunConfig
+from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS
 from hylorada.errors import ConfigError
 
 PRIMARY = "config"  # conf/config.yaml

@@ -11,6 +11,8 @@ from hylorada import __version__, compose
 from hylorada.command_line.overrides import conf_dir, rewrite, unknown_flag
 from hylorada.commands.terminal_lines import log_to_terminal
 from hylorada.config import RunConfig
+from hylorada.config_fields import within
+from hylorada.config_rules import REMEASURED
 from hylorada.errors import ConfigError, DataError
 from hylorada.records.result import read_result
 from hylorada.settings import check_settings
@@ -22,20 +24,14 @@ hylorada-eval: measure a finished run again, and add the numbers to its record; 
   hylorada-eval run=... eval.lost_in_middle.enabled=true eval.lost_in_middle.examples=200
   hylorada-eval adapter=./adapter model=gpt2 dataset=wikitext2 length=2k eval=full
 
-With run=, eval= names what is measured (default: what the run measured), and eval.*, device,
-threads, track, train.precision, train.frozen_kernels, dataset.path, dataset.cache_dir may be set;
-all else is the run's.
+With run=, eval= names what is measured (default: what the run measured). These may be set, and all
+else is the run's: {remeasured}.
 With adapter=, model= names its base, and length, dataset and method.position_range say on what it
 is measured; the record lies under <output_root>/<group>/adapter-...
 
   eval        {evaluations}
   -h, --help, --version
 """
-# What may differ from the settings of a finished run.
-_MEASURING = (
-    "eval", "device", "threads", "track", "train.precision", "train.frozen_kernels",
-    "dataset.path", "dataset.cache_dir",
-)  # fmt: skip
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,7 +42,9 @@ def main(words: Sequence[str]) -> int:
     """
     if "-h" in words or "--help" in words:
         groups = sorted(file.stem for file in (conf_dir() / "eval").glob("*.yaml"))
-        sys.stdout.write(_HELP.format(evaluations=", ".join(groups)))
+        sys.stdout.write(
+            _HELP.format(evaluations=", ".join(groups), remeasured=", ".join(REMEASURED))
+        )
         return 0
     if "--version" in words:
         sys.stdout.write(f"{__version__}\n")
@@ -83,9 +81,9 @@ def main(words: Sequence[str]) -> int:
 def _of_finished_run(directory: Path, asked: RunConfig, keys: Sequence[str]) -> RunConfig:
     """The settings of a finished run, with those of the measurement that were asked for."""
     for key in keys:
-        if not any(key == name or key.startswith(f"{name}.") for name in _MEASURING):
+        if not within(key, REMEASURED):
             raise ConfigError(
-                f"{key}: a finished run keeps its settings; only {', '.join(_MEASURING)} may be "
+                f"{key}: a finished run keeps its settings; only {', '.join(REMEASURED)} may be "
                 "set with run=, so train another run for it"
             )
     record = read_result(directory)

@@ -2,8 +2,9 @@
 
 Two runs are compared only if everything but the method and the seed is equal: the same base, text,
 length, training budget, learning rate and evaluation, and the same arithmetic, weights and text
-behind these settings (see `conditions`). What cannot change a result to speak of (where files lie,
-how the batch is split into micro-batches, how often is logged) is left out.
+behind these settings (see `conditions`). What cannot change a result to speak of, as `config` says
+(where files lie, how the batch is split into micro-batches, how often is logged), is left out; so
+is what each metric says of itself: `subjects` compares only answers to the same question.
 """
 
 from __future__ import annotations
@@ -23,23 +24,12 @@ from hylorada.comparison.conditions import (
     parted,
     together,
 )
+from hylorada.config_fields import within
+from hylorada.config_rules import NOT_COMPARED
 from hylorada.records.metric_names import COMPARED
 from hylorada.settings.fingerprint import IMPLIED
 
 METHOD_ORDER = ("baseline", "lora", "dora", "rslora", "longlora", "hylorada")
-_NOT_COMPARED = (
-    "method", "seed", "output_root", "experiment", "group", "resume", "resume_on", "track",
-    "threads", "integrity",
-    "length.name", "length.micro_batch_size", "length.gradient_accumulation_steps",
-    "train.name", "train.micro_batch_size", "train.gradient_accumulation_steps",
-    "train.save_every", "train.keep_checkpoints", "train.log_every", "train.eval_every",
-    "train.loss_chunk", "train.gradient_checkpointing", "train.max_nonfinite_steps",
-    "eval.name", "eval.perplexity.batch_size", "eval.perplexity.position_buckets",
-    # Each of these metrics says by itself what was asked, and `subjects` compares only answers to
-    # the same; perplexity does not depend on them.
-    "eval.lost_in_middle", "eval.context_gain", "eval.harness",
-    "dataset.cache_dir", "integrity.enabled",
-)  # fmt: skip
 
 
 @dataclass
@@ -187,14 +177,10 @@ def setting(record: Record) -> dict[str, Any]:
     """The settings that must be equal in a comparison, flat: `train.lr` -> 0.0002."""
     config = record.data["config"]
     train = config.get("train") or {}
-    left_out: tuple[str, ...] = _NOT_COMPARED
+    left_out = NOT_COMPARED
     if train.get("task") != "retrieval":
         left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
-    flat = {
-        key: value
-        for key, value in _flat(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
-    }
+    flat = {key: value for key, value in _flat(config).items() if not within(key, left_out)}
     micro, steps = train.get("micro_batch_size"), train.get("gradient_accumulation_steps")
     if isinstance(micro, int) and isinstance(steps, int):
         flat["sequences in a step"] = micro * steps

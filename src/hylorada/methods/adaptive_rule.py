@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from hylorada.architecture import anatomy
 from hylorada.architecture.anatomy import PositionForm
-from hylorada.config import SWITCHES as SETTINGS
 from hylorada.config import MethodConfig
+from hylorada.config_fields import SWITCHES as SETTINGS
 from hylorada.errors import ConfigError
 from hylorada.methods.hylorada_config import (
     LONG_CONTEXT,

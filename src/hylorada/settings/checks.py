@@ -5,9 +5,51 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from operator import attrgetter
 
 from hylorada.command_line.suggest import did_you_mean
+from hylorada.config import RunConfig
+from hylorada.config_fields import Facts
+from hylorada.config_rules import FACTS
 from hylorada.errors import ConfigError
+
+
+def fields(config: RunConfig) -> None:
+    """Each setting by itself, as `config` describes it: its choices, its range, its form.
+
+    Raises:
+        ConfigError: naming the first that is wrong.
+    """
+    for key, facts in FACTS.items():
+        value = attrgetter(key)(config)
+        if facts.choices:
+            check = each_once if isinstance(value, list) else choice
+            check(key, value, facts.choices)
+        if facts.label and (value or facts.label != "optional"):
+            label(key, value)
+        if facts.bounded:
+            for item in value if isinstance(value, list) else [value]:
+                bounds(key, item, facts)
+
+
+def bounds(key: str, value: float, facts: Facts) -> None:
+    """A number in its range, and finite; 0 too where it stands for something."""
+    if facts.zero and value == 0:
+        return
+    if not (
+        math.isfinite(value)
+        and (facts.least is None or value >= facts.least)
+        and (facts.above is None or value > facts.above)
+        and (facts.most is None or value <= facts.most)
+        and (facts.below is None or value < facts.below)
+    ):
+        low = f"above {facts.above:g}" if facts.least is None else f"{facts.least:g} or more"
+        if facts.most is not None:
+            low = f"from {facts.least:g} to {facts.most:.10g}"
+        elif facts.below is not None:
+            low += f" and below {facts.below:g}"
+        zero = f", or 0 for {facts.zero}" if facts.zero else ""
+        raise ConfigError(f"{key} is {value}; it must be {low}{zero}")
 
 
 def each_once(key: str, values: Sequence[str], choices: Sequence[str]) -> None:
@@ -35,22 +77,10 @@ def at_least(key: str, value: float, low: float) -> None:
         raise ConfigError(f"{key} is {value}; it must be {low:g} or more")
 
 
-def above(key: str, value: float, low: float) -> None:
-    """More than `low`, and finite."""
-    if not (math.isfinite(value) and value > low):
-        raise ConfigError(f"{key} is {value}; it must be above {low:g}")
-
-
 def between(key: str, value: float, low: float, high: float) -> None:
     """From `low` to `high`."""
     if not low <= value <= high:
         raise ConfigError(f"{key} is {value}; it must be from {low:g} to {high:.10g}")
-
-
-def fraction(key: str, value: float) -> None:
-    """0 or more and below 1."""
-    if not 0 <= value < 1:
-        raise ConfigError(f"{key} is {value}; it must be 0 or more and below 1")
 
 
 def label(key: str, value: str) -> None:

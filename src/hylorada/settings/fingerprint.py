@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePath, PurePosixPath
 from typing import Any
 
-from hylorada.config import ASIDE_KEYS, HUB_KEYS, LOCAL_KEYS, RunConfig, to_dict
+from hylorada.config import RunConfig, to_dict
+from hylorada.config_rules import ASIDE_KEYS, HUB_KEYS, LOCAL_KEYS
 from hylorada.process import redaction
 
 IMPLIED: dict[str, Any] = {

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from operator import attrgetter
 from pathlib import Path
 
 from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import (
-    SWITCH_KEYS,
-    SWITCHES,
+    EMBEDDED,
     DatasetConfig,
     IntegrityConfig,
     MethodConfig,
@@ -20,9 +18,10 @@ from hylorada.config import (
     S2AttentionConfig,
     TrainConfig,
 )
+from hylorada.config_rules import SWITCH_KEYS
 from hylorada.errors import ConfigError, DataError
 from hylorada.extensions import DATA_KINDS, TRACKERS
-from hylorada.settings.checks import above, at_least, between, choice, fraction, label
+from hylorada.settings.checks import choice, fields
 from hylorada.settings.evaluation import check_eval
 
 SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
@@ -36,23 +35,11 @@ def check_settings(config: RunConfig) -> None:
         ConfigError: a setting out of its range, not among its choices, or without effect.
         DataError: a local path that does not exist.
     """
-    label("experiment", config.experiment)
-    if config.group:
-        label("group", config.group)
-    label("length.name", config.length.name)
-    label("method.name", config.method.name)
+    fields(config)
     if not config.output_root:
         raise ConfigError(
             "output_root is empty; name the folder that holds the runs, as in outputs"
         )
-    between("seed", config.seed, 0, 2**32 - 1)
-    choice("device", config.device, ("auto", "cpu", "cuda"))
-    at_least("threads", config.threads, 0)
-    choice("resume", config.resume, ("auto", "must", "never"))
-    choice("resume_on", config.resume_on, ("same", "any"))
-    at_least("length.max_length", config.length.max_length, 2)
-    at_least("length.micro_batch_size", config.length.micro_batch_size, 1)
-    at_least("length.gradient_accumulation_steps", config.length.gradient_accumulation_steps, 1)
     _method(config.method, config.length.max_length)
     _model(config.model)
     _dataset(config.dataset)
@@ -67,7 +54,6 @@ def check_settings(config: RunConfig) -> None:
 
 def _integrity(gate: IntegrityConfig, max_length: int) -> None:
     probe = gate.probe_length
-    at_least("integrity.probe_length", probe, 0)
     if gate.enabled and (probe or max_length) < SHORTEST_PROBE:
         raise ConfigError(
             f"integrity.probe_length: {probe or max_length} tokens; the gate needs "
@@ -85,41 +71,18 @@ def _integrity(gate: IntegrityConfig, max_length: int) -> None:
 
 
 def _method(method: MethodConfig, max_length: int) -> None:
-    lora, landmark, position_range = method.lora, method.landmark, method.position_range
+    lora, position_range = method.lora, method.position_range
     for key in SWITCH_KEYS:
         value = attrgetter(key.removeprefix("method."))(method)
-        choice(key, value, SWITCHES)
         if value == "true" and not lora.enabled:
             raise ConfigError(
                 f"{key}=true has no effect with method.lora.enabled=false (nothing is attached); "
                 f"set {key}=false or method.lora.enabled=true"
             )
-    at_least("method.lora.r", lora.r, 1)
-    above("method.lora.lora_alpha", lora.lora_alpha, 0.0)
-    fraction("method.lora.lora_dropout", lora.lora_dropout)
-    choice("method.lora.init", lora.init, ("orthogonal", "kaiming"))
     if not lora.target_modules or not all(lora.target_modules):
         raise ConfigError("method.lora.target_modules is empty; write [auto] or names of modules")
-    at_least("method.position_bias.buckets", method.position_bias.buckets, 1)
-    choice("method.position_bias.bucketing", method.position_bias.bucketing, ("log2", "relative"))
-    at_least("method.landmark.num_landmarks", landmark.num_landmarks, 1)
-    choice("method.landmark.pooling", landmark.pooling, ("prefix_mean", "sequence_mean"))
-    at_least("method.landmark.position_buckets", landmark.position_buckets, 0)
     _s2(method.s2_attn, max_length)
-    choice(
-        "method.position_range.learned_init", position_range.learned_init, ("interpolate", "tile")
-    )
-    choice(
-        "method.position_range.rope_type",
-        position_range.rope_type,
-        ("auto", "linear", "yarn", "dynamic", "none"),
-    )
     factor = position_range.rope_factor
-    if not (factor == 0 or (math.isfinite(factor) and factor >= 1)):
-        raise ConfigError(
-            f"method.position_range.rope_factor is {factor}; it must be 1 or more, or 0 for "
-            "length / trained length"
-        )
     if position_range.rope_type == "none" and factor > 0:
         raise ConfigError(
             f"method.position_range.rope_factor={factor} has no effect with rope_type=none; "
@@ -128,9 +91,8 @@ def _method(method: MethodConfig, max_length: int) -> None:
 
 
 def _s2(s2: S2AttentionConfig, max_length: int) -> None:
-    choice("method.s2_attn.shift", s2.shift, ("layers", "heads"))
     group = s2.group_size
-    if group < 0 or group % 2:
+    if group % 2:
         raise ConfigError(
             f"method.s2_attn.group_size is {group}; it must be an even number of tokens (half a "
             "group is the shift), or 0 for length / 4"
@@ -155,13 +117,11 @@ def _s2(s2: S2AttentionConfig, max_length: int) -> None:
 def _model(model: ModelConfig) -> None:
     if not model.attn_implementation:
         raise ConfigError("model.attn_implementation is empty; name one, as in sdpa")
-    choice("model.dtype", model.dtype, ("auto", "float32", "file"))
-    at_least("model.trained_length", model.trained_length, 0)
     if not model.path:
         raise ConfigError(
             "model.path is empty; set it to a hub id or a folder, as in model=./folder"
         )
-    if model.path == "embedded":
+    if model.path == EMBEDDED:
         if model.revision:
             raise ConfigError(
                 f"model.revision={model.revision!r} has no effect on the embedded model; "
@@ -180,8 +140,6 @@ def _model(model: ModelConfig) -> None:
 def _dataset(dataset: DatasetConfig) -> None:
     choice("dataset.kind", dataset.kind, DATA_KINDS.names())
     kind = DATA_KINDS.part(dataset.kind, "KIND")
-    choice("dataset.packing", dataset.packing, ("documents", "reset"))
-    at_least("dataset.max_documents", dataset.max_documents, 0)
     given = [key for key in ("path", "hub_id") if getattr(dataset, key)]
     if given and not kind.sources:
         raise ConfigError(
@@ -239,8 +197,6 @@ def check_splits(config: RunConfig) -> None:
 
 def _train(train: TrainConfig) -> None:
     amounts = {key: getattr(train, key) for key in BUDGETS}
-    for key, amount in amounts.items():
-        at_least(f"train.{key}", amount, 0)
     given = [f"train.{key}={amount:g}" for key, amount in amounts.items() if amount > 0]
     if len(given) != 1:
         have = " and ".join(given) if given else "none is"
@@ -248,34 +204,10 @@ def _train(train: TrainConfig) -> None:
             f"exactly one of train.epochs, train.max_steps, train.max_tokens must be above 0, "
             f"but {have}{' are' if given else ''}; set the others to 0"
         )
-    at_least("train.micro_batch_size", train.micro_batch_size, 1)
-    at_least("train.gradient_accumulation_steps", train.gradient_accumulation_steps, 1)
-    above("train.lr", train.lr, 0.0)
-    choice("train.lr_scheduler", train.lr_scheduler, ("cosine", "constant"))
-    between("train.min_lr_ratio", train.min_lr_ratio, 0.0, 1.0)
-    fraction("train.warmup_ratio", train.warmup_ratio)
-    at_least("train.weight_decay", train.weight_decay, 0.0)
-    fraction("train.adam_beta1", train.adam_beta1)
-    fraction("train.adam_beta2", train.adam_beta2)
-    above("train.adam_epsilon", train.adam_epsilon, 0.0)
-    at_least("train.max_grad_norm", train.max_grad_norm, 0.0)
-    choice("train.precision", train.precision, ("auto", "fp32", "bf16"))
-    at_least("train.max_nonfinite_steps", train.max_nonfinite_steps, 1)
-    at_least("train.eval_every", train.eval_every, 0)
-    at_least("train.save_every", train.save_every, 0)
-    at_least("train.keep_checkpoints", train.keep_checkpoints, 1)
-    at_least("train.log_every", train.log_every, 1)
-    at_least("train.loss_chunk", train.loss_chunk, 1)
 
 
 def _retrieval_task(config: RunConfig) -> None:
     train, task = config.train, config.train.retrieval
-    choice("train.task", train.task, ("text", "retrieval"))
-    at_least("train.retrieval.sequences", task.sequences, 1)
-    at_least("train.retrieval.items", task.items, 0)
-    choice("train.retrieval.key_style", task.key_style, ("uuid", "hex"))
-    for depth in task.held_out:
-        between("train.retrieval.held_out", depth, 0, 1)
     if train.task == "text":
         if task != RetrievalTaskConfig():
             raise ConfigError(
