@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.records import nothing_measured
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from hylorada import cli, compose
-from hylorada.config import RunConfig, to_dict
+from hylorada.config import RunConfig
 from hylorada.errors import ConfigError, DivergedError, HyloradaError, Interrupted
 from hylorada.settings.fingerprint import run_dir
 
@@ -34,7 +35,7 @@ class Runner:
         self.configs.append(config)
         assert directory.resolve() == Path(run_dir(config)).resolve()
         self.act(config)
-        (directory / "result.json").write_text(json.dumps({"status": "ok"}))
+        (directory / "result.json").write_text(json.dumps(nothing_measured(config)))
 
     def refused_cells(self, cells: dict[str, RunConfig], here: bool) -> dict[str, HyloradaError]:
         assert here
@@ -411,8 +412,7 @@ def evaluator(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls
     config = RunConfig(seed=5)
     config.eval.perplexity.max_blocks = 7
     Path("done").mkdir()
-    record = {"status": "ok", "config": to_dict(config)}
-    Path("done/result.json").write_text(json.dumps(record))
+    Path("done/result.json").write_text(json.dumps(nothing_measured(config)))
     package = logging.getLogger("hylorada")
     handlers = package.handlers[:]
     yield calls

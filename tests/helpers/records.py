@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hylorada import config as configs
+from hylorada.records.result import blank_result
 from hylorada.statistics.shares import wilson_interval
 
 DOCUMENTS = 12
@@ -153,6 +154,12 @@ def make_record(
             "error": "training: 3 steps in a row with a non-finite loss; lower train.lr (now 1)",
         }
     return record
+
+
+def nothing_measured(config: configs.RunConfig) -> dict:
+    """The record of a run of these settings that came to its end and measured nothing."""
+    parameters = {"total": 1, "trainable": 1, "by_group": {"lora": 1}}
+    return blank_result(config) | {"status": "ok", "parameters": parameters}
 
 
 def with_context(record: dict, lift: float = 0.1, sha: str = "ab" * 32) -> dict:

@@ -13,8 +13,8 @@ from hylorada.commands.terminal_lines import log_to_terminal
 from hylorada.config import RunConfig
 from hylorada.config_fields import within
 from hylorada.config_rules import REMEASURED
-from hylorada.errors import ConfigError, DataError
-from hylorada.records.result import read_result
+from hylorada.errors import ConfigError
+from hylorada.records.result import finished_record
 from hylorada.settings import check_settings
 
 _HELP = """\
@@ -86,13 +86,7 @@ def _of_finished_run(directory: Path, asked: RunConfig, keys: Sequence[str]) -> 
                 f"{key}: a finished run keeps its settings; only {', '.join(REMEASURED)} may be "
                 "set with run=, so train another run for it"
             )
-    record = read_result(directory)
-    if record is None:
-        raise DataError(f"run={directory}: no result.json here; give the directory of a run")
-    if not isinstance((record.get("config") or {}).get("train"), dict):
-        raise DataError(
-            f"run={directory}: the record of an adapter that was only measured; use adapter= again"
-        )
+    record = finished_record(directory)
     config = compose.to_typed(record["config"])
     for key in sorted(keys, key=len):  # a group before one of its keys
         *path, last = key.split(".")

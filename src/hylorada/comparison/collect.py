@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,22 +11,8 @@ from typing import Any
 from hylorada.comparison.conditions import apart, beside, differing
 from hylorada.errors import DataError
 from hylorada.records.manifest import altered, damage
-
-SCHEMA = 1
-STATUSES = ("ok", "failed", "interrupted", "diverged", "running")
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "status": str,
-    "name": str,
-    "fingerprint": str,
-    "method": str,
-    "length": int,
-    "seed": int,
-    "model": str,
-    "dataset": str,
-    "metrics": dict,
-    "base": dict,
-    "config": dict,
-}
+from hylorada.records.result import parse_json
+from hylorada.records.schema import record_flaws
 
 
 @dataclass(frozen=True)
@@ -150,30 +135,19 @@ def read(path: Path) -> Record:
         ValueError: what is wrong with it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError("not a record: the top level is no object")
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"schema {data.get('schema')!r}; this version reads {SCHEMA}")
-    for name, kind in _REQUIRED.items():
-        if name not in data:
-            raise ValueError(f"no field {name!r}")
-        if not isinstance(data[name], kind) or isinstance(data[name], bool):
-            raise ValueError(f"field {name!r} is {type(data[name]).__name__}")
+    flaw = next(record_flaws(data), None)
+    if flaw:
+        raise ValueError(f"not a record: {flaw}")
     if altered(data):
         raise ValueError("damaged or changed by hand: it does not match its own sha256")
     reason = damage(path.parent, data, weights=False, missing=False)
     if reason:
         raise ValueError(f"its run is left out: {reason}")
-    if data["status"] not in STATUSES:
-        raise ValueError(f"unknown status {data['status']!r}")
-    for name, metric in data["metrics"].items():
-        if not isinstance(metric, dict) or "value" not in metric:
-            raise ValueError(f"metric {name!r} has no value")
     known = (data.get("files") or {}).get("metrics.jsonl", {}).get("bytes")
     return Record(path.parent, data, _history(path.parent / "metrics.jsonl", known))
 
@@ -192,7 +166,7 @@ def _history(path: Path, size: int | None) -> list[dict[str, Any]]:
         return []
     for line in text.splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line.encode())
         except ValueError:
             continue
         if isinstance(value, dict):

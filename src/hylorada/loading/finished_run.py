@@ -16,7 +16,7 @@ from hylorada.loading.backbone import Backbone, load_backbone
 from hylorada.methods.position_range import RangeReport, extend_range
 from hylorada.process.device import choose_device
 from hylorada.records import manifest
-from hylorada.records.result import read_result
+from hylorada.records.result import finished_record
 from hylorada.records.run_files import ADAPTER_WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,10 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
         A `PeftModel`; for method=baseline the base model with its range extended.
 
     Raises:
-        DataError: no record, no adapter, or one that is damaged; or the base model is not available
-            or is another one.
+        DataError: see `finished_record`; or the base model is not available, or is another one.
     """
     directory = Path(path)
-    record = read_result(directory)
-    if record is None:
-        raise DataError(f"{directory}: no result.json here; give the directory of a run")
+    record = finished_record(directory, "adapter/")
     return load_finished(directory, record, choose_device(device))[0]
 
 
@@ -59,20 +56,14 @@ def load_finished(
 
     Args:
         directory: of the run.
-        record: its record.
+        record: its record, as `finished_record` gives it.
         device: auto, cpu or cuda, resolved.
         precision: that it is to run in (``train.precision``); empty: the record's.
     """
-    if "lora" not in record["config"]["method"]:
-        raise DataError(
-            f"{directory}: the record of an adapter that was only measured here; load the adapter "
-            f"itself, {record['config']['method'].get('adapter')}"
-        )
     adapter, trained = directory / "adapter", record["config"]["method"]["lora"]["enabled"]
     if trained and not (adapter / ADAPTER_WEIGHTS).is_file():
         raise DataError(
-            f"{directory}: no adapter/{ADAPTER_WEIGHTS} (status {record['status']}); "
-            "run it to its end first"
+            f"{directory}: no adapter/{ADAPTER_WEIGHTS}; restore it from a copy, or train it again"
         )
     reason = manifest.damage(directory, record, "adapter/")
     if reason:

@@ -17,11 +17,12 @@ from hylorada.config import RunConfig, to_dict
 from hylorada.errors import DataError
 from hylorada.process.disk import disk_errors, replace_file
 from hylorada.process.redaction import redacted
-from hylorada.records.manifest import altered, beginning_sha256, record_sha256
+from hylorada.records.manifest import altered, beginning_sha256, damage, record_sha256
+from hylorada.records.schema import VERSION, record_flaws
 from hylorada.settings.fingerprint import fingerprint, run_name
 
-SCHEMA = 1
 RESULT = "result.json"
+_RESTORE = "restore it from a copy, or run again with resume=never"
 
 
 class JsonLines:
@@ -85,24 +86,90 @@ class JsonLines:
         return present
 
 
-def read_result(run_dir: Path) -> dict[str, Any] | None:
-    """The record of a directory; None if it has none that can be read.
+def parse_json(data: bytes) -> Any:
+    """What a small file of JSON holds.
 
     Raises:
-        DataError: it is not what was written.
+        ValueError: it holds none, or nests it deeper than any file of a run does.
     """
     try:
-        record = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_result(run_dir: Path) -> dict[str, Any] | None:
+    """The record of a directory; None if there is none, or a file that holds no object at all.
+
+    Such a file is what a crash of the machine leaves; the run is then as if it had not ended.
+
+    Raises:
+        DataError: it is not what was written, or no record of a run.
+    """
+    try:
+        record = parse_json((run_dir / RESULT).read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict):
         return None
-    if altered(record):
-        raise DataError(
-            f"{run_dir / RESULT}: damaged or changed by hand, it does not match its own sha256; "
-            "restore it from a copy, or run again with resume=never"
-        )
+    _refuse_damaged(run_dir, record)
     return record
+
+
+def finished_record(run_dir: Path, products: str = "") -> dict[str, Any]:
+    """The record of a run that came to its end, and left what it says that it left.
+
+    All that measures, exports or loads a finished run begins here.
+
+    Args:
+        run_dir: the run's directory.
+        products: only files whose names begin so are looked at; an adapter's weights are only
+            looked at for their size, since who loads them reads them whole.
+
+    Raises:
+        DataError: no record is there, one that is damaged, of a run that is not finished, or of an
+            adapter that was only measured; or a file that it names is damaged or missing.
+    """
+    path = run_dir / RESULT
+    if not path.is_file():
+        raise DataError(f"run={run_dir}: no {RESULT} here; give the directory of a run")
+    try:
+        record = parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, it is not JSON ({error}); {_RESTORE}") from error
+    _refuse_damaged(run_dir, record)
+    if record["status"] != "ok":
+        raise DataError(
+            f"run={run_dir}: this run is not finished (status {record['status']}); run it to its "
+            "end first"
+        )
+    if record["config"]["train"] is None:
+        raise DataError(
+            f"run={run_dir}: the record of an adapter that was only measured; use the adapter "
+            f"itself, adapter={record['config']['method'].get('adapter')}"
+        )
+    reason = damage(run_dir, record, products, weights=False)
+    if reason:
+        raise DataError(f"{reason}; restore it from a copy, or train it again")
+    return record
+
+
+def _refuse_damaged(run_dir: Path, record: Any) -> None:
+    """Refuse what is no record of a run, or not the one that was written.
+
+    Raises:
+        DataError: naming the first thing that is wrong.
+    """
+    path = run_dir / RESULT
+    if isinstance(record, dict) and altered(record):
+        raise DataError(
+            f"{path}: damaged or changed by hand, it does not match its own sha256; {_RESTORE}"
+        )
+    flaw = next(record_flaws(record), None)
+    if flaw:
+        raise DataError(f"{path}: damaged, or no record of a run: {flaw}; {_RESTORE}")
 
 
 def write_result(run_dir: Path, record: dict[str, Any]) -> None:
@@ -126,9 +193,9 @@ def to_json(value: Any) -> bytes:
 
 
 def blank_result(config: RunConfig) -> dict[str, Any]:
-    """A record that knows what was asked and nothing else yet: schema 1."""
+    """A record that knows what was asked and nothing else yet; see `schema.Record`."""
     return {
-        "schema": SCHEMA,
+        "schema": VERSION,
         "status": "running",
         "error": None,
         "name": run_name(config),

@@ -6,7 +6,6 @@ command that cannot continue what lies in its directory, end within a second.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from hylorada.loading.inputs import Described, Inputs
 from hylorada.process.disk import disk_errors, refuse_unwritable
 from hylorada.process.redaction import matches
 from hylorada.records.manifest import damage
-from hylorada.records.result import JsonLines, read_result
+from hylorada.records.result import JsonLines, parse_json, read_result
 from hylorada.settings import check_splits
 from hylorada.settings.fingerprint import IMPLIED, counted
 
@@ -187,7 +186,7 @@ def _newest_state(checkpoints: Path) -> Record | None:
     """The state of the newest checkpoint that can be read; nothing is verified or set aside."""
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         try:
-            state = json.loads((folder / "state.json").read_bytes())
+            state = parse_json((folder / "state.json").read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(state, dict) and isinstance(state.get("identity"), dict):

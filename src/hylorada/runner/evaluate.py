@@ -17,7 +17,7 @@ from typing import Any
 from hylorada import config as configs
 from hylorada.config import RunConfig
 from hylorada.data.token_corpus import tokenizer_sha256
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.kernels.switch import left_out
 from hylorada.loading.adapter import attach_adapter, count_numbers, read_settings
@@ -35,7 +35,13 @@ from hylorada.records import manifest
 from hylorada.records.model_card import write_card
 from hylorada.records.outcome import exit_code, explained, recorded
 from hylorada.records.provenance import add_texts, name_of, provenance
-from hylorada.records.result import JsonLines, blank_result, read_result, write_result
+from hylorada.records.result import (
+    JsonLines,
+    blank_result,
+    finished_record,
+    read_result,
+    write_result,
+)
 from hylorada.records.run_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from hylorada.records.summary import print_summary, summary_console, summary_tables
 from hylorada.runner.base_model import base_metrics
@@ -65,24 +71,14 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
         The record as it stands now.
 
     Raises:
-        DataError: no finished run is there, or its base or text is not available.
+        DataError: see `finished_record`; or its base or text is not available.
         HyloradaError: see `errors`; the record is then as it was.
     """
     check_settings(config)
     remember(configs.to_dict(config))
     directory = Path(run_dir)
     with session(directory) as (stop, log):
-        record = read_result(directory)
-        if record is None:
-            raise DataError(f"{directory}: no result.json here; give the directory of a run")
-        if record["status"] != "ok":
-            raise DataError(
-                f"{directory}: this run is not finished (status {record['status']}); run it to its "
-                "end first"
-            )
-        reason = manifest.damage(directory, record, weights=False)  # which are read later
-        if reason:
-            raise DataError(f"{reason}; restore it from a copy, or train it again")
+        record = finished_record(directory)
         try:
             metrics = _again(config, directory, record, stop)
         except BaseException as error:

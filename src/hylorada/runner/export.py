@@ -22,15 +22,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from hylorada.errors import ConfigError, DataError, IntegrityError
+from hylorada.errors import ConfigError, IntegrityError
 from hylorada.loading.adapter import attach_adapter, save_weights
 from hylorada.loading.backbone import Backbone
 from hylorada.loading.finished_run import load_finished
 from hylorada.process.disk import disk_errors, exclusive, make_directory
 from hylorada.process.fault_points import fault_point
-from hylorada.records.manifest import damage
 from hylorada.records.model_card import CARD, base_name, merged_card, model_card
-from hylorada.records.result import read_result
+from hylorada.records.result import finished_record
 from hylorada.records.run_files import ADAPTER_SETTINGS
 
 TOLERANCE = 1e-4  # of the largest logit, in float32: W + BA rounds otherwise than W x + B A x
@@ -50,26 +49,11 @@ def export(run_dir: Path, to: Path | None = None, merge: bool = False) -> Path:
 
     Raises:
         ConfigError: the folder is there already, or the run cannot be merged exactly.
-        DataError: no finished run, a damaged one, or its base model is not available.
+        DataError: see `finished_record`; or its base model is not available.
         IntegrityError: what was written does not compute what the run's model does.
         DiskError: full or read-only.
     """
-    record = read_result(run_dir)
-    if record is None:
-        raise DataError(f"run={run_dir}: no result.json here; give the directory of a run")
-    if record["status"] != "ok":
-        raise DataError(
-            f"run={run_dir}: this run is not finished (status {record['status']}); run it to its "
-            "end first"
-        )
-    if "lora" not in record["config"]["method"]:
-        raise DataError(
-            f"run={run_dir}: the record of an adapter that was only measured; it lies in "
-            f"{record['config']['method'].get('adapter')}"
-        )
-    reason = damage(run_dir, record, "adapter/", weights=False)  # which are read later
-    if reason:
-        raise DataError(f"{reason}; restore it from a copy, or train it again")
+    record = finished_record(run_dir, "adapter/")
     target = to or run_dir / ("merged" if merge else "export")
     adapter = run_dir / "adapter" if record["config"]["method"]["lora"]["enabled"] else None
     if merge and adapter is not None:

@@ -1,0 +1,201 @@
+"""What a record says of a number that was measured: the fields of every metric, kind by kind.
+
+A measurement of one's own needs no line here: what it adds to ``metrics`` is a `Metric` with any
+further fields that say how it was made. `MEASURED` describes those of the measurements that ship.
+"""
+
+# No `from __future__ import annotations`: the types are read at run time.
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from hylorada.records.described import About
+
+
+class Metric(TypedDict):
+    """One number that was measured. A measurement may add fields, which say how it was made."""
+
+    value: Annotated[
+        float | None,
+        About("the number", null="it is not finite (a perplexity overflowed)", needed=True),
+    ]
+    low: NotRequired[
+        Annotated[
+            float | None,
+            About("lower end of its 95 % interval", null="no interval", absent="no interval"),
+        ]
+    ]
+    high: NotRequired[
+        Annotated[
+            float | None,
+            About("upper end of its 95 % interval", null="no interval", absent="no interval"),
+        ]
+    ]
+
+
+Metrics = dict[str, Metric]
+
+
+class Slice(TypedDict):
+    """Predictions made at positions [start, end) of the window."""
+
+    start: Annotated[int, About("first position", "tokens")]
+    end: Annotated[int, About("position after the last", "tokens")]
+    sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
+    tokens: Annotated[int, About("scored tokens", "tokens")]
+    ppl: Annotated[
+        float | None,
+        About("exp(sum_nll / tokens)", null="nothing was scored there, or it is not finite"),
+    ]
+
+
+class Document(TypedDict):
+    """One document's part in a perplexity."""
+
+    name: Annotated[str, About("name of the document")]
+    sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
+    tokens: Annotated[int, About("scored tokens", "tokens")]
+
+
+class Perplexity(Metric):
+    """`eval/ppl` (blocks), `eval/ppl_sliding`, `eval/ppl_word`, `eval/ppl_paper`."""
+
+    convention: Annotated[str, About("`blocks`, `sliding`, `word` or `paper`")]
+    window: Annotated[int, About("the most tokens of context, and of one forward pass", "tokens")]
+    stride: Annotated[
+        int | None, About("between two sliding windows", "tokens", null="no window slides")
+    ]
+    split: Annotated[str, About("name of the split")]
+    sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
+    tokens: Annotated[int, About("scored tokens", "tokens")]
+    scorable_tokens: Annotated[
+        int, About("of the split that could be scored: all but each document's first", "tokens")
+    ]
+    words: Annotated[int | None, About("of the split", "words", null="a part was scored")]
+    bytes: Annotated[int | None, About("of the split", "bytes", null="a part was scored")]
+    word_ppl: Annotated[
+        float | None, About("exp(sum_nll / words)", null="a part was scored, or it is not finite")
+    ]
+    bits_per_byte: Annotated[
+        float | None, About("sum_nll / ln 2 / bytes", "bits", null="a part was scored")
+    ]
+    by_position: Annotated[list[Slice], About("equal slices of the window")]
+    by_document: Annotated[list[Document], About("documents of which something was scored")]
+
+
+class Depth(TypedDict):
+    """The prompts whose answer lies at one depth."""
+
+    depth: Annotated[float, About("of the answer: 0 at the beginning, 1 at the end")]
+    prompts: Annotated[int, About("asked", "prompts")]
+    accuracy: Annotated[float, About("share of right answers, 0 to 1")]
+    low: Annotated[float, About("lower end of its 95 % interval")]
+    high: Annotated[float, About("upper end of its 95 % interval")]
+
+
+class Retrieval(Metric):
+    """`lim/accuracy`: share of right answers, 0 to 1; `lim/accuracy_generated` of written ones."""
+
+    scoring: Annotated[str, About("`ranked` or `generated`")]
+    chance: Annotated[float, About("what guessing gets")]
+    window: Annotated[int, About("the most tokens of a prompt with its answer", "tokens")]
+    prompt_tokens: Annotated[list[int], About("of the shortest and of the longest prompt")]
+    by_depth: Annotated[list[Depth], About("accuracy at each depth")]
+    middle_gap: Annotated[float | None, About("as `lim/middle_gap`", null="fewer than 3 depths")]
+    middle_gap_low: Annotated[float | None, About("its 95 % interval", null="as `middle_gap`")]
+    middle_gap_high: Annotated[float | None, About("its 95 % interval", null="as `middle_gap`")]
+    prompts: Annotated[int, About("asked", "prompts")]
+    form: Annotated[str, About("`kv`, `nq` or `passkey`")]
+    source: Annotated[str, About("`generated`, or name of the file and start of its sha256")]
+    items: Annotated[int, About("pairs, documents or lines in a prompt")]
+    key_style: Annotated[str | None, About("`uuid` or `hex`", null="the prompts are of a file")]
+    prompts_sha256: Annotated[str, About("of all prompts with their answers and candidates")]
+    note: Annotated[str, About("what must be said beside the number; often empty")]
+
+
+class RetrievalAtDepth(Metric):
+    """`lim/accuracy@<depth>`: accuracy where the answer lies at that depth."""
+
+    prompts: Annotated[int, About("asked", "prompts")]
+    depth: Annotated[float, About("0 at the beginning, 1 at the end")]
+    chance: Annotated[float, About("what guessing gets")]
+
+
+class MiddleGap(Metric):
+    """`lim/middle_gap`: accuracy at the two ends less that between them."""
+
+
+class Context(TypedDict):
+    """The loss of the same tokens with one amount of context before them."""
+
+    context: Annotated[int, About("before the targets", "tokens")]
+    sum_nll: Annotated[float, About("of the targets", "nats")]
+    tokens: Annotated[int, About("targets", "tokens")]
+    gain: Annotated[float, About("nats per token less than with the shortest context")]
+    gain_low: Annotated[float | None, About("its 95 % interval", null="the shortest context")]
+    gain_high: Annotated[float | None, About("its 95 % interval", null="the shortest context")]
+    ppl: Annotated[float | None, About("exp(sum_nll / tokens)", null="it is not finite")]
+
+
+class ContextGain(Metric):
+    """`context_gain/gain`: nats per token that the longest context is worth over the shortest."""
+
+    context: Annotated[int, About("the longest", "tokens")]
+    shortest_context: Annotated[int, About("the shortest", "tokens")]
+    window: Annotated[int, About("of the run", "tokens")]
+    targets: Annotated[int, About("scored at each place", "tokens")]
+    places: Annotated[int, About("of the text", "places")]
+    split: Annotated[str, About("name of the split")]
+    text_sha256: Annotated[str, About("of the split")]
+    by_context: Annotated[list[Context], About("each amount of context")]
+
+
+class LossAtContext(Metric):
+    """`context_gain/nll@<context>`: mean loss with that much context, in nats per token."""
+
+    sum_nll: Annotated[float, About("of the targets", "nats")]
+    tokens: Annotated[int, About("targets", "tokens")]
+    context: Annotated[int, About("before the targets", "tokens")]
+
+
+class Benchmark(Metric):
+    """`longbench/<task>`, `ruler/<task>` and their averages: the published score, 0 to 100."""
+
+    examples: Annotated[int, About("asked")]
+    cut: Annotated[int, About("prompts that were cut to the window", "examples")]
+    questions_sha256: Annotated[str, About("of all questions")]
+    window: Annotated[int, About("the most tokens of a prompt and its answer", "tokens")]
+    limit: Annotated[int, About("examples of a task; 0: all", "examples")]
+    lm_eval: Annotated[str, About("version of lm-eval")]
+    prompt_tokens: NotRequired[
+        Annotated[list[int], About("of the shortest and longest prompt", absent="an average")]
+    ]
+    answer_tokens: NotRequired[
+        Annotated[int, About("the most of an answer", "tokens", absent="an average")]
+    ]
+    by_length: NotRequired[
+        Annotated[
+            list[dict[str, Any]],
+            About("score by the words of the text", absent="a task without length buckets"),
+        ]
+    ]
+    tasks: NotRequired[Annotated[list[str], About("of an average", absent="a single task")]]
+
+
+MEASURED: dict[str, type] = {
+    "eval/ppl": Perplexity,
+    "lim/accuracy": Retrieval,
+    "lim/accuracy@": RetrievalAtDepth,
+    "lim/accuracy_generated": Retrieval,
+    "lim/accuracy_generated@": RetrievalAtDepth,
+    "lim/middle_gap": MiddleGap,
+    "context_gain/gain": ContextGain,
+    "context_gain/nll@": LossAtContext,
+    "longbench/": Benchmark,
+    "ruler/": Benchmark,
+}
+"""Beginning of a metric's name -> its fields; the longest beginning counts, otherwise `Metric`."""
+
+
+def metric_kind(name: str) -> Any:
+    """The fields that a metric has, by its name."""
+    known = [beginning for beginning in MEASURED if name.startswith(beginning)]
+    return MEASURED[max(known, key=len)] if known else Metric

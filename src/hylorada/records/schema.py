@@ -1,0 +1,363 @@
+"""The files of a run: every field with its type, unit, meaning, and when it is null.
+
+`Record` is result.json, schema `VERSION`. A field that is added does not change the version; one
+that goes, or comes to mean something else, does. docs/RECORDS.md is made from this file and
+`metric_schema` by ``python scripts/records_document.py``.
+"""
+
+# No `from __future__ import annotations`: the types are read at run time.
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from hylorada.records.described import About, flaws
+from hylorada.records.metric_schema import Metric, Metrics, metric_kind
+
+VERSION = 1
+"""Of the schema; records that do not say theirs are of version 1."""
+
+
+class Base(TypedDict):
+    """The untouched base, measured as the run is; both empty if the run did not come that far."""
+
+    extended: NotRequired[
+        Annotated[
+            Metrics,
+            About("in the run's window, its range extended, untrained", absent="not measured"),
+        ]
+    ]
+    own_window: NotRequired[
+        Annotated[
+            Metrics,
+            About(
+                "as it is, in the window it was trained on; empty where the run's window is no "
+                "longer, or perplexity is not measured",
+                absent="not measured",
+            ),
+        ]
+    ]
+
+
+# The functional form: "from" is a word of Python.
+PositionRange = TypedDict(
+    "PositionRange",
+    {
+        "kind": Annotated[str, About("what was extended: `none`, `rope`, `learned`, `distances`")],
+        "from": Annotated[int, About("positions that the base was trained on", "tokens")],
+        "to": NotRequired[
+            Annotated[
+                int, About("positions that it reaches", "tokens", absent="a measured adapter, none")
+            ]
+        ],
+        "factor": NotRequired[
+            Annotated[float | None, About("by which", null="none", absent="as `to`")]
+        ],
+        "type": NotRequired[
+            Annotated[str, About("RoPE scaling, or how learned positions start", absent="as `to`")]
+        ],
+    },
+)
+
+
+class Experts(TypedDict):
+    """A mixture of experts: how much of it the adapter reaches."""
+
+    share: Annotated[float, About("of the weights in experts")]
+    adapted: Annotated[bool, About("whether they are adapted")]
+    note: Annotated[str, About("in words")]
+
+
+class Parameters(TypedDict):
+    """Numbers in the model."""
+
+    total: Annotated[int, About("all", "numbers")]
+    trainable: Annotated[int, About("that train", "numbers")]
+    by_group: Annotated[dict[str, int], About("trainable, by component", "numbers")]
+    experts: NotRequired[Annotated[Experts, About("of a mixture", absent="no mixture")]]
+
+
+class Training(TypedDict):
+    """What training did; zeros in a run that trains nothing (baseline)."""
+
+    steps: Annotated[int, About("optimizer steps, skipped ones too", "steps")]
+    skipped_steps: Annotated[int, About("with a loss or gradient that is not finite", "steps")]
+    tokens: Annotated[int, About("scored, in steps that moved the weights", "tokens")]
+    seconds: Annotated[float, About("in steps, over all attempts", "seconds")]
+    tokens_per_second: Annotated[float | None, About("tokens / seconds", null="nothing trained")]
+    final_loss: Annotated[
+        float | None, About("of the last step", "nats per token", null="nothing trained")
+    ]
+    peak_memory_bytes: Annotated[
+        int | None,
+        About("of the process on a CPU, allocated on a GPU", "bytes", null="nothing trained"),
+    ]
+    precision: Annotated[str, About("`fp32` or `bf16` (autocast)")]
+    device: Annotated[str, About("`cpu` or `cuda`")]
+
+
+class Check(TypedDict):
+    """One check of the gate."""
+
+    ok: Annotated[bool, About("passed, or skipped")]
+    value: Annotated[
+        float | None,
+        About("what was measured, in the unit that `detail` names", null="skipped, or no number"),
+    ]
+    limit: Annotated[float | None, About("what it was held against", null="as `value`")]
+    detail: Annotated[str, About("in a sentence; of a failure, what to do")]
+    skipped: Annotated[str, About("why it does not apply; empty if it ran")]
+
+
+class Integrity(TypedDict):
+    """What the gate found before training; also integrity.json."""
+
+    ok: Annotated[bool, About("whether no check failed")]
+    max_length: Annotated[int, About("that the model is meant for", "tokens")]
+    probe_length: Annotated[int, About("of the probe", "tokens")]
+    parameters: Annotated[dict[str, int], About("trainable, by component", "numbers")]
+    position_buckets: Annotated[
+        dict[str, dict[str, int]],
+        About("of each component with buckets, how many a text reaches of how many"),
+    ]
+    probed: Annotated[
+        dict[str, dict[str, Any]],
+        About("on what the checks ran: `short` probe, and `in_place` as training runs"),
+    ]
+    warnings: Annotated[list[str], About("what is no fault, but must be known")]
+    checks: Annotated[dict[str, Check], About("by name, in the order they ran")]
+
+
+class Machine(TypedDict):
+    """Code, versions and hardware of a process."""
+
+    git: Annotated[
+        str | None, About("commit of the package, `-dirty` if changed", null="no checkout")
+    ]
+    versions: Annotated[dict[str, str], About("of Python and packages")]
+    device: Annotated[str, About("`cpu`, `cuda:0`")]
+    hardware: Annotated[str, About("processor or accelerator, in words")]
+    threads: Annotated[int, About("of torch", "threads")]
+    time: Annotated[str, About("when it started, ISO 8601, UTC")]
+
+
+class Provenance(Machine):
+    """Where the numbers came from; a run that ended early has what it knew by then."""
+
+    dataset: NotRequired[
+        Annotated[dict[str, str], About("what was read, in words, by split", absent="ended early")]
+    ]
+    dataset_sha256: NotRequired[
+        Annotated[dict[str, str], About("of its text, by split", absent="ended early")]
+    ]
+    documents_in_both: NotRequired[
+        Annotated[
+            int,
+            About(
+                "trained on and measured",
+                "documents",
+                absent="trains on no text, or measures the train split",
+            ),
+        ]
+    ]
+    base_model_sha256: NotRequired[
+        Annotated[str, About("of the base's tensors as loaded", absent="ended early")]
+    ]
+    base_model_config_sha256: NotRequired[
+        Annotated[str, About("of its configuration as loaded", absent="ended early")]
+    ]
+    base_model_dtype: NotRequired[
+        Annotated[str, About("of its frozen weights", absent="ended early")]
+    ]
+    base_model_trained_length: NotRequired[
+        Annotated[int, About("that it was trained on", "tokens", absent="ended early")]
+    ]
+    precision: NotRequired[Annotated[str, About("`fp32` or `bf16`", absent="ended early")]]
+    tokenizer_sha256: NotRequired[Annotated[str, About("of the tokenizer", absent="ended early")]]
+    inputs: NotRequired[
+        Annotated[
+            dict[str, dict[str, Any]],
+            About(
+                "what was read, by name: a `hint` (sizes and times of files) and a `sha256`, or a "
+                "`commit` of the hub; of the data set `texts`, sha256 by split",
+                absent="ended early",
+            ),
+        ]
+    ]
+
+
+class FileHash(TypedDict):
+    """A file that the run left."""
+
+    bytes: Annotated[int, About("size; metrics.jsonl may have grown since", "bytes", needed=True)]
+    sha256: Annotated[str, About("of these bytes", needed=True)]
+
+
+class Evaluation(TypedDict):
+    """A time that a finished run was measured again (`hylorada-eval run=`)."""
+
+    eval: Annotated[dict[str, Any], About("settings of what was measured, by measurement")]
+    metrics: Annotated[list[str], About("names of what was measured")]
+    replaced: Annotated[Metrics, About("what stood in `metrics` before and had to go")]
+    replaced_base: Annotated[dict[str, Metrics], About("as `replaced`, of `base`")]
+    text: Annotated[str, About("that was measured, in words")]
+    text_sha256: Annotated[str, About("of that text")]
+    precision: Annotated[str, About("`fp32` or `bf16`")]
+    weights: Annotated[str, About("precision of the frozen weights")]
+    device: Annotated[str, About("`cpu` or `cuda`")]
+    provenance: Annotated[Machine, About("code, versions and hardware of that time")]
+
+
+class Settings(TypedDict):
+    """The composed settings, as `hylorada-train --cfg job` prints them; units in config.py."""
+
+    method: Annotated[
+        dict[str, Any],
+        About(
+            "the method; of an adapter that was only measured `adapter` (its folder), "
+            "`adapter_sha256`, `adapter_config_sha256`, `peft_type` in place of its settings",
+            needed=True,
+        ),
+    ]
+    model: Annotated[dict[str, Any], About("the base", needed=True)]
+    dataset: Annotated[dict[str, Any], About("the text", needed=True)]
+    length: Annotated[dict[str, Any], About("the window and its batch", needed=True)]
+    train: Annotated[
+        dict[str, Any] | None,
+        About("training", null="an adapter that was only measured", needed=True),
+    ]
+    eval: Annotated[dict[str, Any], About("what was measured, under these settings", needed=True)]
+
+
+Status = Literal["ok", "failed", "interrupted", "diverged", "running"]
+
+
+class Record(TypedDict):
+    """result.json: what a run was asked, what it measured, and how it ended."""
+
+    schema: Annotated[int, About("version of this schema")]
+    status: Annotated[
+        Status,
+        About(
+            "how it ended: `ok`, `failed`, `interrupted` by a signal, `diverged` (exit codes: "
+            "USAGE.md); `running` is never written",
+            needed=True,
+        ),
+    ]
+    error: Annotated[str | None, About("the line that the user saw", null="the run is ok")]
+    name: Annotated[str, About("of the run, and of its directory", needed=True)]
+    fingerprint: Annotated[
+        str, About("of the settings that count: 10 hexadecimal digits", needed=True)
+    ]
+    method: Annotated[
+        str, About("`method.name`; of a measured adapter `adapter-<folder>`", needed=True)
+    ]
+    length: Annotated[int, About("window of training and evaluation", "tokens", needed=True)]
+    seed: Annotated[int, About("of the run", needed=True)]
+    model: Annotated[str, About("`model.name`", needed=True)]
+    dataset: Annotated[str, About("`dataset.name`", needed=True)]
+    metrics: Annotated[
+        Metrics,
+        About(
+            "what was measured of the trained model, by name; of a baseline the extended base; "
+            "empty if the run did not come that far",
+            needed=True,
+        ),
+    ]
+    base: Annotated[Base, About("what was measured of the untouched base", needed=True)]
+    left_out: Annotated[
+        dict[str, str], About("components that the model has no place for, with the reason")
+    ]
+    position_range: Annotated[
+        PositionRange | None,
+        About("how the base came to reach the window", null="the run did not come that far"),
+    ]
+    parameters: Annotated[
+        Parameters | None, About("what trains", null="the run did not come that far")
+    ]
+    training: Annotated[
+        Training | None,
+        About(
+            "what training did", null="an adapter that was only measured, or it did not come so far"
+        ),
+    ]
+    integrity: Annotated[
+        Integrity | None,
+        About(
+            "the gate",
+            null="`integrity.enabled=false`, an adapter that was only measured, or not so far",
+        ),
+    ]
+    config: Annotated[Settings, About("the settings", needed=True)]
+    provenance: Annotated[Provenance, About("code, versions, hardware, weights, text")]
+    files: NotRequired[
+        Annotated[
+            dict[str, FileHash],
+            About(
+                "products of the run by name: metrics.jsonl, integrity.json, adapter/...",
+                absent="the run is not ok, or an adapter was only measured",
+            ),
+        ]
+    ]
+    evaluations: NotRequired[
+        Annotated[list[Evaluation], About("each time it was measured again", absent="it never was")]
+    ]
+    sha256: Annotated[str, About("of all other fields, as JSON with sorted keys and no spaces")]
+
+
+# The functional form: names with a slash.
+TrainingLine = TypedDict(
+    "TrainingLine",
+    {
+        "step": Annotated[int, About("from 1", "steps")],
+        "train/loss": Annotated[float, About("mean of the step", "nats per token")],
+        "train/lr": Annotated[float, About("learning rate of the step")],
+        "train/grad_norm": Annotated[float, About("of all gradients, before clipping")],
+        "train/tokens": Annotated[int, About("scored so far", "tokens")],
+    },
+)
+SkippedLine = TypedDict(
+    "SkippedLine",
+    {
+        "step": Annotated[int, About("from 1", "steps")],
+        "train/skipped": Annotated[str, About("what was not finite, so that no weight moved")],
+    },
+)
+ValidationLine = TypedDict(
+    "ValidationLine",
+    {
+        "step": Annotated[int, About("after which it was measured", "steps")],
+        "validation/ppl": Annotated[float, About("perplexity of the validation split, `blocks`")],
+    },
+)
+
+
+class TimingLine(TypedDict):
+    """A line of timing.jsonl: what differs from one attempt to the next."""
+
+    step: Annotated[int, About("from 1", "steps")]
+    seconds: Annotated[float, About("of this step", "seconds")]
+    tokens: Annotated[int, About("scored in this step", "tokens")]
+    peak_memory_bytes: Annotated[int, About("the most so far", "bytes")]
+
+
+OPEN = (Metric, Settings)
+"""What may have fields that are not described here."""
+
+
+def narrowed(name: str, kind: Any) -> Any:
+    """The kind of an entry of a dictionary: that of a metric by its name."""
+    return metric_kind(name) if kind is Metric else kind
+
+
+def record_flaws(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[str]:
+    """What keeps a value from being a record that this version reads, in words.
+
+    Args:
+        record: what a result.json holds.
+        whole: whether it must be as this version writes it: no field missing or unknown.
+    """
+    if isinstance(record, dict) and record.get("schema", VERSION) != VERSION:
+        yield f"schema {record['schema']!r}; this version reads {VERSION}"
+        return
+    yield from flaws(record, Record, whole=whole, narrow=narrowed, open_kinds=OPEN)
+    if isinstance(record, dict) and record.get("status") == "ok" and not record.get("parameters"):
+        yield "no field 'parameters', which a run that is ok has"
