@@ -136,10 +136,7 @@ def test_a_measured_adapter_leaves_it_too(root: Path) -> None:
 
 def test_a_run_that_fails_leaves_it_too(root: Path) -> None:
     with pytest.raises(DivergedError):
-        run(
-            settings(root, train__lr=1e38, train__max_nonfinite_steps=1, train__max_steps=9),
-            root / "d",
-        )
+        run(make_config(root, train__lr=1e20), root / "d")
     assert_whole(root / "d", "diverged")
     assert list(flaws(lines(root / "d/metrics.jsonl")[-1], SkippedLine)) == []
     with pytest.raises(hylorada.errors.HyloradaError):

@@ -87,8 +87,10 @@ class Training(TypedDict):
         float | None, About("of the last step", "nats per token", null="nothing trained")
     ]
     peak_memory_bytes: Annotated[
-        int | None,
-        About("of the process on a CPU, allocated on a GPU", "bytes", null="nothing trained"),
+        int | None, About("the most in use at once", "bytes", null="nothing trained")
+    ]
+    peak_memory_of: Annotated[
+        str, About("whose memory: `host`, of the process, or `device`, allocated on a GPU")
     ]
     precision: Annotated[str, About("`fp32` or `bf16` (autocast)")]
     device: Annotated[str, About("`cpu` or `cuda`")]
@@ -172,6 +174,15 @@ class Provenance(Machine):
     ]
     precision: NotRequired[Annotated[str, About("`fp32` or `bf16`", absent="ended early")]]
     tokenizer_sha256: NotRequired[Annotated[str, About("of the tokenizer", absent="ended early")]]
+    hardware_in_order: NotRequired[
+        Annotated[
+            list[dict[str, str]],
+            About(
+                "`device` and `precision` of each attempt (`resume_on=any`)",
+                absent="one kind for all",
+            ),
+        ]
+    ]
     inputs: NotRequired[
         Annotated[
             dict[str, dict[str, Any]],
@@ -203,6 +214,7 @@ class Evaluation(TypedDict):
     precision: Annotated[str, About("`fp32` or `bf16`")]
     weights: Annotated[str, About("precision of the frozen weights")]
     device: Annotated[str, About("`cpu` or `cuda`")]
+    frozen_kernels: Annotated[bool, About("`train.frozen_kernels` of that time")]
     provenance: Annotated[Machine, About("code, versions and hardware of that time")]
 
 
