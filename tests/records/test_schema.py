@@ -140,7 +140,7 @@ def test_a_run_that_fails_leaves_it_too(root: Path) -> None:
     assert_whole(root / "d", "diverged")
     assert list(flaws(lines(root / "d/metrics.jsonl")[-1], SkippedLine)) == []
     with pytest.raises(hylorada.errors.HyloradaError):
-        run(settings(root, model__path=str(root / "absent")), root / "f")
+        run(settings(root, eval__lost_in_middle__items=2), root / "f")
     assert_whole(root / "f", "failed")
 
 
