@@ -7,7 +7,7 @@ from helpers.families import FAMILIES, VOCAB, make_model, tokens
 from peft import LoraConfig, get_peft_model
 
 from hylorada.errors import ConfigError
-from hylorada.training.loss import LossModel, chunked_cross_entropy, next_token_labels
+from hylorada.training.loss import LossModel, _chunks, chunked_cross_entropy, next_token_labels
 
 N, D = 61, 24  # odd, so that the last chunk is short
 
@@ -199,3 +199,16 @@ def test_an_adapter_on_the_head_is_refused():
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"]))
     with pytest.raises(ConfigError, match="output head"):
         LossModel(model)
+
+
+def test_what_is_not_scored_gets_no_gradient_at_all():
+    hidden, weight, bias, labels = problem()
+    gradient = torch.autograd.grad(chunked_cross_entropy(hidden, weight, bias, labels), hidden)[0]
+    assert torch.equal(gradient.any(1), labels != -100)
+
+
+def test_only_labels_of_the_host_are_asked_which_chunks_are_scored():
+    scored = torch.arange(10) > 6
+    assert _chunks(scored, 4) == [slice(4, 8), slice(8, 10)]
+    assert _chunks(scored.to("meta"), 4) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert _chunks(scored[:0], 4) == []

@@ -188,7 +188,7 @@ class Training:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                sum_nll, _ = self.loss_model(**{k: v.to(self.device) for k, v in batch.items()})
+                sum_nll, _ = self.loss_model(**self._moved(batch))
             # Divided by the tokens of the whole step: every token weighs the same, whatever its
             # micro-batch.
             (sum_nll / tokens).backward()
@@ -243,6 +243,15 @@ class Training:
         for start in range(0, len(indices), size):
             rows = [self.blocks[i] for i in indices[start : start + size]]
             yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _moved(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the device, but for the labels: the loss reads them here, and waits for nothing."""
+        if self.device.type == "cuda":  # from pinned memory a copy does not wait for its turn
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return {
+            name: tensor if name == "labels" else tensor.to(self.device, non_blocking=True)
+            for name, tensor in batch.items()
+        }
 
     def _skip(self, step: int, loss_value: float) -> str:
         """Count a step whose numbers must not reach the weights; say where they come from."""

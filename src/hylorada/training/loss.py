@@ -41,7 +41,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         labels_N: Tensor,
-        chunk: int,
+        chunks: list[slice],
         ignore_index: int,
         dtype: torch.dtype,
         function: LogitFunction,
@@ -53,37 +53,39 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias_V = (
             torch.zeros_like(bias_V, dtype=exact) if bias_V is not None and needs_bias else None
         )
-        nll_N = torch.zeros(labels_N.shape, dtype=exact, device=hidden_ND.device)
         scored_N = labels_N != ignore_index
+        labels_N1 = labels_N.where(scored_N, 0).unsqueeze(1)
+        # of each token: its largest logit, that one's probability, the logit of its label
+        parts_3N = hidden_ND.new_zeros(3, len(labels_N), dtype=exact)
+        parts_3N[1] = 1.0  # of a token in no chunk: its logarithm is taken too
+        largest_N, peak_N, target_N = parts_3N
 
         with without_autocast(hidden_ND):
             w_VD = weight_VD.to(dtype)
             b_V = None if bias_V is None else bias_V.to(dtype)
             # one buffer for all chunks: memory that is handed back and faulted in again per chunk
             # costs more than the softmax
-            buffer_CV = hidden_ND.new_empty(min(chunk, len(labels_N)), len(w_VD), dtype=exact)
-            for chunk_slice in _chunks_with_targets(scored_N, chunk):
-                h_CD = hidden_ND[chunk_slice].to(dtype)
+            rows = max((c.stop - c.start for c in chunks), default=0)
+            buffer_CV = hidden_ND.new_empty(rows, len(w_VD), dtype=exact)
+            minus_one_C1 = hidden_ND.new_full((rows, 1), -1.0, dtype=exact)
+            for chunk in chunks:
+                h_CD = hidden_ND[chunk].to(dtype)
                 if function.input_scale != 1.0:
                     h_CD = h_CD * function.input_scale
-                scored_C1 = scored_N[chunk_slice].unsqueeze(1)
-                labels_C1 = labels_N[chunk_slice].unsqueeze(1).where(scored_C1, 0)
                 logits_CV = function.after_head(fast_linear(h_CD, w_VD, b_V).to(exact))
-                largest_C1 = logits_CV.amax(1, keepdim=True)
-                target_C1 = logits_CV.gather(1, labels_C1)
+                torch.amax(logits_CV, 1, out=largest_N[chunk])
+                torch.gather(logits_CV, 1, labels_N1[chunk], out=target_N[chunk].unsqueeze(1))
                 p_CV = torch.softmax(logits_CV, dim=1, out=buffer_CV[: len(h_CD)])
                 slope_CV = function.slope(logits_CV) if function.bends else None
                 del logits_CV
-                # logsumexp = largest - log(its probability), which is at least 1 / V: no underflow
-                nll_C1 = largest_C1 - p_CV.amax(1, keepdim=True).log() - target_C1
-                nll_N[chunk_slice] = (nll_C1 * scored_C1).squeeze(1)
+                torch.amax(p_CV, 1, out=peak_N[chunk])
                 if not (needs_hidden or needs_weight or needs_bias):
                     continue
-                dlogits_CV = p_CV.scatter_add_(1, labels_C1, torch.full_like(nll_C1, -1.0))
-                if not bool(scored_C1.all()):
-                    dlogits_CV *= scored_C1
+                dlogits_CV = p_CV.scatter_add_(1, labels_N1[chunk], minus_one_C1[: len(h_CD)])
                 if slope_CV is not None:
                     dlogits_CV *= slope_CV
+                if needs_weight or needs_bias:
+                    dlogits_CV *= scored_N[chunk].unsqueeze(1)
                 if grad_bias_V is not None:
                     grad_bias_V += dlogits_CV.sum(0)
                 dlogits_CV = dlogits_CV.to(dtype)
@@ -91,13 +93,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     dh_CD = fast_linear(dlogits_CV, w_VD.t())
                     if function.input_scale != 1.0:
                         dh_CD = dh_CD * function.input_scale
-                    grad_hidden_ND[chunk_slice] = dh_CD
+                    grad_hidden_ND[chunk] = dh_CD
                 if grad_weight_VD is not None:
                     grad_weight_VD += dlogits_CV.t() @ h_CD
+        if grad_hidden_ND is not None:  # here, rather than in V columns of each chunk
+            grad_hidden_ND.masked_fill_(~scored_N.unsqueeze(1), 0)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
         ctx.weight_dtype = weight_VD.dtype
         ctx.bias_dtype = None if bias_V is None else bias_V.dtype
-        return nll_N.sum()
+        # logsumexp = largest - log(its probability), which is at least 1 / V: no underflow
+        return ((largest_N - peak_N.log() - target_N) * scored_N).sum()
 
     @staticmethod
     @once_differentiable
@@ -120,12 +125,17 @@ def _rows_at_a_time(chunk: int, vocabulary: int, device: torch.device) -> int:
     return chunk if device.type != "cpu" else min(chunk, max(128, 2**21 // vocabulary))
 
 
-def _chunks_with_targets(scored_N: Tensor, chunk: int) -> list[slice]:
-    """Slices of ``chunk`` tokens, without those in which nothing is scored."""
-    starts = range(0, scored_N.numel(), chunk)
-    any_scored = [part.any() for part in scored_N.split(chunk)]
-    kept = torch.stack(any_scored).tolist() if any_scored else []  # one synchronisation, not many
-    return [slice(start, start + chunk) for start, keep in zip(starts, kept, strict=True) if keep]
+def _chunks(scored_N: Tensor, chunk: int) -> list[slice]:
+    """Slices of ``chunk`` tokens; on the host without those in which nothing is scored.
+
+    A device is not asked for that: the host would wait for all that it was told to do before.
+    """
+    tokens = scored_N.numel()
+    slices = [slice(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
+    if not slices or scored_N.device.type != "cpu":
+        return slices
+    kept = torch.stack([part.any() for part in scored_N.split(chunk)]).tolist()
+    return [chunk for chunk, keep in zip(slices, kept, strict=True) if keep]
 
 
 def chunked_cross_entropy(
@@ -149,7 +159,8 @@ def chunked_cross_entropy(
         weight: the output head's matrix, [V, D]; gets a gradient if it requires one.
         bias: [V] or None; likewise.
         labels: token ids, the shape of ``hidden`` without D. Not shifted here: ``labels[..., t]``
-            is what ``hidden[..., t]`` should predict.
+            is what ``hidden[..., t]`` should predict. On the CPU, wherever ``hidden`` is, chunks in
+            which nothing is scored are passed over; on another device all are computed.
         chunk: tokens whose logits exist at one time, at most (a CPU is faster with fewer).
         num_tokens: what the sum is divided by, as ``num_items_in_batch`` in transformers; 1 gives
             the sum, None the mean over the scored tokens.
@@ -168,12 +179,15 @@ def chunked_cross_entropy(
     if hidden.shape[:-1] != labels.shape:
         raise ValueError(f"labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}")
     labels_N = labels.reshape(-1)
+    rows = _rows_at_a_time(chunk, weight.shape[0], hidden.device)
+    chunks = _chunks(labels_N != ignore_index, rows)
+    labels_N = labels_N.to(hidden.device, non_blocking=True)
     loss = _ChunkedCrossEntropy.apply(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
         bias,
         labels_N,
-        _rows_at_a_time(chunk, weight.shape[0], hidden.device),
+        chunks,
         ignore_index,
         product_dtype(hidden),
         function,
@@ -237,7 +251,8 @@ class LossModel(nn.Module):
         Args:
             input_ids: [B, T].
             labels: [B, T], aligned with ``input_ids`` (the shift happens here);
-                -100 is not scored. The first position of a row is never scored.
+                -100 is not scored. The first position of a row is never scored. They may stay on
+                the host (`chunked_cross_entropy`).
             position_ids: [B, T] or None; resets mark packed documents.
             attention_mask: [B, T], 0 at padding, or None.
 
