@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hylorada.data.kind import SPLITS
+from hylorada.config import SPLITS
 from hylorada.data.kinds.stdlib import PRETRAIN_HELDOUT, group_name, read_stdlib, split_of
 from hylorada.errors import DataError
 

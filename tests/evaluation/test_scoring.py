@@ -10,7 +10,8 @@ import torch
 from helpers.families import FAMILIES, make_model, tokens
 from peft import LoraConfig, get_peft_model
 
-from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
+from hylorada.architecture.labels import IGNORE
+from hylorada.evaluation.scoring import evaluation_mode, token_nll
 
 # float32, some 30 additions per logit: differences stay below 1e-5 nats.
 TOLERANCE = 2e-5

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hylorada.architecture.labels import IGNORE
+from hylorada.config_rules import choices
 from hylorada.data.token_corpus import TokenCorpus
 from hylorada.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-IGNORE = -100
-PACKINGS = ("documents", "reset")
+PACKINGS = choices("dataset.packing")
 
 
 class Blocks:

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hylorada.config import DatasetConfig
+from hylorada.config import SPLITS, DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.errors import ConfigError
 from hylorada.extensions import DATA_KINDS
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from hylorada.config import DatasetConfig
+from hylorada.config import SPLITS, DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.data.kind import SPLITS, kind_of
+from hylorada.data.kind import kind_of
 from hylorada.errors import ConfigError
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from hylorada.architecture.labels import IGNORE
 from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import TokenDocument
 from hylorada.evaluation.perplexity_result import perplexity
-from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
+from hylorada.evaluation.scoring import evaluation_mode, token_nll
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hylorada.architecture.labels import IGNORE
 from hylorada.config import PerplexityConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity_result import Bucket, DocumentScore, PerplexityResult
-from hylorada.evaluation.scoring import IGNORE, evaluation_mode, token_nll
+from hylorada.evaluation.scoring import evaluation_mode, token_nll
 from hylorada.evaluation.windows import (
     Window,
     batches,

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hylorada.config import DEPTHS
+from hylorada.config_rules import choices
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.longbench_metrics import normalize_answer
 
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FORMS = ("uuid", "hex")
+FORMS = choices("eval.lost_in_middle.key_style")
 # Keys that a model may be tuned on start with one half of the hexadecimal digits, keys that it is
 # asked for with the other: no training key is ever a test key.
 _FIRST_DIGITS = {"train": "01234567", "test": "89abcdef"}

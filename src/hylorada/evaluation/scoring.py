@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
+from hylorada.architecture.labels import IGNORE
 from hylorada.architecture.logits import output_head
-
-IGNORE = -100  # a target with this value is not scored
 
 
 @contextmanager

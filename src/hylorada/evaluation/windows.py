@@ -27,9 +27,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hylorada.config_rules import choices
 from hylorada.errors import ConfigError
 
-CONVENTIONS = ("blocks", "sliding", "word", "paper")
+CONVENTIONS = choices("eval.perplexity.conventions")
 
 
 @dataclass(frozen=True)

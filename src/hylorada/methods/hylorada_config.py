@@ -15,12 +15,13 @@ from typing import Any
 from peft import LoraConfig, PeftType, TaskType
 from peft.utils import CONFIG_NAME
 
+from hylorada.config_rules import choices
 from hylorada.errors import ConfigError
 
 # The adaptive rule: from this length on, in tokens.
 LONG_CONTEXT = 2048  # position bias, landmarks
 VERY_LONG_CONTEXT = 4096  # shifted sparse attention, trained norms
-LINEAR_ROPE_UP_TO = 8192  # linear interpolation to here, YaRN beyond
+LINEAR_UP_TO = 8192  # linear interpolation of rotary positions to here, YaRN beyond
 
 NAME_IN_FILES = (
     "HYLORADA (an adapter of the Python package hylorada: install it, and import hylorada before "
@@ -29,12 +30,12 @@ NAME_IN_FILES = (
 """The method's name in an adapter_config.json: all that peft says where it does not know it."""
 
 _CHOICES = {
-    "lora_init": ("orthogonal", "kaiming"),
-    "bucketing": ("log2", "relative"),
-    "landmark_pooling": ("prefix_mean", "sequence_mean"),
-    "s2_shift": ("layers", "heads"),
-    "rope_scaling_type": ("auto", "linear", "yarn", "dynamic", "none"),
-    "learned_init": ("interpolate", "tile"),
+    "lora_init": choices("method.lora.init"),
+    "bucketing": choices("method.position_bias.bucketing"),
+    "landmark_pooling": choices("method.landmark.pooling"),
+    "s2_shift": choices("method.s2_attn.shift"),
+    "rope_scaling_type": choices("method.position_range.rope_type"),
+    "learned_init": choices("method.position_range.learned_init"),
 }
 
 
@@ -115,10 +116,10 @@ class HyloradaConfig(LoraConfig):
         super().__post_init__()
         self.peft_type = PeftType("HYLORADA")
         self.reads_as_lora = False
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+        for name, among in _CHOICES.items():
+            if getattr(self, name) not in among:
                 raise ConfigError(
-                    f"method: {name} is {getattr(self, name)!r}; use one of {', '.join(choices)}"
+                    f"method: {name} is {getattr(self, name)!r}; use one of {', '.join(among)}"
                 )
         for name in (
             "position_bias_enabled", "landmark_enabled", "s2_attn_enabled", "s2_in_evaluation",
@@ -194,7 +195,7 @@ class HyloradaConfig(LoraConfig):
                 "at least 1 token"
             )
         factor = math.ceil(max_length / trained_length)
-        rope = "linear" if max_length <= LINEAR_ROPE_UP_TO else "yarn"
+        rope = "linear" if max_length <= LINEAR_UP_TO else "yarn"
         values: dict[str, Any] = {
             "max_length": max_length,
             "position_bias_enabled": max_length >= LONG_CONTEXT,

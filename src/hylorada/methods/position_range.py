@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
 from hylorada.architecture.anatomy import PositionForm
+from hylorada.config_rules import choices
 from hylorada.errors import ConfigError
 from hylorada.methods import rope_tables
 from hylorada.methods.own_range import Asked, forget, put, remember
 
-LEARNED_INITS = ("interpolate", "tile")
-ROPE_TYPES = ("auto", "linear", "yarn", "dynamic", "none")
+LEARNED_INITS = choices("method.position_range.learned_init")
+ROPE_TYPES = choices("method.position_range.rope_type")
 
 
 @dataclass

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError
 from hylorada.methods import rope_scaled_before
-
-LINEAR_UP_TO = 8192  # tokens; "auto" takes YaRN beyond
+from hylorada.methods.hylorada_config import LINEAR_UP_TO
 
 # Layers with full attention of these models use no positions; rotary ones have a window (their
 # modelling files, transformers 5.23).

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from hylorada.architecture.anatomy import attention_modules, causal_lm, decoder
+from hylorada.config_rules import choices
 from hylorada.errors import ConfigError
 
-SHIFTS = ("layers", "heads")
+SHIFTS = choices("method.s2_attn.shift")
 
 
 def attention_configs(model: nn.Module) -> list[Any]:

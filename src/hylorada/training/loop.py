@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hylorada.architecture.labels import IGNORE
 from hylorada.config import TrainConfig
 from hylorada.data.order import block_order
 from hylorada.errors import DivergedError, Interrupted
@@ -184,7 +185,7 @@ class Training:
         settings, counters = self.settings, self.counters
         started = time.perf_counter()
         micro_batches = list(self._micro_batches(self.plan.of_step(step, self.seed)))
-        tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in micro_batches)
+        tokens = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hylorada.architecture import anatomy
+from hylorada.architecture.labels import IGNORE
 from hylorada.architecture.logits import LogitFunction, output_head
 from hylorada.errors import ConfigError
 from hylorada.kernels.linear import fast_linear, product_dtype, without_autocast
 
 PLAIN = LogitFunction()
-IGNORE_INDEX = -100  # torch's and transformers' label of a position that is not scored
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -146,7 +146,7 @@ def chunked_cross_entropy(
     *,
     chunk: int = 512,
     num_tokens: Tensor | float | None = None,
-    ignore_index: int = IGNORE_INDEX,
+    ignore_index: int = IGNORE,
     function: LogitFunction = PLAIN,
 ) -> Tensor:
     """``cross_entropy(hidden @ weight.T + bias, labels)`` without the logits of all tokens.
@@ -197,7 +197,7 @@ def chunked_cross_entropy(
     return loss / num_tokens
 
 
-def next_token_labels(labels_BT: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def next_token_labels(labels_BT: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """Labels aligned with the token that predicts them: ``out[:, t] = labels[:, t + 1]``.
 
     The last position predicts nothing and is ignored.
@@ -278,4 +278,4 @@ class LossModel(nn.Module):
             num_tokens=1,
             function=head.function,
         )
-        return sum_nll, (targets_BT != IGNORE_INDEX).sum()
+        return sum_nll, (targets_BT != IGNORE).sum()

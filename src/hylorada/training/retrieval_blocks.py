@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hylorada.architecture.labels import IGNORE
 from hylorada.config import RetrievalTaskConfig
-from hylorada.data.blocks import IGNORE
 from hylorada.data.token_corpus import tokenizer_sha256
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.continuations import PromptEncoder

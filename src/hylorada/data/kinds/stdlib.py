@@ -15,9 +15,9 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from hylorada.config import DatasetConfig
+from hylorada.config import SPLITS, DatasetConfig
 from hylorada.data.documents import Document
-from hylorada.data.kind import SPLITS, Kind, OwnText
+from hylorada.data.kind import Kind, OwnText
 from hylorada.errors import ConfigError, DataError
 
 PRETRAIN_HELDOUT = "pretrain_heldout"

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
+from hylorada.architecture.labels import IGNORE
 from hylorada.architecture.logits import output_head
 from hylorada.methods.integrity.causal import EVERYTHING, cure, rounding_note
 from hylorada.methods.integrity.first_difference import culprit
@@ -33,7 +34,6 @@ from hylorada.methods.integrity.probe import Probe, as_found, vocabulary_size
 from hylorada.methods.integrity.report import Check, IntegrityReport
 from hylorada.methods.integrity.rounding import Movement, movement
 
-IGNORE = -100
 GRADIENT_LENGTH = 1040  # tokens: several blocks of every kernel, and a remainder
 _SHORT = 16  # tokens: enough to see whether something is drawn
 _SCORED = 256  # of them, spread evenly
