@@ -122,7 +122,7 @@ class ModelConfig:
     """The frozen base model."""
 
     name: str = place("tiny", "label in tables; that of model=custom is its path", hub=True)
-    path: str = place("embedded", "embedded, a hub id, or a local folder", hub=True)
+    path: str = place(EMBEDDED, "embedded, a hub id, or a local folder", hub=True)
     revision: str = text("", "of the hub; empty: main")
     attn_implementation: str = text("sdpa", "for the layers that S2 does not take: sdpa, eager")
     # Of the frozen weights: auto (the files' own on a GPU that runs bf16, float32 otherwise),
