@@ -184,6 +184,16 @@ def test_a_new_measurement_needs_no_line_in_the_schema(root: Path) -> None:
     assert list(record_flaws(record)) == ["no field 'metrics.mine/mrr.value'"]
 
 
+def test_what_is_not_needed_refuses_no_record(root: Path) -> None:
+    """A description that is too narrow must not make a finished run unreadable."""
+    record = result(root / "trained")
+    record["training"]["seconds"] = "many"
+    assert list(record_flaws(record)) == []
+    assert list(record_flaws(record, whole=True)) == ["field 'training.seconds' is str"]
+    record["training"] = "much"
+    assert list(record_flaws(record)) == ["field 'training' is str"]
+
+
 def test_records_of_earlier_versions_are_read_and_of_later_ones_are_not(root: Path) -> None:
     record = result(root / "trained")
     for name in ("schema", "left_out", "position_range", "files", "sha256"):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from hylorada.loading.finished_run import load_run
+from hylorada.records.schema import record_flaws
 from hylorada.runner.run import run
 from hylorada.settings.fingerprint import run_name
 
@@ -59,6 +60,7 @@ def test_experts_train_are_saved_and_stand_in_the_record(root, caplog):
         record = run(config)
     experts = record["parameters"]["experts"]
     assert experts["adapted"] == 1.0
+    assert list(record_flaws(record, whole=True)) == []
     assert experts["note"] == "experts are adapted: 85% of the decoder layers' parameters"
     assert experts["note"] in caplog.messages
     directory = root / "outputs" / "main" / run_name(config)

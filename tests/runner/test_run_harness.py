@@ -12,6 +12,7 @@ from helpers.tiny_runs import make_config, make_model_folder, make_texts
 
 from hylorada.errors import DataError, Interrupted
 from hylorada.evaluation import harness_questions
+from hylorada.records.schema import record_flaws
 from hylorada.runner import measure
 from hylorada.runner.evaluate import evaluate_run
 from hylorada.runner.run import run
@@ -69,6 +70,7 @@ def done(root):
 def test_the_record_holds_the_scores_of_the_run_and_of_the_base(done):
     _, record, directory = done
     assert json.loads((directory / "result.json").read_text()) == record
+    assert list(record_flaws(record, whole=True)) == []
     for metrics in (record["metrics"], record["base"]["extended"]):
         assert set(metrics) == NAMES
         for name, score in metrics.items():

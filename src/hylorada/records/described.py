@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -27,8 +28,9 @@ class About:
         unit: of the number; empty: none.
         null: when the value is null.
         absent: when the field is not there; of every `NotRequired` field.
-        needed: without it, or with another type, a file is refused as no record of a run; all other
-            fields may be missing in records of earlier versions of the package.
+        needed: without it, or with another type, a file is refused as no record of a run (of a
+            `NotRequired` field: where it is there); all other fields may be missing in records of
+            earlier versions of the package.
     """
 
     meaning: str
@@ -82,8 +84,8 @@ def flaws(
         value: plain JSON values.
         kind: a typed dictionary, a list or dictionary of them, or a plain type.
         whole: whether every field must be there and none that is not described; otherwise those
-            that are `needed` must be, and what is there must be of its type; the entries of
-            lists, of which there may be many, are not looked at.
+            that are `needed` must be, and what is there must be of its type. Into fields that are
+            not needed, and into lists, of which there may be many entries, is not looked.
         narrow: the kind of an entry of a dictionary, from its name and its general kind.
         open_kinds: may have fields that are not described.
         path: where the value stands.
@@ -98,8 +100,9 @@ def flaws(
         described = fields(kind)
         for name, field in described.items():
             if name in value:
-                yield from flaws(value[name], field.kind, **options, path=_join(path, name))
-            elif field.about.needed or (whole and field.required):
+                inner = field.kind if whole or field.about.needed else _outermost(field.kind)
+                yield from flaws(value[name], inner, **options, path=_join(path, name))
+            elif field.required and (whole or field.about.needed):
                 yield f"no field {_join(path, name)!r}"
         if whole and kind not in open_kinds:
             for name in value.keys() - described.keys():
@@ -112,6 +115,12 @@ def flaws(
         (of,) = get_args(kind)
         for number, entry in enumerate(value):
             yield from flaws(entry, of, **options, path=f"{path}[{number}]")
+
+
+def _outermost(kind: Any) -> Any:
+    """A kind of which nothing inside is looked at."""
+    whole = [dict if is_typeddict(k) else get_origin(k) or k for k in _choices(kind)]
+    return functools.reduce(operator.or_, whole) if Literal not in whole else kind
 
 
 def _join(path: str, name: str) -> str:

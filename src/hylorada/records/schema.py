@@ -22,7 +22,11 @@ class Base(TypedDict):
     extended: NotRequired[
         Annotated[
             Metrics,
-            About("in the run's window, its range extended, untrained", absent="not measured"),
+            About(
+                "in the run's window, its range extended, untrained",
+                absent="not measured",
+                needed=True,
+            ),
         ]
     ]
     own_window: NotRequired[
@@ -32,6 +36,7 @@ class Base(TypedDict):
                 "as it is, in the window it was trained on; empty where the run's window is no "
                 "longer, or perplexity is not measured",
                 absent="not measured",
+                needed=True,
             ),
         ]
     ]
@@ -61,8 +66,8 @@ PositionRange = TypedDict(
 class Experts(TypedDict):
     """A mixture of experts: how much of it the adapter reaches."""
 
-    share: Annotated[float, About("of the weights in experts")]
-    adapted: Annotated[bool, About("whether they are adapted")]
+    share: Annotated[float, About("of the decoder layers' parameters that is experts, 0 to 1")]
+    adapted: Annotated[float, About("of the experts' parameters that is reached, 0 to 1")]
     note: Annotated[str, About("in words")]
 
 
@@ -306,6 +311,7 @@ class Record(TypedDict):
             About(
                 "products of the run by name: metrics.jsonl, integrity.json, adapter/...",
                 absent="the run is not ok, or an adapter was only measured",
+                needed=True,
             ),
         ]
     ]
