@@ -13,7 +13,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from hylorada.command_line.overrides import (
 )
 from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import RunConfig
-from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS
+from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, OPEN_KEYS, SWITCH_KEYS
 from hylorada.errors import ConfigError
 
 # What a launcher's own package adds to the name of its extra in pyproject.toml.
@@ -62,6 +62,7 @@ _KINDS = {
     float: "a number",
     str: "a text",
     ListConfig: "a list, as in [a,b]",
+    DictConfig: "settings in braces, as in {peft_type: VERA}",
 }
 
 
@@ -153,14 +154,14 @@ def to_typed(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
     _refuse_unknown(tree, RunConfig(), "")
     typed = OmegaConf.structured(RunConfig)
     literal: dict[str, Any] = {}  # what OmegaConf would take for a reference once more
-    for key, value in _leaves(tree, ""):
+    for key, value in _leaves(tree, "", OPEN_KEYS):
         if key in SWITCH_KEYS:
             value = _WORDS.get(str(value).lower(), str(value))
         elif key in LOCAL_KEYS | HUB_KEYS and isinstance(value, str):
             value = os.path.expanduser(value)  # noqa: PTH111, which drops a slash at the end
         if "${" in str(value):
             literal[key] = value
-            value = [] if isinstance(value, list) else ""
+            value = type(value)()
         try:
             OmegaConf.update(typed, key, value, merge=False)
         except OmegaConfBaseException as error:
@@ -193,10 +194,13 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(_explain(error)) from error
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(
+    tree: Mapping[str, Any], prefix: str, whole: Collection[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value; groups whose keys are in ``whole`` as one value."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and f"{prefix}{key}" not in whole:
+            yield from _leaves(value, f"{prefix}{key}.", whole)
         else:
             yield f"{prefix}{key}", value
 
@@ -214,7 +218,7 @@ def _refuse_unknown(tree: Mapping[str, Any], schema: Any, prefix: str) -> None:
                     f"{path}.{dataclasses.fields(parts[key])[0].name}=..."
                 )
             _refuse_unknown(value, parts[key], f"{path}.")
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and path not in OPEN_KEYS:
             raise ConfigError(f"{path} is one value, not a group of settings")
 
 

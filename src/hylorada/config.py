@@ -115,6 +115,16 @@ class MethodConfig:
     position_range: PositionRangeConfig = part(PositionRangeConfig)
     train_embeddings: str = switch("auto", means="the position embeddings")
     train_norms: str = switch("auto")
+    # As in {peft_type: VERA, r: 256}: the keys of that method's PeftConfig; target_modules may also
+    # be auto or attention, as in method.lora.
+    peft: dict[str, Any] = several(
+        {}, "another method of peft in the place of LoRA; empty: none", open=True
+    )
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is attached and trained."""
+        return self.lora.enabled or bool(self.peft)
 
 
 @dataclass

@@ -45,6 +45,7 @@ class Facts:
             may be empty.
         changes: one of `CHANGES`.
         remeasured: whether it may differ when a finished run is measured again.
+        open: whether it is a group whose keys another package names.
     """
 
     means: str = ""
@@ -59,6 +60,7 @@ class Facts:
     label: str = ""
     changes: str = "numbers"
     remeasured: bool = False
+    open: bool = False
 
     def __post_init__(self) -> None:
         assert self.changes in CHANGES, self.changes

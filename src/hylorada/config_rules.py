@@ -15,6 +15,7 @@ FACTS: dict[str, Facts] = described(RunConfig())
 
 SWITCH_KEYS = tuple(key for key, facts in FACTS.items() if facts.choices == SWITCHES)
 LOCAL_KEYS = frozenset(key for key, facts in FACTS.items() if facts.place == "local")
+OPEN_KEYS = frozenset(key for key, facts in FACTS.items() if facts.open)
 HUB_KEYS = frozenset(key for key, facts in FACTS.items() if facts.place == "hub")
 
 

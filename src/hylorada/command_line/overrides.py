@@ -23,7 +23,7 @@ from hylorada.command_line.hydra_internals import Override, OverridesParser
 from hylorada.command_line.other_trainers import meant_by
 from hylorada.command_line.suggest import did_you_mean, nearest
 from hylorada.config import RunConfig
-from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, SWITCH_KEYS
+from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, OPEN_KEYS, SWITCH_KEYS
 from hylorada.errors import ConfigError
 
 PRIMARY = "config"  # conf/config.yaml
@@ -94,6 +94,8 @@ class _Word:
                 return self._model()
             return [f"{self.sign}{key}={value}"]
         kind = key_type(key)
+        if _is_within_open(key):  # no preset need have it
+            return [f"++{key}={value if _parsed(value) else quoted(value)}"]
         if kind == "list[str]":
             text = ",".join(_list_of_texts(item.strip()) for item in _split(value))
         elif kind == "str" and self.multirun and self._is_sweep(value):
@@ -282,7 +284,12 @@ def _types() -> dict[str, str]:
 
 
 def _is_known(key: str) -> bool:
-    return key.partition("@")[0] in _types()
+    return key.partition("@")[0] in _types() or _is_within_open(key)
+
+
+def _is_within_open(key: str) -> bool:
+    """Whether it is a group whose settings another package names, or one of them: method.peft.r."""
+    return any(key == group or key.startswith(f"{group}.") for group in OPEN_KEYS)
 
 
 def _parsed(value: str) -> Override | None:

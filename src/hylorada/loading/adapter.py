@@ -19,13 +19,12 @@ from hylorada.architecture import anatomy
 from hylorada.architecture.logits import TOLERANCE, output_head
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.methods import load_adapter
+from hylorada.methods.peft_settings import IN_THE_WRAPPER, INSTEAD, kind_of, not_measurable
 from hylorada.process.disk import disk_errors
 from hylorada.records.outcome import is_out_of_memory
 from hylorada.records.run_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 
 _PROBE = 12  # tokens
-_IN_THE_WRAPPER = "in peft's wrapper around the model, which these measurements leave out"
-_INSTEAD = "give an adapter of the weights, such as LoRA"
 
 
 def read_settings(folder: Path) -> PeftConfig:
@@ -57,18 +56,9 @@ def read_settings(folder: Path) -> PeftConfig:
 
 def _refuse_kind(settings: PeftConfig, folder: Path) -> None:
     """Kinds whose part in the wrapper the probe would not meet, or which need it to run at all."""
-    kind = str(getattr(settings.peft_type, "value", settings.peft_type))
-    reason = ""
-    if settings.is_prompt_learning:
-        reason = f"{kind} puts virtual tokens before the text, which these measurements leave out"
-    elif kind == "POLY":
-        reason = "POLY needs to be told the task of each text"
-    elif kind == "XLORA":
-        reason = f"XLORA mixes adapters by a classifier {_IN_THE_WRAPPER}"
-    elif getattr(settings, "alora_invocation_tokens", None):
-        reason = f"activated LoRA is switched on by its invocation tokens {_IN_THE_WRAPPER}"
+    reason = not_measurable(settings)
     if reason:
-        raise ConfigError(f"adapter={folder}: {reason}; {_INSTEAD}")
+        raise ConfigError(f"adapter={folder}: {reason}; {INSTEAD}")
 
 
 def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
@@ -116,7 +106,14 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 
 
 def save_weights(model: PeftModel, folder: Path) -> None:
-    """Configuration and weights of an adapter, without PEFT's card, which would be empty."""
+    """Configuration and weights of an adapter, without PEFT's card, which would be empty.
+
+    Lists that peft keeps as sets are sorted, so that the same adapter is the same file.
+    """
+    for config in model.peft_config.values():
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))
     # The base's size of vocabulary is not looked up on the hub: it never changes here.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink()
@@ -133,10 +130,10 @@ def _check_measurable(model: Any, folder: Path) -> None:
     measured = output_head(model)(hidden)
     error = _largest(measured.double() - own.double()) / max(_largest(own), 1e-30)
     if not error <= TOLERANCE[own.dtype]:
-        kind = str(getattr(model.peft_type, "value", model.peft_type))
+        kind = kind_of(model.active_peft_config)
         raise ConfigError(
-            f"adapter={folder}: a part of {kind} lives {_IN_THE_WRAPPER} (their logits are off by "
-            f"{error:.3g}); {_INSTEAD}"
+            f"adapter={folder}: a part of {kind} lives {IN_THE_WRAPPER} (their logits are off by "
+            f"{error:.3g}); {INSTEAD}"
         )
 
 

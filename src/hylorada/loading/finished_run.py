@@ -60,7 +60,9 @@ def load_finished(
         device: auto, cpu or cuda, resolved.
         precision: that it is to run in (``train.precision``); empty: the record's.
     """
-    adapter, trained = directory / "adapter", record["config"]["method"]["lora"]["enabled"]
+    method = record["config"]["method"]
+    adapter, of_peft = directory / "adapter", bool(method.get("peft"))
+    trained = method["lora"]["enabled"] or of_peft
     if trained and not (adapter / ADAPTER_WEIGHTS).is_file():
         raise DataError(
             f"{directory}: no adapter/{ADAPTER_WEIGHTS}; restore it from a copy, or train it again"
@@ -72,9 +74,10 @@ def load_finished(
     precision = precision or record["config"]["train"]["precision"]
     backbone = load_backbone(settings, device, precision)
     _refuse_other_base(directory, record["provenance"], backbone, settings.path)
-    if not trained:
-        position_range = PositionRangeConfig(**record["config"]["method"]["position_range"])
+    if of_peft or not trained:  # our own method's adapter brings its range with it
+        position_range = PositionRangeConfig(**method["position_range"])
         extend(backbone.model, record["length"], position_range)
+    if not trained:
         return backbone.model.eval(), backbone
     return attach_adapter(backbone.model, adapter, settings.path), backbone
 

@@ -41,17 +41,10 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
     """
     skeleton = _skeleton(base_config)
     _check_range(method, skeleton)
-    beyond = max_length > anatomy.trained_length(base_config)
-    on = {
-        "position_bias": (method.position_bias.enabled, max_length >= LONG_CONTEXT),
-        "landmark": (method.landmark.enabled, max_length >= LONG_CONTEXT),
-        "s2_attn": (method.s2_attn.enabled, max_length >= VERY_LONG_CONTEXT),
-        "train_embeddings": (method.train_embeddings, beyond),
-        "train_norms": (method.train_norms, max_length >= VERY_LONG_CONTEXT),
-    }
-    switches = {name: _resolve(name, *value) for name, value in on.items()}
+    settings = _settings(method)
+    switches = resolved_switches(method, max_length, anatomy.trained_length(base_config))
     if not method.lora.enabled:
-        asked = [name for name, (setting, _) in on.items() if setting == "true"]
+        asked = [name for name, setting in settings.items() if setting == "true"]
         if asked:
             raise ConfigError(
                 f"method: {asked[0]} has no effect while lora.enabled is false (nothing trains); "
@@ -91,8 +84,39 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
         train_embeddings=switches["train_embeddings"],
         train_norms=switches["train_norms"],
         max_length=max_length,
-        chosen_by_rule=[SWITCHES[name] for name, (setting, _) in on.items() if setting == "auto"],
+        chosen_by_rule=[SWITCHES[name] for name, setting in settings.items() if setting == "auto"],
     )
+
+
+def resolved_switches(
+    method: MethodConfig, max_length: int, trained_length: int
+) -> dict[str, bool]:
+    """Component -> whether it is on: as set by hand, else by the adaptive rule for a length.
+
+    Args:
+        method: settings, with "true", "false" or "auto" for each component.
+        max_length: tokens.
+        trained_length: of the base, in tokens.
+    """
+    rule = {
+        "position_bias": max_length >= LONG_CONTEXT,
+        "landmark": max_length >= LONG_CONTEXT,
+        "s2_attn": max_length >= VERY_LONG_CONTEXT,
+        "train_embeddings": max_length > trained_length,
+        "train_norms": max_length >= VERY_LONG_CONTEXT,
+    }
+    return {name: _resolve(name, value, rule[name]) for name, value in _settings(method).items()}
+
+
+def _settings(method: MethodConfig) -> dict[str, str]:
+    """Component -> what is set for it."""
+    return {
+        "position_bias": method.position_bias.enabled,
+        "landmark": method.landmark.enabled,
+        "s2_attn": method.s2_attn.enabled,
+        "train_embeddings": method.train_embeddings,
+        "train_norms": method.train_norms,
+    }
 
 
 _SHORTHANDS = ("auto", "attention", "all-linear")

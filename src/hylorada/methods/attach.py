@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,12 +55,8 @@ def adapt(
             )
         config.max_length = max_length
         config.__post_init__()
-    drawn_on = {p.device for p in base_model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=drawn_on) if seed is not None else nullcontext():
-        if seed is not None:
-            torch.manual_seed(seed)
-        with _peft_and_transformers_between_themselves():
-            return get_peft_model(base_model, config)
+    with seeded(base_model, seed), between_peft_and_transformers():
+        return get_peft_model(base_model, config)
 
 
 def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
@@ -78,7 +74,7 @@ def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
     """
     # By itself peft reads the weights onto a GPU even for a model on the CPU.
     device = next(base_model.parameters()).device
-    with _peft_and_transformers_between_themselves():
+    with between_peft_and_transformers():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
         try:
             model = PeftModel.from_pretrained(base_model, str(folder), torch_device=str(device))
@@ -94,7 +90,18 @@ def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
 
 
 @contextmanager
-def _peft_and_transformers_between_themselves() -> Iterator[None]:
+def seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Draw from a generator of one's own inside the block; None: from torch's as it stands."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices={p.device for p in model.parameters() if p.is_cuda}):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def between_peft_and_transformers() -> Iterator[None]:
     """peft asks a model for `is_gradient_checkpointing`, a name that transformers 5 gives up."""
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -61,7 +61,7 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
         config.target_parameters = target_parameters(model, config)
     if chosen:
         config.target_modules = linear_names(model, str(config.target_modules))
-        config.fan_in_fan_out = _all_conv1d(model)
+        config.fan_in_fan_out = stores_transposed(model)
     flow = position_flow(model, config.target_modules)
     if chosen and flow.idle:
         config.target_modules = [n for n in config.target_modules or () if n not in flow.idle]
@@ -69,7 +69,7 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
             f"{_name(model)} does not call {', '.join(flow.idle)}, so an adapter there cannot act"
         )
     if chosen:
-        config.target_modules = _in_language_model(model, list(config.target_modules or ()))
+        config.target_modules = in_language_model(model, list(config.target_modules or ()))
     for component, reason in _obstacles(config, model, flow):
         switch = SWITCHES[component]
         if switch not in config.chosen_by_rule:
@@ -85,7 +85,7 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
         assert found is not None
         to_save.append(_without_wrapper(found[0]))
     if config.train_norms:
-        to_save += _in_language_model(model, norm_suffixes(model))
+        to_save += in_language_model(model, norm_suffixes(model))
     config.modules_to_save = sorted(set(to_save)) or None
     _resolve_rope(config, model)
     config.chosen_by_rule = []
@@ -171,7 +171,7 @@ def linear_names(model: nn.Module, which: str) -> list[str]:
     return sorted(names)
 
 
-def _in_language_model(model: nn.Module, names: list[str]) -> list[str]:
+def in_language_model(model: nn.Module, names: list[str]) -> list[str]:
     """The names, or full paths where a name would also fit a part that reads pictures or sound."""
     lm = anatomy.causal_lm(model)
     own = {path for path, _ in anatomy.text_modules(lm)}
@@ -195,7 +195,7 @@ def _linears(layer: nn.Module, path: str = "") -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _all_conv1d(model: nn.Module) -> bool:
+def stores_transposed(model: nn.Module) -> bool:
     """GPT-2 stores its weights transposed, in Conv1D; peft wants to be told."""
     linears = _linears(anatomy.decoder_layers(model)[0])
     return all(isinstance(_base(module), Conv1D) for _, module in linears)

@@ -123,6 +123,41 @@ def _header(record: Record, settings: Record | None) -> str:
 
 
 def _method(record: Record, settings: Record) -> str:
+    own = _of_peft(record, settings) if _other(record) else _low_rank(record, settings)
+    experts = (record.get("parameters") or {}).get("experts")
+    lines = [*own, *([f"- {experts['note']}"] if experts else [])]
+    lines += [
+        f"- {name} left out: {reason}" for name, reason in (record.get("left_out") or {}).items()
+    ]
+    counts = record["parameters"]["by_group"]
+    rows = [[component_words(name), f"{count:,}"] for name, count in counts.items()]
+    rows.append(["all", f"{record['parameters']['trainable']:,}"])
+    table = _table(["trained", "numbers"], rows)
+    return "## Method\n\n" + "\n".join(lines) + f"\n\n{table}"
+
+
+def _other(record: Record) -> Record:
+    """The settings of another method of peft that was trained in the place of LoRA; often none."""
+    return record["config"]["method"].get("peft") or {}
+
+
+def _of_peft(record: Record, settings: Record) -> list[str]:
+    asked = {key: value for key, value in _other(record).items() if key != "peft_type"}
+    told = ", ".join(f"{key} = {value}" for key, value in asked.items())
+    lines = [f"- {settings['peft_type']}, PEFT's own" + (f", with {told}" if told else "")]
+    targets = settings.get("target_modules") or []
+    names = [targets] if isinstance(targets, str) else sorted(targets)
+    names += sorted(settings.get("modules_to_save") or [])
+    lines += [f"- on {', '.join(f'`{name}`' for name in names)}"] if names else []
+    reached = record["position_range"]
+    if reached["kind"] != "none":
+        lines.append(
+            f"- made for {record['length']:,} positions ({reached['kind']}: {reached['type']})"
+        )
+    return lines
+
+
+def _low_rank(record: Record, settings: Record) -> list[str]:
     lora = record["config"]["method"]["lora"]
     scale = "alpha / sqrt(r)" if settings["use_rslora"] else "alpha / r"
     start = "orthonormal rows" if lora["init"] == "orthogonal" else "Kaiming"
@@ -143,16 +178,7 @@ def _method(record: Record, settings: Record) -> str:
         rope = settings["rope_scaling_type"]
         how = f"RoPE: {rope}" if rope != "none" else f"learned: {settings['learned_init']}"
         lines.append(f"- made for {settings['max_length']:,} positions ({how})")
-    experts = (record.get("parameters") or {}).get("experts")
-    lines += [f"- {experts['note']}"] if experts else []
-    lines += [
-        f"- {name} left out: {reason}" for name, reason in (record.get("left_out") or {}).items()
-    ]
-    counts = record["parameters"]["by_group"]
-    rows = [[component_words(name), f"{count:,}"] for name, count in counts.items()]
-    rows.append(["all", f"{record['parameters']['trainable']:,}"])
-    table = _table(["trained", "numbers"], rows)
-    return "## Method\n\n" + "\n".join(lines) + f"\n\n{table}"
+    return lines
 
 
 def _base(record: Record) -> str:
@@ -251,7 +277,11 @@ def _loading(record: Record, settings: Record) -> str:
     """A program that loads the adapter; it runs as it stands where its two places are true."""
     plain, model = _plain(settings), record["config"]["model"]
     imports = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
-    if not plain:
+    extending: list[str] = []
+    if _other(record):
+        extending = _extending(record)
+        imports += ["from hylorada.methods.position_range import extend_range"] if extending else []
+    elif not plain:
         imports.insert(0, "import hylorada  # makes the method known to peft")
     place = f'base = "{base_name(record)}"' + ("" if _on_hub(record) else "  # its folder")
     options = {"dtype": record["provenance"].get("base_model_dtype")}
@@ -266,6 +296,7 @@ def _loading(record: Record, settings: Record) -> str:
     code = [
         *imports, "", place, 'adapter = "adapter"  # the folder of this file',
         f"model = AutoModelForCausalLM.from_pretrained(base{told})",
+        *extending,
         "model = PeftModel.from_pretrained(model, adapter).eval()",
     ]  # fmt: skip
     why = (
@@ -274,8 +305,25 @@ def _loading(record: Record, settings: Record) -> str:
         else "Without `import hylorada` PEFT refuses it: its components or its longer range live "
         "in that package. It is loaded onto the base as it is; the extension comes with it."
     )
+    if _other(record):
+        why = f"It is PEFT's own {settings['peft_type']}."
+        if extending:
+            why += " The longer range is not in its file: the base is extended before it is loaded."
     program = "\n".join(code)
     return f"## How to load it\n\n{why}\n\n```python\n{program}\n```"
+
+
+def _extending(record: Record) -> list[str]:
+    """The lines that give a base the range of the run; none where it has it by itself."""
+    if record["position_range"]["kind"] == "none":
+        return []
+    told, asked = (
+        record["config"]["model"]["trained_length"],
+        dict(record["config"]["method"]["position_range"]),
+    )
+    lines = [f"model.config.hylorada_trained_length = {told}"] if told else []
+    settings = f'"{asked["learned_init"]}", "{asked["rope_type"]}", {asked["rope_factor"]:g}'
+    return [*lines, f"extend_range(model, {record['length']}, {settings})"]
 
 
 def _loading_merged() -> str:

@@ -94,7 +94,7 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
     if newest is not None:
         check_continuation(newest, config, directory, inputs)
         return
-    trains = config.method.lora.enabled
+    trains = config.method.trains
     if config.resume == "must" and trains and not any(checkpoints.glob("*step-*")):
         raise DataError(f"resume=must: {directory} has no checkpoint to continue from")
 

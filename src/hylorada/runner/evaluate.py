@@ -106,7 +106,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         model, backbone = load_finished(directory, record, meter.device, precision)
         meter.weigh(backbone.dtype)
         base = base_metrics(config, meter, backbone, exam, model)
-        if config.method.lora.enabled:
+        if config.method.trains:
             make_fast(model, meter.bf16)
             asked = json.dumps(dataclasses.asdict(config.eval), sort_keys=True)
             name = hashlib.sha256(f"{asked} {exam.corpus.sha256}".encode()).hexdigest()[:10]

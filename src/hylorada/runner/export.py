@@ -26,6 +26,8 @@ from hylorada.errors import ConfigError, IntegrityError
 from hylorada.loading.adapter import attach_adapter, save_weights
 from hylorada.loading.backbone import Backbone
 from hylorada.loading.finished_run import load_finished
+from hylorada.methods.own_range import adopt_range
+from hylorada.methods.peft_settings import kind_of
 from hylorada.process.disk import disk_errors, exclusive, make_directory
 from hylorada.process.fault_points import fault_point
 from hylorada.records.model_card import CARD, base_name, merged_card, model_card
@@ -55,7 +57,9 @@ def export(run_dir: Path, to: Path | None = None, merge: bool = False) -> Path:
     """
     record = finished_record(run_dir, "adapter/")
     target = to or run_dir / ("merged" if merge else "export")
-    adapter = run_dir / "adapter" if record["config"]["method"]["lora"]["enabled"] else None
+    method = record["config"]["method"]
+    trained = method["lora"]["enabled"] or bool(method.get("peft"))
+    adapter = run_dir / "adapter" if trained else None
     if merge and adapter is not None:
         _refuse_merge(run_dir, json.loads((adapter / ADAPTER_SETTINGS).read_text(encoding="utf-8")))
     if not merge and adapter is None:
@@ -128,7 +132,16 @@ def _load(run_dir: Path, record: dict[str, Any]) -> tuple[Any, Backbone]:
 
 def _write_merged(model: Any, backbone: Backbone, folder: Path) -> None:
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        kind = kind_of(model.active_peft_config)
+        try:
+            model = model.merge_and_unload()
+        except (AttributeError, NotImplementedError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"merge=true: peft cannot put {kind} into the weights of the base ({reason}); "
+                "leave merge out and keep the adapter"
+            ) from error
+        adopt_range(model)
     with _quiet():
         model.save_pretrained(str(folder))
         backbone.tokenizer.save_pretrained(str(folder))

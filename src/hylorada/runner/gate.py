@@ -50,7 +50,7 @@ def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop)
         autocast=autocast,
     )
     stop.check()  # the gate takes whatever is raised inside it for a failed check
-    if not (report.ok and config.method.lora.enabled):
+    if not (report.ok and config.method.trains):
         return report
     kernels = "the model's own, chunked loss" if are_left_out() else KERNELS
     use_frozen_kernels(model)  # weights that training casts once are cast here, to the same bits

@@ -35,6 +35,7 @@ from hylorada.loading.whole_weights import check_names, reported_here
 from hylorada.methods import adapt
 from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.integrity.probe import vocabulary_size
+from hylorada.methods.peft_methods import attach_peft_method
 from hylorada.methods.placement import linear_names
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.s2_attention import enable_s2
@@ -87,7 +88,7 @@ class Preflight:
             self._once(prompts, lambda: _check_prompts(config, opened))
         if settings.harness.enabled:
             check_questions(opened.tokenizer, [], window)
-        learns = trains and config.method.lora.enabled
+        learns = trains and config.method.trains
         task = config.train.retrieval
         if learns and config.train.task == "retrieval":
             self._once(
@@ -188,6 +189,9 @@ def _check_method(config: RunConfig, opened: Blueprint) -> None:
             f"train.gradient_checkpointing=true: {type(model).__name__} does not support it; "
             "set it to false"
         )
+    if config.method.peft:
+        _check_peft_method(config, model)
+        return
     method = from_method(config.method, length, model.config)
     if method is None:
         position_range = config.method.position_range
@@ -211,6 +215,16 @@ def _check_method(config: RunConfig, opened: Blueprint) -> None:
         raise ConfigError(f"method.lora: {reason[:300]}; change it, or the model") from error
     except (NotImplementedError, RuntimeError) as error:
         # What the meta device cannot do is no fault of the settings: the run itself will tell.
+        logger.debug("preflight: not tried without weights: %s", error)
+
+
+def _check_peft_method(config: RunConfig, model: Any) -> None:
+    """Another method of peft, attached to the model without weights."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the run itself will warn
+            attached = attach_peft_method(model, config.method, config.length.max_length)
+            refuse_adapted_head(attached.model)
+    except (NotImplementedError, RuntimeError) as error:
         logger.debug("preflight: not tried without weights: %s", error)
 
 

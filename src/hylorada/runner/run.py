@@ -29,7 +29,8 @@ from hylorada.loading.inputs import Inputs
 from hylorada.methods import adapt
 from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.experts import reached_experts
-from hylorada.methods.parameter_groups import count_by_group
+from hylorada.methods.integrity.adapters import count_by_component
+from hylorada.methods.peft_methods import attach_peft_method
 from hylorada.process.disk import replace_file
 from hylorada.process.fault_points import fault_point
 from hylorada.process.progress import Reporter
@@ -135,7 +136,7 @@ class _Run:
             tokenizer = opened.tokenizer
             with self.reporter.working("text"):
                 exam = prepare(config, tokenizer, self.stop)
-                blocks = self._blocks(tokenizer) if config.method.lora.enabled else None
+                blocks = self._blocks(tokenizer) if config.method.trains else None
                 validation = self._validation(tokenizer)
             add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
             self._tell_shared(exam, blocks)
@@ -174,7 +175,7 @@ class _Run:
 
     def _checkpoint(self) -> Checkpoint | None:
         """What is continued from; `check_start` may have looked at one that is damaged."""
-        if not self.config.method.lora.enabled:
+        if not self.config.method.trains:
             return None
         checkpoint = load_newest(self.directory / "checkpoints")
         if checkpoint is not None:
@@ -213,7 +214,7 @@ class _Run:
 
     def _validation(self, tokenizer: Any) -> TokenCorpus | None:
         """What is measured between the steps, if anything is."""
-        between = self.config.train.eval_every and self.config.method.lora.enabled
+        between = self.config.train.eval_every and self.config.method.trains
         return self._corpus(tokenizer, "validation") if between else None
 
     def _texts(
@@ -231,9 +232,12 @@ class _Run:
         """Extend the range and attach the adapter; the parameters, counted by group."""
         config, model = self.config, backbone.model
         length = config.length.max_length
-        method = from_method(config.method, length, model.config)
         left_out: dict[str, str] = {}
-        if method is None:
+        if config.method.peft:
+            attached = attach_peft_method(model, config.method, length, seed=config.seed)
+            model, reached = attached.model, attached.range_report
+            left_out |= attached.left_out
+        elif (method := from_method(config.method, length, model.config)) is None:
             reached = extend(model, length, config.method.position_range)
         else:
             adapted: Any = adapt(model, method, length, seed=config.seed)
@@ -245,7 +249,7 @@ class _Run:
         self.record["left_out"] = left_out
         for component, reason in left_out.items():
             logger.info("left out: %s, because %s", component, reason)
-        by_group = count_by_group(model)
+        by_group = count_by_component(model)
         self.record["parameters"] = {
             "total": parameter_count(model),
             "trainable": sum(by_group.values()),
@@ -341,7 +345,7 @@ class _Run:
         self.record["metrics"] = metrics
         line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
         lines = JsonLines(self.directory / "metrics.jsonl")
-        if not self.config.method.lora.enabled:
+        if not self.config.method.trains:
             lines.truncate(0)  # of an earlier attempt
         lines.append(line)
         tracker.log(line)

@@ -23,6 +23,7 @@ from hylorada.errors import ConfigError, DataError
 from hylorada.extensions import DATA_KINDS, TRACKERS
 from hylorada.settings.checks import choice, fields
 from hylorada.settings.evaluation import check_eval
+from hylorada.settings.peft_method import check_peft
 
 SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
 BUDGETS = ("epochs", "max_steps", "max_tokens")
@@ -74,11 +75,12 @@ def _method(method: MethodConfig, max_length: int) -> None:
     lora, position_range = method.lora, method.position_range
     for key in SWITCH_KEYS:
         value = attrgetter(key.removeprefix("method."))(method)
-        if value == "true" and not lora.enabled:
+        if value == "true" and not method.trains:
             raise ConfigError(
                 f"{key}=true has no effect with method.lora.enabled=false (nothing is attached); "
                 f"set {key}=false or method.lora.enabled=true"
             )
+    check_peft(method)
     if not lora.target_modules or not all(lora.target_modules):
         raise ConfigError("method.lora.target_modules is empty; write [auto] or names of modules")
     _s2(method.s2_attn, max_length)
@@ -181,9 +183,9 @@ def check_splits(config: RunConfig) -> None:
     """
     kind = DATA_KINDS.part(config.dataset.kind, "KIND")
     train, wanted = config.train, [config.eval.perplexity.split]
-    if config.method.lora.enabled and train.task == "text":
+    if config.method.trains and train.task == "text":
         wanted.append("train")
-    if config.method.lora.enabled and train.eval_every:
+    if config.method.trains and train.eval_every:
         wanted.append("validation")
     for split in wanted:
         if split not in kind.splits:

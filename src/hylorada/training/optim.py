@@ -17,11 +17,13 @@ def make_optimizer(
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) over the trainable parameters.
 
     Weight decay pulls towards zero, which means something for a matrix of a linear map; biases,
-    norms' gains, the 65 numbers of the position bias and scalar gates are left free.
+    norms' gains, the 65 numbers of the position bias and scalar gates are left free. So are the
+    vectors that other methods of peft keep as matrices of one row or column (IA3's, which start at
+    one); LoRA's A and B of rank 1 are matrices all the same.
     """
-    parameters = [p for _, p in trainables]
-    matrices = [p for p in parameters if p.dim() >= 2]
-    others = [p for p in parameters if p.dim() < 2]
+    named = list(trainables)
+    matrices = [p for name, p in named if _is_matrix(name, p)]
+    others = [p for name, p in named if not _is_matrix(name, p)]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -32,6 +34,13 @@ def make_optimizer(
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
     )
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    vector = parameter.dim() < 2 or (
+        parameter.numel() == max(parameter.shape) and ".lora_" not in name
+    )
+    return not vector
 
 
 def learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:

@@ -53,10 +53,7 @@ def parameter_audit(probe: Probe) -> Check:
             own = is_own(path, names) and (probe.kind != "lora" or group in expected)
             if not (asked or own):
                 unexpected.append(path)
-    frozen = [
-        path for path, p in probe.model.named_parameters()
-        if not p.requires_grad and _belongs_to(path, probe.model.active_adapters[0])
-    ] if probe.kind == "lora" else []  # other methods freeze parts of their own  # fmt: skip
+    frozen = _frozen(probe, names)
     trainable = sum(p.numel() for members in probe.groups.values() for _, p in members)
     detail = f"{trainable} values train, in {', '.join(probe.groups)}"
     if missing:
@@ -70,6 +67,33 @@ def parameter_audit(probe: Probe) -> Check:
         )
     wrong = len(missing) + len(frozen) + len(unexpected)
     return Check(name, wrong == 0, wrong, 0, detail)
+
+
+def _frozen(probe: Probe, names: tuple[set[str], str]) -> list[str]:
+    """Parameters of the active adapter that should train and do not.
+
+    Of LoRA all train. Other methods freeze parts of their own, in every layer alike; one that is
+    frozen while its namesakes train was frozen by somebody.
+    """
+    adapter = probe.model.active_adapters[0]
+    if probe.kind == "lora":
+        return [
+            path for path, p in probe.model.named_parameters()
+            if not p.requires_grad and _belongs_to(path, adapter)
+        ]  # fmt: skip
+    by_name: dict[str, list[tuple[str, bool]]] = {}
+    for path, parameter in probe.model.named_parameters():
+        parts = path.split(".")
+        if adapter in parts and is_own(path, names):
+            own = next((p for p in reversed(parts) if is_own(p, names)), parts[-1])
+            by_name.setdefault(own, []).append((path, parameter.requires_grad))
+    return [
+        path
+        for members in by_name.values()
+        if any(trains for _, trains in members)
+        for path, trains in members
+        if not trains
+    ]
 
 
 def _belongs_to(path: str, adapter_name: str) -> bool:

@@ -70,6 +70,16 @@ def own_groups(model: Any, kind: str) -> dict[str, list[tuple[str, nn.Parameter]
     return {group: members for group, members in found.items() if members}
 
 
+def count_by_component(model: Any) -> dict[str, int]:
+    """The number of trainable values in each component that has any, for any method of PEFT."""
+    configs = getattr(model, "peft_config", None) or {}
+    kind = adapter_kind(next(iter(configs.values()), None)) or "lora"
+    return {
+        group: sum(parameter.numel() for _, parameter in members)
+        for group, members in own_groups(model, kind).items()
+    }
+
+
 def own_names(model: Any) -> tuple[set[str], str]:
     """What a method's parameters are called in its layers, and how such names begin."""
     names = {
