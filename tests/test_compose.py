@@ -17,7 +17,7 @@ from hylorada import compose
 from hylorada.command_line.hydra_internals import Hydra
 from hylorada.command_line.overrides import known_keys, rewrite
 from hylorada.command_line.suggest import nearest
-from hylorada.config import RunConfig
+from hylorada.config import RunConfig, to_dict
 from hylorada.errors import ConfigError, DataError
 from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import fingerprint, run_dir, run_name
@@ -68,6 +68,7 @@ def test_all_promised_options_exist() -> None:
         {"baseline", "lora", "rslora", "dora", "longlora", "hylorada", "hylorada_leaky_landmark"}
         | {f"hylorada_no_{name}" for name in single}
         | {f"rslora_{name}" for name in single}
+        | {"vera", "ia3", "loha"}
     )
     assert set(options("model")) == {
         "tiny", "gpt2", "gpt2-medium", "pythia-160m", "qwen2.5-0.5b", "llama-3.2-1b", "custom",
@@ -287,6 +288,41 @@ def test_only_settings_that_change_the_numbers_change_the_fingerprint(hydra: Hyd
 )  # fmt: skip
 def test_the_nearest_key(word: str, found: str) -> None:
     assert nearest(word, known_keys()) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "peft"),
+    [
+        (["method=ia3"], {"peft_type": "IA3"}),
+        (["method=vera", "method.peft.r=8"], {"peft_type": "VERA", "r": 8}),
+        (
+            ["method=vera", "method.peft.target_modules=[q_proj,v_proj]"],
+            {"peft_type": "VERA", "r": 256, "target_modules": ["q_proj", "v_proj"]},
+        ),
+        (
+            ["method=vera", "method.peft.target_modules=.*(a|b)$"],
+            {"peft_type": "VERA", "r": 256, "target_modules": ".*(a|b)$"},
+        ),
+        (
+            ["method=baseline", "method.name=mine", "method.peft={peft_type: OFT, r: 0}"],
+            {"peft_type": "OFT", "r": 0},
+        ),
+        (["method=lora"], {}),
+    ],
+)
+def test_settings_of_another_method_of_peft_may_be_typed(
+    hydra: Hydra, words: list[str], peft: dict[str, Any]
+) -> None:
+    config = typed(hydra, *rewrite(words))
+    check_settings(config)
+    assert config.method.peft == peft
+    assert compose.to_typed(to_dict(config)) == config  # as a record has it
+
+
+def test_settings_of_another_method_of_peft_may_be_swept(hydra: Hydra) -> None:
+    runs = grid(hydra, "method=vera", "method.peft.r=8,16")
+    assert [config.method.peft["r"] for config in runs] == [8, 16]
+    assert len({fingerprint(config) for config in runs}) == 2
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

@@ -19,6 +19,19 @@ def test_decay_acts_on_matrices_and_leaves_vectors_alone():
     assert torch.equal(vector.detach(), torch.ones(3))
 
 
+def test_decay_leaves_vectors_alone_that_are_kept_as_matrices():
+    """IA3 keeps its factors, which start at one, as [n, 1]; LoRA's A of rank 1 is a matrix."""
+    names = ("q_proj.ia3_l.default", "q_proj.lora_A.default.weight")
+    column, row = nn.Parameter(torch.ones(3, 1)), nn.Parameter(torch.ones(1, 3))
+    optimizer = make_optimizer(
+        list(zip(names, (column, row), strict=True)), TrainConfig(lr=0.1, weight_decay=0.5)
+    )
+    column.grad, row.grad = torch.zeros(3, 1), torch.zeros(1, 3)
+    optimizer.step()
+    assert torch.equal(column.detach(), torch.ones(3, 1))
+    assert torch.equal(row.detach(), torch.full((1, 3), 1 - 0.1 * 0.5))
+
+
 def test_step_is_adamw_with_the_settings_of_the_config():
     parameter = nn.Parameter(torch.tensor([[2.0]]))
     settings = TrainConfig(

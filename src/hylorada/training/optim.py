@@ -37,10 +37,8 @@ def make_optimizer(
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    vector = parameter.dim() < 2 or (
-        parameter.numel() == max(parameter.shape) and ".lora_" not in name
-    )
-    return not vector
+    line = 1 < parameter.numel() == max(parameter.shape, default=0)  # one row, one column
+    return parameter.dim() >= 2 and (not line or ".lora_" in name)
 
 
 def learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
