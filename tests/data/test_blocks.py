@@ -143,7 +143,7 @@ def test_standard_library_gives_blocks_at_4k(tmp_path, tokenizer):
     assert [len(c.documents) for c in (few, corpus)] == [2, 12]
     assert [d.name for d in few.documents] == [d.name for d in corpus.documents[:2]]
     assert few.sha256 != corpus.sha256
-    assert corpus.total_tokens == corpus.total_bytes  # one token per byte here
+    assert corpus.total_tokens == sum(d.bytes for d in corpus.documents)  # one token per byte here
     blocks = Blocks(corpus, 4096)
     assert len(blocks) * 4096 + blocks.left_out_tokens == corpus.total_tokens
     assert "import" in tokenizer.decode(blocks[0]["input_ids"])

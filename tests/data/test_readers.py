@@ -73,7 +73,9 @@ def test_wikitext_words_reach_the_token_corpus(real_data, tmp_path, tokenizer):
         path=str(real_data), cache_dir=str(tmp_path), max_documents=3, **WIKITEXT2
     )
     corpus = load_token_corpus(dataset, "test", tokenizer)
-    assert corpus.total_words == sum(count_words(d.text) for d in read_documents(dataset, "test"))
+    assert sum(d.words for d in corpus.documents) == sum(
+        count_words(d.text) for d in read_documents(dataset, "test")
+    )
     assert corpus.label == "wikitext2 test, the first 3 documents"
 
 
@@ -139,7 +141,7 @@ def test_the_published_words_belong_to_the_whole_test_split(tmp_path, tokenizer,
     for _ in range(2):  # made, then from the cache
         corpus = load_token_corpus(dataset, "test", tokenizer)
         assert corpus.official_words == words
-        assert corpus.total_words == 5 * books
+        assert sum(d.words for d in corpus.documents) == 5 * books
 
 
 def test_pg19_train_is_all_its_shards(tmp_path):

@@ -60,8 +60,8 @@ def test_corpus_equals_each_document_encoded_alone(tmp_path, source, tokenizer, 
     assert isinstance(corpus.tokens, np.memmap)
     assert corpus.tokens.dtype == np.uint16
     assert corpus.total_tokens == len(whole)
-    assert corpus.total_words == sum(len(t.split()) for t in TEXTS.values())
-    assert corpus.total_bytes == sum(len(t.encode()) for t in TEXTS.values())
+    assert sum(d.words for d in corpus.documents) == sum(len(t.split()) for t in TEXTS.values())
+    assert sum(d.bytes for d in corpus.documents) == sum(len(t.encode()) for t in TEXTS.values())
     assert [d.name for d in corpus.documents[1:3]] == ["leer", "drei"]
     assert corpus.documents[-1].name == "vier"
     with pytest.raises(IndexError):

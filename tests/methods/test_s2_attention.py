@@ -24,7 +24,6 @@ from hylorada.methods.s2_attention import (
     disable_s2,
     enable_s2,
     record_s2_layers,
-    segment_bounds,
 )
 from hylorada.methods.s2_limits import SHIFTS
 
@@ -34,6 +33,12 @@ LONG = 4 * G + 37
 TOLERANCE = 1e-5
 
 _reference_documents: torch.Tensor | None = None  # [B, N], 0 = padding
+
+
+def segment_bounds(length: int, group_size: int, shifted: bool) -> list[int]:
+    """The segment boundaries, from 0 to ``length``, in tokens."""
+    first = group_size // 2 if shifted else group_size
+    return [0, *range(first, length, group_size), length]
 
 
 @functools.cache

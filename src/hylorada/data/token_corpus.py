@@ -104,16 +104,6 @@ class TokenCorpus:
         """Token ids in the corpus."""
         return len(self.tokens)
 
-    @property
-    def total_words(self) -> int:
-        """Words of all documents."""
-        return int(self._table[:, 1].sum())
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all documents."""
-        return int(self._table[:, 2].sum())
-
     def _document(self, i: int) -> TokenDocument:
         end, words, size, name_end = (int(x) for x in self._table[i])
         start = int(self._table[i - 1, 0]) if i else 0

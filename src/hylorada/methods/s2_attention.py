@@ -53,12 +53,6 @@ _UNSUPPORTED = ("softcap", "position_bias", "s_aux", "sliding_window")
 _taken: ContextVar[set[int] | None] = ContextVar("s2_layers_taken", default=None)
 
 
-def segment_bounds(length: int, group_size: int, shifted: bool) -> list[int]:
-    """The segment boundaries, from 0 to ``length``, in tokens."""
-    first = group_size // 2 if shifted else group_size
-    return [0, *range(first, length, group_size), length]
-
-
 def enable_s2(
     model: nn.Module,
     group_size: int,
