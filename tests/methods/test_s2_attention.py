@@ -284,6 +284,25 @@ class _LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("length", [64, 72, 77])  # a whole number of groups, of half groups; odd
+@pytest.mark.parametrize("shift", ["layers", "heads"])
+def test_no_gradient_is_put_together_by_filling_zeros_and_adding(length, shift):
+    model = make_model("gpt2", trained_length=128).train()
+    enable_s2(model, 16, shift)
+    ids, seen = tokens(2, length), []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    hidden = model.transformer(ids, use_cache=False).last_hidden_state
+    with Names():
+        hidden.sum().backward()
+    assert any("flash_attention" in name for name in seen)
+    assert not any("slice_backward" in name for name in seen)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_no_tensor_of_length_squared_exists(padded):
     n, g = 1200, 32

@@ -41,6 +41,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 from hylorada.architecture.anatomy import backbone, causal_lm, decoder
 from hylorada.errors import ConfigError
 from hylorada.kernels import causal_attention, grouped_heads
+from hylorada.kernels.linear import product_dtype
 from hylorada.methods.s2_limits import attention_configs, check_settings, excluded
 
 S2 = "s2"
@@ -214,6 +215,9 @@ def s2_attention_forward(
     taken = None if torch.compiler.is_compiling() else _taken.get()
     if taken is not None:
         taken.add(module.layer_idx)  # type: ignore[arg-type]
+    # What autocast would do in each of several calls.
+    dtype = product_dtype(query_BHND)
+    query_BHND, key_BKND, value_BKND = (x.to(dtype) for x in (query_BHND, key_BKND, value_BKND))
     segmented = partial(_segmented, group_size=group_size, dropout=dropout, scaling=scaling)
     if config.s2_shift == "layers":
         shifted = bool(module.layer_idx % 2)  # type: ignore[operator]
@@ -324,15 +328,17 @@ def _segmented(
     lead = group_size // 2 if shifted else 0
     full = (length - lead) // group_size
     tail = lead + full * group_size
-    runs = ((0, 1, lead), (lead, full, group_size), (tail, 1, length - tail))
+    runs = [(0, 1, lead), (lead, full, group_size), (tail, 1, length - tail)]  # start, count, size
+    runs = [run for run in runs if run[1] * run[2]]
+    # Split once, and not narrowed run by run: the gradient is one tensor put together, where each
+    # narrowing would fill one with zeros and add it.
+    tokens = [count * size for _, count, size in runs]
+    whole = (query_BHND, key_BKND, value_BKND)
+    parts = zip(*(x.split(tokens, 2) for x in whole), strict=True) if len(runs) > 1 else [whole]
     outputs = []
-    for start, count, size in runs:
-        if count * size == 0:
-            continue
+    for (start, count, size), part in zip(runs, parts, strict=True):
         mask_MGG = None if mask is None else _segment_mask(mask, batch, start, count, size)
-        q_MHGD, k_MKGD, v_MKGD = (
-            _stack_segments(x, start, count, size) for x in (query_BHND, key_BKND, value_BKND)
-        )
+        q_MHGD, k_MKGD, v_MKGD = (_stack_segments(x, count, size) for x in part)
         if mask_MGG is None and dropout == 0 and causal_attention.serves(q_MHGD):
             out_MHGD = causal_attention.causal_attention(q_MHGD, k_MKGD, v_MKGD, scaling)
         else:
@@ -351,10 +357,9 @@ def _half_of_heads(x_BHxx: torch.Tensor, second: bool) -> torch.Tensor:
     return x_BHxx if x_BHxx.shape[1] == 1 else x_BHxx.chunk(2, 1)[int(second)]
 
 
-def _stack_segments(x_BHND: torch.Tensor, start: int, count: int, size: int) -> torch.Tensor:
+def _stack_segments(x_BHND: torch.Tensor, count: int, size: int) -> torch.Tensor:
     """Segments along the batch, [B * M, H, G, D]: a view for B = 1, whatever the strides."""
-    part_BHND = x_BHND.narrow(2, start, count * size)
-    return part_BHND.unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
+    return x_BHND.unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
 
 
 def _segment_mask(
