@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 from helpers.byte_tokenizer import make_byte_tokenizer
 from helpers.families import make_model
+from helpers.hub_jobs import parquet, run_jobs
 from helpers.hub_server import Hub, Repository
 
 from hylorada.process.device import cpu_has_bf16
 
-SRC = Path(__file__).resolve().parents[2] / "src"
 WIKITEXT_README = """---
 configs:
 - config_name: wikitext-103-raw-v1
@@ -39,12 +34,6 @@ configs:
 ---
 # WikiText
 """
-
-
-def parquet(columns: dict[str, list]) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    return buffer.getvalue()
 
 
 def article(title: str) -> list[str]:
@@ -116,28 +105,13 @@ def without_a_tensor(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 FAULTS = ("missing", "gated", "503", "429", "truncated", "short", "garbage", "garbage-once")
+DEADLINE = 25.0  # seconds, for asking what a repository holds
 SLOW_FAULTS = ("files-503", "hang", "stall")  # the clients wait and try again
 
 
 def wikitext(hub_id: str, **more) -> dict:
     return {"name": "wikitext2", "kind": "wikitext", "hub_id": hub_id,
             "hub_config": "wikitext-2-raw-v1"} | more  # fmt: skip
-
-
-def run_jobs(jobs: dict, home: Path, endpoint: str, **more: str) -> dict:
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("HF_", "HUGGINGFACE")) and not k.lower().endswith("_proxy")
-    }
-    environment |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(SRC),
-                    "HF_HUB_DISABLE_XET": "1"} | more  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parents[1] / "helpers" / "hub_client.py")],
-        input=json.dumps(jobs), capture_output=True, text=True, env=environment, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +225,7 @@ def assert_one_line(result: dict, words: str) -> None:
     assert result["code"] == 3
     assert "\n" not in result["message"]
     assert re.search(words, result["message"]), result["message"]
-    assert result["seconds"] < 30
+    assert result["limits"] in ([], [DEADLINE])  # asked once, and not for longer
 
 
 @pytest.mark.parametrize(
@@ -280,7 +254,7 @@ def assert_one_line(result: dict, words: str) -> None:
     ],
 )
 def test_faults_end_in_one_line(online, job, words):
-    """Each names the repository and what to do, exits with 3, within half a minute."""
+    """Each names the repository and what to do, and exits with 3."""
     assert_one_line(online[job], words)
     if job in FAULTS:
         assert f"fault/{job}" in online[job]["message"]
@@ -288,7 +262,7 @@ def test_faults_end_in_one_line(online, job, words):
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer_is_given_up_within_half_a_minute(tmp_path, repositories):
+def test_a_hub_that_does_not_answer_is_given_up(tmp_path, repositories):
     """Each in a process of its own: the patience of a download is the process's."""
     jobs = {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in SLOW_FAULTS}
     jobs["model 503"] = {"model": {"name": "x", "path": "fault/model-503"}}
@@ -303,7 +277,7 @@ def test_damaged_download_is_tried_again(online):
 
 
 def test_cache_serves_without_a_network(online, home, repositories):
-    """Offline: what was downloaded is there, what was not is an immediate line."""
+    """Offline: what was downloaded is there, for what was not nobody is asked."""
     pinned = repositories["Salesforce/wikitext"].commit
     jobs = {
         "main": {"dataset": wikitext("Salesforce/wikitext"), "split": "train"},
@@ -312,7 +286,10 @@ def test_cache_serves_without_a_network(online, home, repositories):
         "never seen": {"dataset": wikitext("nobody/nothing"), "split": "test"},
         "model": {"model": {"name": "gpt2", "path": "tiny/gpt2"}},
     }
-    result = run_jobs(jobs, home, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    before = [repository.requests.copy() for repository in repositories.values()]
+    with Hub(list(repositories.values())) as hub:
+        result = run_jobs(jobs, home, hub.url, HF_HUB_OFFLINE="1")
+    assert [repository.requests for repository in repositories.values()] == before
     assert result["main"]["names"] == ["A", "B", "C"]
     assert result["pinned"]["names"] == ["T"]
     assert result["model"]["model"] == online["model"]["model"]
@@ -320,7 +297,6 @@ def test_cache_serves_without_a_network(online, home, repositories):
         assert result[job]["error"] == "DataError"
         assert "HF_HUB_OFFLINE" in result[job]["message"]
         assert "dataset.path" in result[job]["message"]
-        assert result[job]["seconds"] < 5
 
 
 def test_closed_port_is_one_line_and_a_pinned_cache_needs_no_network(online, home, repositories):
@@ -343,4 +319,4 @@ def test_closed_port_is_one_line_and_a_pinned_cache_needs_no_network(online, hom
         assert result[job]["error"] == "DataError"
         assert "cannot be reached" in result[job]["message"]
         assert str(port) in result[job]["message"]
-        assert result[job]["seconds"] < 30
+        assert result[job]["limits"] == [DEADLINE]

@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hylorada.data.files import (
     JSON_SUFFIXES,
@@ -62,7 +63,8 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
             have = file.schema_arrow.names
             missing = [c for c in columns if c not in have]
             if missing:
-                raise missing_columns(path, missing, have)
+                texts = [f.name for f in file.schema_arrow if _is_text(f.type)]
+                raise missing_columns(path, missing, texts or have)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH, columns=columns):
                 for values in batch.to_pylist():
@@ -74,8 +76,14 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[Row]:
         raise damaged(path, error) from error
 
 
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def missing_columns(path: Path, missing: list[str], have: list[str]) -> DataError:
-    """The error for a file of other columns, which it lists."""
+    """The error for a file of other columns; those of text, where it has any, are listed."""
     shown = ", ".join(name[:40] for name in have[:_SHOWN])
     more = f" and {len(have) - _SHOWN} more" if len(have) > _SHOWN else ""
     return DataError(

@@ -8,19 +8,21 @@ minute of the last byte.
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import json
 import logging
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from hylorada.data.hub_faults import explained, one_line, some, unreachable
+from hylorada.data.hub_layout import layout
 from hylorada.data.official_files import official_files
-from hylorada.errors import DataError, DiskError, HyloradaError
+from hylorada.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +54,64 @@ def dataset_files(hub_id: str, config: str, split: str, revision: str) -> list[P
     Raises:
         DataError: They are not available.
     """
-    cached = _cached_split(_snapshot(hub_id, revision), config, split)
-    if cached and _settled(revision):
-        return cached
-    with _explained(f"dataset {hub_id}", revision, _copy_of(hub_id)):
-        try:
-            commit, names = _within(
-                _DEADLINE, lambda: _split_names(hub_id, config, split, revision or None)
+
+    def choose(splits: list[str]) -> str:
+        if split not in splits:
+            raise DataError(
+                f"dataset {hub_id} ({config or 'default'}): no {split} split; it has {some(splits)}"
             )
+        return split
+
+    # By the names of the files, so that a cache which others have filled serves as well.
+    return _files(hub_id, config, revision, choose, lambda at: _cached_split(at, config, split))
+
+
+def files_of_any_layout(
+    hub_id: str, config: str, revision: str, choose: Callable[[list[str]], str]
+) -> list[Path]:
+    """As `dataset_files`, of a data set that may have other splits and other names of files.
+
+    Args:
+        hub_id: Repository, as `owner/name`.
+        config: Configuration name; empty: its only or default one.
+        revision: Commit, branch or tag; empty: main.
+        choose: The split to read of those that there are; raises `DataError` where none will do.
+
+    Raises:
+        DataError: They are not available.
+    """
+    return _files(hub_id, config, revision, choose, lambda at: _listed_files(at, config, choose))
+
+
+def _files(
+    hub_id: str,
+    config: str,
+    revision: str,
+    choose: Callable[[list[str]], str],
+    cached_at: Callable[[Path | None], list[Path]],
+) -> list[Path]:
+    snapshot = _snapshot(hub_id, revision)
+    if _settled(revision) and (cached := cached_at(snapshot)):
+        return cached
+    with explained(f"dataset {hub_id}", revision, _copy_of(hub_id)):
+        try:
+            commit, splits = _within(_DEADLINE, lambda: _splits(hub_id, config, revision or None))
         except Exception as error:
-            if not cached or not _unreachable(error):
+            if not unreachable(error) or not (cached := cached_at(snapshot)):
                 raise
             log.warning("dataset %s: the hub is out of reach; taking %s", hub_id, cached[0].parent)
             return cached
+        names = splits[choose(list(splits))]
         log.info("dataset %s at %s: %s", hub_id, commit, ", ".join(names))
         paths = [_download(hub_id, name, commit) for name in names]
         _remember(hub_id, revision, commit)
+        _write_listing(_cache_folder(hub_id) / "snapshots" / commit, config, splits)
         return paths
+
+
+def snapshot_of(file: Path) -> Path:
+    """The folder in the hub's cache that a file's name in its repository is relative to."""
+    return next(folder for folder in file.parents if folder.parent.name == "snapshots")
 
 
 def hub_file(hub_id: str, name: str, revision: str) -> Path:
@@ -81,17 +124,17 @@ def hub_file(hub_id: str, name: str, revision: str) -> Path:
     cached = snapshot / name if snapshot is not None and (snapshot / name).is_file() else None
     if cached is not None and _settled(revision):
         return cached
-    with _explained(f"dataset {hub_id}", revision, _copy_of(hub_id)):
+    with explained(f"dataset {hub_id}", revision, _copy_of(hub_id)):
         try:
             commit, files = _within(_DEADLINE, lambda: _repository(hub_id, revision or None))
         except Exception as error:
-            if cached is None or not _unreachable(error):
+            if cached is None or not unreachable(error):
                 raise
             log.warning("dataset %s: the hub is out of reach; taking %s", hub_id, cached)
             return cached
         if name not in files:
             raise DataError(
-                f"dataset {hub_id}: no {name} in the repository (found {_some(files)}); "
+                f"dataset {hub_id}: no {name} in the repository (found {some(files)}); "
                 f"{_copy_of(hub_id)}"
             )
         path = _download(hub_id, name, commit)
@@ -112,7 +155,7 @@ def check_model(hub_id: str, revision: str) -> None:
     if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision or None), str):
         return
     way = "without a network set model.path to a local copy, or use model=tiny (embedded)"
-    with _explained(f"model.path={hub_id}", revision, way):
+    with explained(f"model.path={hub_id}", revision, way):
 
         def ask() -> None:
             api = HfApi()
@@ -179,7 +222,7 @@ def _settled(revision: str) -> bool:
 
 
 def _cached_split(snapshot: Path | None, config: str, split: str) -> list[Path]:
-    """A split's files in the cache; none unless all its shards are there."""
+    """A split's files in the cache by their names; none unless all its shards are there."""
     for folder in (config, "data", ".") if config else ("data", "."):
         if snapshot is not None and (snapshot / folder).is_dir():
             files = sorted(p for p in (snapshot / folder).iterdir() if p.is_file())
@@ -190,6 +233,38 @@ def _cached_split(snapshot: Path | None, config: str, split: str) -> list[Path]:
     return []
 
 
+def _listed_files(
+    snapshot: Path | None, config: str, choose: Callable[[list[str]], str]
+) -> list[Path]:
+    """A split's files in the cache as they were found there; none unless they are all there."""
+    splits = _read_listing(snapshot, config) if snapshot is not None else {}
+    if snapshot is None or not splits:
+        return []
+    files = [snapshot / name for name in splits[choose(list(splits))]]
+    return files if all(file.is_file() for file in files) else []
+
+
+def _listing(snapshot: Path, config: str) -> Path:
+    """Where it is put down which files make which split, beside the snapshots of a repository."""
+    name = hashlib.sha256(config.encode()).hexdigest()[:16]
+    return snapshot.parents[1] / "hylorada" / snapshot.name / f"{name}.json"
+
+
+def _read_listing(snapshot: Path, config: str) -> dict[str, list[str]]:
+    try:
+        found: dict[str, list[str]] = json.loads(_listing(snapshot, config).read_text("utf-8"))
+    except (OSError, ValueError):  # never written, or not to its end
+        return {}
+    return found
+
+
+def _write_listing(snapshot: Path, config: str, splits: dict[str, list[str]]) -> None:
+    path = _listing(snapshot, config)
+    with suppress(OSError):  # a cache that is only read
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(splits), encoding="utf-8")
+
+
 def _repository(hub_id: str, revision: str | None) -> tuple[str, list[str]]:
     """Commit and file names of a repository."""
     from huggingface_hub import HfApi
@@ -198,10 +273,8 @@ def _repository(hub_id: str, revision: str | None) -> tuple[str, list[str]]:
     return str(info.sha), [s.rfilename for s in info.siblings or []]
 
 
-def _split_names(
-    hub_id: str, config: str, split: str, revision: str | None
-) -> tuple[str, list[str]]:
-    """Commit, and names of the files that make the split, as `datasets` resolves them."""
+def _splits(hub_id: str, config: str, revision: str | None) -> tuple[str, dict[str, list[str]]]:
+    """Commit, and names of the files that make each split."""
     commit, files = _repository(hub_id, revision)
     script = f"{hub_id.rpartition('/')[2]}.py"
     if script in files:
@@ -210,21 +283,14 @@ def _split_names(
             f"dataset {hub_id}: its data come by a loading script ({script}), which is never run; "
             f"use {mirror} (dataset.hub_id), or set dataset.path to a copy of its data in parquet"
         )
-    import datasets
     from huggingface_hub import HfFileSystem
 
-    try:
-        builder = datasets.load_dataset_builder(hub_id, config or None, revision=commit)
-    except ValueError as error:  # an unknown configuration; the message lists those there are
-        raise DataError(f"dataset {hub_id}: {_one_line(error)}") from error
-    found: dict[Any, list[str]] = builder.config.data_files or {}
-    urls = {str(name): list(map(str, f)) for name, f in found.items()}
-    if split not in urls:
-        raise DataError(
-            f"dataset {hub_id} ({config or 'default'}): no {split} split; it has {_some(urls)}"
-        )
     system = HfFileSystem()
-    return commit, [str(vars(system.resolve_path(url))["path_in_repo"]) for url in urls[split]]
+    found = layout(hub_id, config, commit)
+    return commit, {
+        split: [str(vars(system.resolve_path(url))["path_in_repo"]) for url in urls]
+        for split, urls in found.items()
+    }
 
 
 def _download(hub_id: str, name: str, commit: str) -> Path:
@@ -250,7 +316,7 @@ def _download(hub_id: str, name: str, commit: str) -> Path:
         except OSError as error:  # not as long as it should be
             if again:
                 raise
-            log.warning("dataset %s: %s: %s; downloading it again", hub_id, name, _one_line(error))
+            log.warning("dataset %s: %s: %s; downloading it again", hub_id, name, one_line(error))
             continue
         expected = path.resolve().name  # the cache names large files by their sha256
         if not _SHA256.fullmatch(expected) or _file_sha256(path) == expected:
@@ -297,88 +363,8 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     return results[0]
 
 
-@contextmanager
-def _explained(what: str, revision: str, way: str) -> Iterator[None]:
-    """Turn whatever the clients raise into one line that ends with a way out."""
-    from huggingface_hub import constants
-
-    try:
-        yield
-    except HyloradaError:
-        raise
-    except Exception as error:  # the clients raise some twenty kinds
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DiskError(
-                f"{what}: the hub cache {constants.HF_HUB_CACHE} is full; make room or set "
-                "HF_HOME to another disk"
-            ) from error
-        raise DataError(f"{what}: {_reason(error, revision)}; {way}") from error
-
-
-def _reason(error: Exception, revision: str) -> str:
-    from huggingface_hub import constants
-
-    chain = list(_chain(error))
-    names = {type(e).__name__ for e in chain}
-    if "OfflineModeIsEnabled" in names or constants.HF_HUB_OFFLINE:
-        at = f" at {revision}" if revision else ""
-        return f"not whole in the hub cache{at} ({constants.HF_HUB_CACHE}), HF_HUB_OFFLINE is set"
-    if "GatedRepoError" in names or any("is a gated dataset" in str(e) for e in chain):
-        return "gated: ask for access on its page and log in (hf auth login, or HF_TOKEN)"
-    if "RevisionNotFoundError" in names:
-        return f"the repository has no revision {revision}"
-    if names & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
-        return "no such repository, or a private one and no HF_TOKEN that may read it"
-    status = next((s for s in map(_status, chain) if s), None)
-    if status:
-        return f"the hub {constants.ENDPOINT} answers {status}; try again later"
-    if _unreachable(error):
-        detail = _one_line(chain[-1]) or type(chain[-1]).__name__
-        return f"the hub {constants.ENDPOINT} cannot be reached ({detail})"
-    return f"cannot be loaded ({type(error).__name__}: {_one_line(error)})"
-
-
-def _unreachable(error: Exception) -> bool:
-    chain = list(_chain(error))
-    return any(
-        isinstance(e, TimeoutError)
-        or type(e).__name__ in _UNREACHABLE
-        or (_status(e) or 0) in (429, 500, 502, 503, 504)
-        for e in chain
-    )
-
-
-_UNREACHABLE = {
-    "ConnectError", "ConnectTimeout", "ConnectionError", "PoolTimeout", "ProxyError", "ReadError",
-    "ReadTimeout", "RemoteProtocolError", "TimeoutException", "WriteError",
-}  # fmt: skip
-
-
-def _status(error: BaseException) -> int | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) and status >= 400 else None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
-
-
 def _copy_of(hub_id: str) -> str:
     return f"without a network set dataset.path to a copy of {hub_id}'s files"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _some(names: Any) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:8]) + (" ..." if len(listed) > 8 else "") or "nothing"
 
 
 def _file_sha256(path: Path) -> str:

@@ -49,6 +49,7 @@ class Kind:
         noun: its documents' name where `sizes` or `units` are spoken of.
         sizes: published numbers of documents, by split.
         words: published numbers of words, by split.
+        check: raises `ConfigError` where settings contradict each other.
     """
 
     read: Callable[[DatasetConfig, str], Iterator[Document]]
@@ -63,6 +64,7 @@ class Kind:
     noun: str = "documents"
     sizes: Mapping[str, int] = field(default_factory=dict)
     words: Mapping[str, int] = field(default_factory=dict)
+    check: Callable[[DatasetConfig], None] | None = None
 
 
 def kind_of(dataset: DatasetConfig) -> Kind:

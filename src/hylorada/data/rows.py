@@ -62,6 +62,7 @@ class RowAccount:
         self.usable = 0
         self.bad: dict[tuple[Path, str], list[int]] = {}
         self._columns: set[str] = set()
+        self._texts: set[str] = set()
 
     def text(self, row: Row, column: str, *, may_be_empty: bool = False) -> str | None:
         """The text of a row; None, and counted, if it has none that can be used."""
@@ -78,10 +79,12 @@ class RowAccount:
         self, values: dict[str, Any], column: str, may_be_empty: bool
     ) -> tuple[str, str | None]:
         if column not in values:
-            self._columns.update(list(values)[:20])
+            self._found(values)
             return f"no column {column}", None
         value = values[column]
         if not isinstance(value, str):
+            if value is not None:
+                self._found({name: values[name] for name in values if name != column})
             return f"{column} is {type(value).__name__}, not text", None
         if not may_be_empty and not value.strip():
             return EMPTY, None
@@ -90,6 +93,11 @@ class RowAccount:
         except UnicodeEncodeError:  # a lone surrogate, escaped in JSON
             return NOT_UNICODE, None
         return "", value
+
+    def _found(self, values: dict[str, Any]) -> None:
+        """Note the columns that there are, and which of them are of text."""
+        self._columns.update(list(values)[:20])
+        self._texts.update(name for name in values if isinstance(values[name], str))
 
     def reject(self, row: Row, problem: str) -> None:
         """Count a row as one that cannot be used."""
@@ -108,6 +116,8 @@ class RowAccount:
         )
         if not self.usable:
             found = f"; columns found: {', '.join(sorted(self._columns))}" if self._columns else ""
+            if self._texts and self._texts < self._columns:
+                found += f" (of text: {', '.join(sorted(self._texts))})"
             have = f"{count} rows, none usable ({problems}){found}" if count else "no rows"
             told = (told for problem, told in _ADVICE.items() if problem in problems)
             advice = next(told, "correct the file or dataset.text_column")

@@ -155,6 +155,8 @@ def _dataset(dataset: DatasetConfig) -> None:
     if kind.sources and not given:
         needed = " or ".join(f"dataset.{key}" for key in kind.sources)
         raise ConfigError(f"dataset.kind={dataset.kind} needs {needed}; both are empty")
+    if kind.check is not None:
+        kind.check(dataset)
     if dataset.path and not Path(dataset.path).expanduser().exists():
         raise DataError(f"dataset.path: {dataset.path} does not exist; give a file or a folder")
     if dataset.tasks and not kind.tasks:
