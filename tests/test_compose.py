@@ -137,6 +137,7 @@ def test_every_option_of_a_group_is_valid(hydra: Hydra, group: str) -> None:
     needs = {
         "model=custom": "model.path=a/b",
         "dataset=local": "dataset.path=.",
+        "dataset=hub": "dataset.hub_id=a/b",
         "eval=paper": "dataset=wikitext2",
     }
     for option in options(group):
@@ -144,7 +145,7 @@ def test_every_option_of_a_group_is_valid(hydra: Hydra, group: str) -> None:
         config = typed(hydra, word, *([needs[word]] if word in needs else []))
         check_settings(config)
         part = getattr(config, group)
-        expected = "a/b" if option == "custom" else option
+        expected = "a/b" if option in ("custom", "hub") else option
         assert (part.kind if group == "track" else part.name) == expected
 
 

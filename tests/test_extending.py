@@ -1,0 +1,109 @@
+"""The recipes of docs/EXTENDING.md, run as they stand there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.commands import words_of_a_run
+from helpers.markdown_files import ROOT, code
+from helpers.tiny_runs import make_model_folder, make_texts
+
+DOCUMENT = ROOT / "docs" / "EXTENDING.md"
+# Each way to add the modules of the folder `parts`.
+FOLDERS = """
+import sys
+from hylorada.data import kinds
+from hylorada.tracking import trackers
+kinds.__path__.append(sys.argv[1] + "/kinds")
+trackers.__path__.append(sys.argv[1] + "/trackers")
+"""
+ENTRY_POINTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+"""
+RUN = """
+from hylorada.cli import train
+sys.exit(train(sys.argv[2:]))
+"""
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of code in a language, in their order."""
+    return [piece.text for piece in code(DOCUMENT) if piece.language == language]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """The files of the recipes, a model and poems."""
+    root = tmp_path_factory.mktemp("extending")
+    kind, tracker = blocks("python")
+    (metadata,) = blocks("toml")
+    files = {
+        "parts/kinds/poems.py": kind,
+        "parts/trackers/csv.py": tracker,
+        "parts/my_package/__init__.py": "",
+        "parts/my_package/poems.py": kind,
+        "parts/my_package/csv_tracker.py": tracker,
+        "parts/my_package-1.0.dist-info/METADATA": "Name: my_package\nVersion: 1.0\n",
+        # As an installer writes it.
+        "parts/my_package-1.0.dist-info/entry_points.txt": re.sub(
+            r'\[project\.entry-points\."(.*)"\]', r"[\1]", metadata
+        ).replace('"', ""),
+    }
+    places = ("dataset/poems.yaml", "track/csv.yaml")
+    for place, text in zip(places, blocks("yaml"), strict=True):
+        assert f"conf/{place}" in DOCUMENT.read_text(encoding="utf-8")
+        files[f"conf/{place}"] = text
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    make_model_folder(root / "model")
+    for split in make_texts(root / "texts").iterdir():
+        poems = [file.read_text() for file in sorted(split.iterdir())]
+        (root / f"{split.name}.poems").write_text("\n\n".join(poems))
+    return root
+
+
+def run(root: Path, added: str, group: str, *words: str) -> tuple[dict, Path]:
+    """A run of three steps; its record and its directory."""
+    every = words_of_a_run(root, "--config-dir", str(root / "conf"), f"group={group}", *words)
+    done = subprocess.run(
+        [sys.executable, "-c", added + RUN, str(root / "parts"), *every],
+        capture_output=True, text=True, check=False, cwd=root,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = (root / "outputs" / group).glob("*/result.json")
+    return json.loads(record.read_text()), record.parent
+
+
+@pytest.mark.parametrize("added", [FOLDERS, ENTRY_POINTS], ids=["folders", "entry_points"])
+def test_a_kind_of_data_set_and_a_tracker_are_a_file_and_a_yaml_each(root, added, request):
+    group = request.node.callspec.id
+    record, directory = run(
+        root, added, group, "dataset=poems", f"dataset.path={root}", "track=csv"
+    )
+    assert record["dataset"] == "poems"
+    assert "poems test, 2 documents" in json.dumps(record)
+    rows = list(csv.DictReader((directory / "numbers.csv").open(newline="")))
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    losses = [(str(x["step"]), str(x["train/loss"])) for x in lines if "train/loss" in x]
+    assert len(losses) == 3
+    assert [(r["step"], r["value"]) for r in rows if r["name"] == "train/loss"] == losses
+    assert rows[-1]["step"] == "end"
+
+
+def test_a_folder_in_the_hubs_layout_needs_no_file_at_all(root):
+    words = ("dataset=hub", f"dataset.path={root}/texts", f"dataset.cache_dir={root}/cache")
+    record, of_hub = run(root, ENTRY_POINTS, "hub", *words)
+    _, of_local = run(root, ENTRY_POINTS, "local")
+    assert record["dataset"] == f"{root}/texts"
+    metrics = [(place / "metrics.jsonl").read_bytes() for place in (of_hub, of_local)]
+    assert metrics[0] == metrics[1]
