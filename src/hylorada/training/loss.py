@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from hylorada.architecture import anatomy
 from hylorada.architecture.labels import IGNORE
 from hylorada.architecture.logits import LogitFunction, output_head
+from hylorada.architecture.packed_rows import one_document_a_row
 from hylorada.errors import ConfigError
 from hylorada.kernels.linear import fast_linear, product_dtype, without_autocast
 
@@ -260,12 +261,13 @@ class LossModel(nn.Module):
             (sum_nll, tokens), two scalars.
         """
         # use_cache=False also lets transformers see packed documents in the position ids
-        hidden_BTD = anatomy.backbone(self.model)(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        with one_document_a_row(position_ids is None and attention_mask is None):
+            hidden_BTD = anatomy.backbone(self.model)(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=False,
+            ).last_hidden_state
         head = output_head(self.model)
         weight, bias = head.matrix
         targets_BT = next_token_labels(labels)
