@@ -98,9 +98,9 @@ def test_what_is_loaded_and_exported_computes_what_the_run_did(finished, tmp_pat
 def test_the_report_has_a_row_for_it(finished, tmp_path, capsys):
     config, directory = finished
     assert report([str(directory), "--out", str(tmp_path)]) == 0
-    assert f"{config.method.name}: " in " ".join(capsys.readouterr().out.split()) or True
-    page = (tmp_path / "report.html").read_text()
-    assert config.method.name in page
+    components = ", ".join(result(directory)["parameters"]["by_group"])
+    assert f"trains {components.partition(',')[0]} " in capsys.readouterr().out
+    assert config.method.name in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
