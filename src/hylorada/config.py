@@ -221,6 +221,9 @@ class TrainConfig:
     keep_checkpoints: int = number(2, "checkpoints", least=1, changes="nothing")
     log_every: int = number(1, "steps between lines of metrics.jsonl", least=1, changes="nothing")
     loss_chunk: int = number(512, "tokens with logits at a time", least=1, changes="rounding")
+    # The same bits again on a GPU too, 10-30 % slower by others' measurements; a CPU gives them
+    # anyway:
+    deterministic: bool = flag(False, "false: on a GPU equal up to rounding", changes="rounding")
     # Faster kernels for frozen layers and S2's attention, in training and evaluation (kernels/):
     frozen_kernels: bool = flag(
         True, "false: torch's, peft's and the model's own", changes="rounding", remeasured=True

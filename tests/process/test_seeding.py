@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from hylorada.process.seeding import random_state, restore_random_state, seed_everything
+from hylorada.process.seeding import (
+    deterministic,
+    random_state,
+    repeatable,
+    restore_random_state,
+    seed_everything,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,3 +50,29 @@ def test_a_state_of_all_gpus_of_another_machine_gives_this_one_its_own(monkeypat
     ((found, on),) = put_back
     assert on == device
     assert torch.equal(found, other[kept])
+
+
+def switches():
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.deterministic,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "strict", "inside"),
+    [
+        ("cpu", False, (True, True, False)),
+        ("cpu", True, (True, True, False)),  # a CPU gives the same bits anyway
+        ("cuda", False, (False, False, False)),
+        ("cuda", True, (True, False, True)),
+    ],
+)
+def test_what_is_asked_of_a_device_and_put_back(device, strict, inside):
+    before = switches()
+    with deterministic():
+        with repeatable(torch.device(device), strict):
+            assert switches() == inside
+        assert switches() == (True, True, False)
+    assert switches() == before

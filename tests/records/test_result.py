@@ -24,7 +24,7 @@ from hylorada.process.device import choose_bf16, choose_device
 from hylorada.process.disk import exclusive, replace_file
 from hylorada.process.log import log_to
 from hylorada.process.signals import Stop
-from hylorada.records.outcome import recorded
+from hylorada.records.outcome import explained, recorded
 from hylorada.records.provenance import PeakMemory, add_texts, git_commit, weights_sha256
 from hylorada.records.result import JsonLines, blank_result, read_result, redacted, write_result
 from hylorada.settings.fingerprint import fingerprint
@@ -307,6 +307,19 @@ def test_the_texts_of_training_and_evaluation_are_both_named_when_the_split_is_o
     found = {}
     add_texts(found, "train", whole, whole)
     assert found["dataset"] == {"train": "a"}
+
+
+def test_an_operator_without_a_repeatable_kernel_is_named_in_one_line(tmp_path):
+    raised = RuntimeError(
+        "cumsum_cuda_kernel does not have a deterministic implementation, but you set "
+        "'torch.use_deterministic_algorithms(True)'.\nYou can turn off ..."
+    )
+    told = explained(raised, tmp_path, blank_result(RunConfig()))
+    assert isinstance(told, ConfigError)
+    assert str(told) == (
+        "train.deterministic=true: cumsum_cuda_kernel has no kernel on this device that gives the "
+        "same bits again; set it to false"
+    )
 
 
 def test_a_folder_outside_the_checkout_has_no_commit(tmp_path):

@@ -43,6 +43,35 @@ def deterministic() -> Iterator[None]:
         switches.fill_uninitialized_memory = before[2]
 
 
+@contextlib.contextmanager
+def repeatable(device: torch.device, strict: bool) -> Iterator[None]:
+    """What is asked of a GPU, where `deterministic` costs and does not keep its promise.
+
+    With its warnings instead of errors, attention's backward pass adds up in any order, while
+    scattering and indexing already sort first.
+
+    Args:
+        device: of the run; on a CPU nothing changes.
+        strict: the same bits again, by slower kernels; what has no such kernel raises. Otherwise
+            torch's own choice, whose results differ by rounding from one time to the next.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.deterministic,
+    )
+    torch.use_deterministic_algorithms(strict)
+    torch.backends.cudnn.deterministic = strict
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.deterministic = before[2]
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """The state of every generator that a run on this device draws from, for a JSON file."""
     version, words, gauss = random.getstate()

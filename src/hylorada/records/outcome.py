@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from hylorada.errors import (
+    ConfigError,
     DiskError,
     DivergedError,
     HyloradaError,
@@ -78,6 +80,12 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
         ]
         return OutOfMemoryError(
             f"out of memory at length {record['length']}; try {', '.join(filter(None, hints))}"
+        )
+    missing = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+    if isinstance(error, RuntimeError) and missing:
+        return ConfigError(
+            f"train.deterministic=true: {missing[1]} has no kernel on this device that gives the "
+            "same bits again; set it to false"
         )
     return disk_error(error, directory) or error
 

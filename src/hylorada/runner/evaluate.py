@@ -27,7 +27,7 @@ from hylorada.loading.inputs import Inputs
 from hylorada.methods.position_range import extend_range
 from hylorada.process.progress import Reporter
 from hylorada.process.redaction import remember
-from hylorada.process.seeding import seed_everything
+from hylorada.process.seeding import repeatable, seed_everything
 from hylorada.process.session import session
 from hylorada.process.signals import Stop
 from hylorada.process.terminal import lasting_terminal
@@ -99,8 +99,9 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
     # The base's cache lies beside the experiment's folder, wherever that is now.
     if directory.absolute().parent.name == group_name(config):
         config.output_root = str(directory.absolute().parents[1])
-    with Reporter() as reporter, left_out(not config.train.frozen_kernels):
+    with ExitStack() as stack, Reporter() as reporter, left_out(not config.train.frozen_kernels):
         meter = make_meter(config, stop, reporter)
+        stack.enter_context(repeatable(meter.device, config.train.deterministic))
         exam = _exam(config, stop)
         precision = config.train.precision
         model, backbone = load_finished(directory, record, meter.device, precision)
@@ -270,8 +271,13 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     frame = session(directory)
     with frame as (stop, log), ExitStack() as after, recorded(directory, record, log):
         seed_everything(config.seed)
-        with Reporter() as reporter, left_out(not config.train.frozen_kernels):
+        with (
+            ExitStack() as stack,
+            Reporter() as reporter,
+            left_out(not config.train.frozen_kernels),
+        ):
             meter = make_meter(config, stop, reporter)
+            stack.enter_context(repeatable(meter.device, config.train.deterministic))
             record["provenance"] = provenance(meter.device)
             exam = _exam(config, stop)
             backbone = load_backbone(config.model, meter.device, config.train.precision)

@@ -35,7 +35,7 @@ from hylorada.process.disk import replace_file
 from hylorada.process.fault_points import fault_point
 from hylorada.process.progress import Reporter
 from hylorada.process.redaction import remember
-from hylorada.process.seeding import seed_everything
+from hylorada.process.seeding import repeatable, seed_everything
 from hylorada.process.session import session
 from hylorada.process.signals import Stop
 from hylorada.process.terminal import lasting_terminal
@@ -130,6 +130,7 @@ class _Run:
             stack.enter_context(left_out(not config.train.frozen_kernels))
             self.meter = make_meter(config, self.stop, self.reporter)
             self.device = self.meter.device
+            stack.enter_context(repeatable(self.device, config.train.deterministic))
             record["provenance"] = provenance(self.device)
             checkpoint = self._checkpoint()
             opened = Preflight().check(config)

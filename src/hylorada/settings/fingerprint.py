@@ -89,6 +89,7 @@ IMPLIED: dict[str, Any] = {
     "train.max_nonfinite_steps": 3,
     "train.eval_every": 0,
     "train.loss_chunk": 512,
+    "train.deterministic": False,
     "train.frozen_kernels": True,
     "eval.perplexity.conventions": ["blocks", "sliding"],
     "eval.perplexity.split": "test",
