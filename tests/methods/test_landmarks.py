@@ -10,8 +10,15 @@ from helpers.families import FAMILIES, make_model, tokens
 from helpers.shaken import EXACT, shaken
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from hylorada.architecture.packed_rows import one_document_a_row
 from hylorada.methods import HyloradaConfig, adapt
-from hylorada.methods.landmarks import Landmark, LandmarkCacheLayer, PooledState, running_mean
+from hylorada.methods.landmarks import (
+    Landmark,
+    LandmarkCacheLayer,
+    PooledState,
+    prefix_sum,
+    running_mean,
+)
 from hylorada.methods.parameter_groups import count_by_group
 
 BOTH = {"position_bias_enabled": True, "landmark_enabled": True}
@@ -53,6 +60,34 @@ def test_running_mean_of_packed_and_padded_rows(whole):
     weight[0, 10:] = 0  # right padding
     got, _ = running_mean(x, positions, weight, None, whole)
     assert torch.allclose(got, naive_mean(x, positions, weight, whole), atol=1e-12)  # float64
+
+
+@pytest.mark.parametrize("tokens_", [1, 5, 127, 128, 129, 400, 128 * 128 + 3])
+def test_prefix_sum_in_blocks_is_cumsum_with_its_gradient(tokens_):
+    generator = torch.Generator().manual_seed(0)
+    x, g = torch.randn(2, 2, tokens_, 3, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    want, got = x.cumsum(1), prefix_sum(x)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-11)
+    gradients = [torch.autograd.grad(y, x, g)[0] for y in (want, got)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-11)
+    assert torch.equal(got, prefix_sum(x))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_known_to_hold_one_document_have_the_same_mean_to_the_bit(whole):
+    x = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    positions, weight = torch.arange(200)[None], torch.ones(2, 200)
+    weight[1, 150:] = 0
+    for given in (None, weight):
+        want, want_after = running_mean(x, positions, given, None, whole)
+        with one_document_a_row():
+            got, after = running_mean(x, positions, given, None, whole)
+        assert torch.equal(got, want)
+        assert torch.equal(after.sum_BK, want_after.sum_BK)
+        g = torch.randn(want.shape, dtype=torch.float64)
+        a, b = (torch.autograd.grad(y, x, g)[0] for y in (want, got))
+        assert torch.equal(a, b)
 
 
 def test_running_mean_continues_from_its_state():

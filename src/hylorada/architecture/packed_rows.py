@@ -3,7 +3,8 @@
 Given no mask, transformers looks at the position ids of every forward pass for documents packed
 into one row, and asks the device whether it has found any: the host waits until the work of the
 pass before is done. Where nobody gave position ids, transformers has just made them itself, one
-document a row. It has no way to be told, so its function is replaced by one that asks `_known`.
+document a row. It has no way to be told, so its function is replaced by one that asks
+`is_one_document_a_row`.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ def one_document_a_row(known: bool = True) -> Iterator[None]:
         _known.reset(token)
 
 
+def is_one_document_a_row() -> bool:
+    """Whether this is known here and now."""
+    return not torch.compiler.is_compiling() and _known.get()
+
+
 def _find(position_ids: torch.Tensor) -> torch.Tensor | None:
     """Which document of its row each token is in; None where each row holds one."""
-    if not torch.compiler.is_compiling() and _known.get():
-        return None
-    return _original(position_ids)
+    return None if is_one_document_a_row() else _original(position_ids)
 
 
 if _original is not None:  # otherwise that version asks in another place, and the host waits

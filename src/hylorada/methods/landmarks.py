@@ -34,8 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from hylorada.architecture.packed_rows import is_one_document_a_row
 from hylorada.errors import ConfigError
 from hylorada.methods.positions import bucket
+
+_BLOCK = 128  # tokens in a block of `prefix_sum`
 
 
 class PooledState(NamedTuple):
@@ -130,27 +133,50 @@ def running_mean(
         whole: average over all of the document that is here, not only up to the token.
     """
     B, T, K = x_BTK.shape
-    index_T = torch.arange(T, device=x_BTK.device)
-    position_BT = position_ids_BT.expand(B, T)
-    starts_BT = F.pad(position_BT[:, 1:] != position_BT[:, :-1] + 1, (1, 0), value=True)
-    first_BT = torch.where(starts_BT, index_T, 0).cummax(dim=1).values
-
     weight_BT1 = torch.ones(B, T, 1, dtype=torch.float64, device=x_BTK.device)
     if weight_BT is not None:
         weight_BT1 = weight_BT.expand(B, T).to(torch.float64).unsqueeze(-1)
     both_BTK1 = torch.cat([x_BTK.double() * weight_BT1, weight_BT1], dim=-1)  # sums and count
-    upto_BTK1 = both_BTK1.cumsum(dim=1)
-    before_BTK1 = F.pad(upto_BTK1[:, :-1], (0, 0, 1, 0))
-    here_BTK1 = upto_BTK1 - before_BTK1.gather(1, first_BT.unsqueeze(-1).expand(-1, -1, K + 1))
+    on_cpu = x_BTK.device.type == "cpu"
+    here_BTK1 = both_BTK1.cumsum(dim=1) if on_cpu else prefix_sum(both_BTK1)
+    one_document = is_one_document_a_row() and state is None
+    if not one_document:
+        index_T = torch.arange(T, device=x_BTK.device)
+        position_BT = position_ids_BT.expand(B, T)
+        starts_BT = F.pad(position_BT[:, 1:] != position_BT[:, :-1] + 1, (1, 0), value=True)
+        first_BT = torch.where(starts_BT, index_T, 0).cummax(dim=1).values
+        before_BTK1 = F.pad(here_BTK1[:, :-1], (0, 0, 1, 0))
+        before_BTK1 = before_BTK1.gather(1, first_BT.unsqueeze(-1).expand(-1, -1, K + 1))
+        here_BTK1 = here_BTK1 - before_BTK1
     if state is not None:
         seen_B1K1 = torch.cat([state.sum_BK, state.count_B1], dim=-1).unsqueeze(1)
         here_BTK1 = here_BTK1 + (first_BT == 0).unsqueeze(-1) * seen_B1K1
     after = PooledState(here_BTK1[:, -1, :K], here_BTK1[:, -1, K:])
-    if whole:
+    if whole and one_document:
+        here_BTK1 = here_BTK1[:, -1:].expand(-1, T, -1)
+    elif whole:
         ends_BT = F.pad(starts_BT[:, 1:], (0, 1), value=True)
         last_BT = torch.where(ends_BT, index_T, T - 1).flip(1).cummin(dim=1).values.flip(1)
         here_BTK1 = here_BTK1.gather(1, last_BT.unsqueeze(-1).expand(-1, -1, K + 1))
     return here_BTK1[..., :K] / here_BTK1[..., K:].clamp(min=1), after
+
+
+def prefix_sum(x_BTC: Tensor) -> Tensor:
+    """``x.cumsum(1)`` by matrix products: blocks of tokens, then the sums of the blocks.
+
+    For a GPU, where cumsum along another than the last dimension gives each column to one thread
+    that walks all tokens, and where strict determinism refuses it.
+    """
+    T = x_BTC.shape[1]
+    size = min(T, _BLOCK)
+    blocks = -(-T // size)
+    x_BTC = F.pad(x_BTC, (0, 0, 0, blocks * size - T))
+    upto_SS = x_BTC.new_ones(size, size).tril()
+    sum_BMSC = upto_SS @ x_BTC.unflatten(1, (blocks, size))
+    if blocks > 1:
+        before_BMC = prefix_sum(sum_BMSC[:, :-1, -1])
+        sum_BMSC = sum_BMSC + F.pad(before_BMC, (0, 0, 1, 0)).unsqueeze(2)
+    return sum_BMSC.flatten(1, 2)[:, :T]
 
 
 class LandmarkCacheLayer(CacheLayerMixin):
