@@ -324,6 +324,10 @@ class EvalConfig:
     lost_in_middle: LostInMiddleConfig = part(LostInMiddleConfig, changes="question")
     context_gain: ContextGainConfig = part(ContextGainConfig, changes="question")
     harness: HarnessConfig = part(HarnessConfig, changes="question")
+    # Of measurements that were added (docs/EXTENDING.md); {} is all defaults of one.
+    measurements: dict[str, Any] = several(
+        {}, "name of a measurement -> its settings", changes="question", open=True
+    )
 
 
 @dataclass

@@ -126,6 +126,11 @@ def _field(default: Any, facts: Facts) -> Any:
     return dataclasses.field(default=default, metadata={_KEY: facts})
 
 
+def facts_of(field: dataclasses.Field[Any]) -> Facts | None:
+    """What a field says of itself; None of one that was made by no function of this module."""
+    return field.metadata.get(_KEY)
+
+
 def described(tree: Any) -> dict[str, Facts]:
     """Dotted key -> facts, of all values and parts of a tree of dataclasses, as declared.
 

@@ -15,8 +15,8 @@ FACTS: dict[str, Facts] = described(RunConfig())
 
 SWITCH_KEYS = tuple(key for key, facts in FACTS.items() if facts.choices == SWITCHES)
 LOCAL_KEYS = frozenset(key for key, facts in FACTS.items() if facts.place == "local")
-OPEN_KEYS = frozenset(key for key, facts in FACTS.items() if facts.open)
 HUB_KEYS = frozenset(key for key, facts in FACTS.items() if facts.place == "hub")
+OPEN_KEYS = frozenset(key for key, facts in FACTS.items() if facts.open)
 
 
 def _topmost(holds: Callable[[Facts], bool]) -> tuple[str, ...]:

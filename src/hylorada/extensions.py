@@ -91,3 +91,6 @@ DATA_KINDS = Extensions("hylorada.data.kinds", "hylorada.data_kinds")
 
 TRACKERS = Extensions("hylorada.tracking.trackers", "hylorada.trackers")
 """`track.kind`: each module has a `Backend`, see `hylorada.tracking.backend`."""
+
+MEASUREMENTS = Extensions("hylorada.evaluation.measurements", "hylorada.measurements")
+"""`eval.measurements`: each has a `MEASUREMENT`, see `hylorada.evaluation.measurement`."""

@@ -15,7 +15,8 @@ from rich.console import Console
 from hylorada.comparison.arms import compare
 from hylorada.comparison.cells import number
 from hylorada.comparison.collect import Record
-from hylorada.report import context_figures, render
+from hylorada.comparison.drawing import lines_of
+from hylorada.report import render
 from hylorada.report.table import Table, build_tables, one_line
 
 
@@ -218,7 +219,7 @@ def test_each_extended_base_is_shown_with_its_own_numbers():
         label = f"untrained (as in {record['method']})"
         assert any(f"{label}: {score}" in note for note in table.notes)
     ((comparison,), _) = compare([Record(Path(r["name"]), r) for r in (lora, other)])
-    labels = [label for label, _, _ in context_figures._lines(comparison, "lim/accuracy")]
+    labels = [label for label, _, _ in lines_of(comparison, "lim/accuracy")]
     assert labels[:2] == [
         "base, extended, untrained (as in lora)", "base, extended, untrained (as in rslora)"
     ]  # fmt: skip

@@ -11,9 +11,9 @@ import pytest
 from helpers.tiny_runs import make_config, make_model_folder, make_texts
 
 from hylorada.errors import DataError, Interrupted
-from hylorada.evaluation import harness_questions
+from hylorada.evaluation import harness, harness_questions
+from hylorada.evaluation.measurements.harness import Harness
 from hylorada.records.schema import record_flaws
-from hylorada.runner import measure
 from hylorada.runner.evaluate import evaluate_run
 from hylorada.runner.run import run
 from hylorada.settings.fingerprint import run_name
@@ -92,13 +92,13 @@ def test_the_record_holds_the_scores_of_the_run_and_of_the_base(done):
 def test_the_base_is_asked_once_for_all_runs(done, root, monkeypatch, capsys):
     _, first, _ = done
     titles = []
-    real = measure.Meter.harness
+    real = Harness.measure
 
-    def spy(self, model, exam, title, **options):
-        titles.append(title)
-        return real(self, model, exam, title, **options)
+    def spy(self, model, asked, attempt):
+        titles.append(attempt._title)
+        return real(self, model, asked, attempt)
 
-    monkeypatch.setattr(measure.Meter, "harness", spy)
+    monkeypatch.setattr(Harness, "measure", spy)
     record = run(asked(root, seed=1))
     assert titles == ["hylorada"]
     assert record["base"] == first["base"]
@@ -110,7 +110,7 @@ def test_the_base_is_asked_once_for_all_runs(done, root, monkeypatch, capsys):
 def test_a_signal_ends_it_at_the_next_question_and_it_continues(done, root, monkeypatch):
     config, record, _ = done
     directory = root / "interrupted"
-    real, asked_for, stopping = measure.ask, [], True
+    real, asked_for, stopping = harness.ask, [], True
 
     def ask(*arguments, progress, **options):
         def counted(replies, total):
@@ -121,7 +121,7 @@ def test_a_signal_ends_it_at_the_next_question_and_it_continues(done, root, monk
 
         return real(*arguments, progress=counted, **options)
 
-    monkeypatch.setattr(measure, "ask", ask)
+    monkeypatch.setattr(harness, "ask", ask)
     with pytest.raises(Interrupted):
         run(config, directory)
     assert asked_for == [1, 2, 3, 4]

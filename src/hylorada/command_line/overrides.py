@@ -94,7 +94,7 @@ class _Word:
                 return self._model()
             return [f"{self.sign}{key}={value}"]
         kind = key_type(key)
-        if _is_within_open(key):  # no preset need have it
+        if open_key(key):  # no preset need have it
             return [f"++{key}={value if _parsed(value) else quoted(value)}"]
         if kind == "list[str]":
             text = ",".join(_list_of_texts(item.strip()) for item in _split(value))
@@ -283,13 +283,13 @@ def _types() -> dict[str, str]:
     return dict(walk(RunConfig(), ""))
 
 
+def open_key(key: str) -> str:
+    """The key of `OPEN_KEYS` that a key is or lies in; empty for all others."""
+    return next((name for name in OPEN_KEYS if f"{key}.".startswith(f"{name}.")), "")
+
+
 def _is_known(key: str) -> bool:
-    return key.partition("@")[0] in _types() or _is_within_open(key)
-
-
-def _is_within_open(key: str) -> bool:
-    """Whether it is a group whose settings another package names, or one of them: method.peft.r."""
-    return any(key == group or key.startswith(f"{group}.") for group in OPEN_KEYS)
+    return key.partition("@")[0] in _types() or bool(open_key(key))
 
 
 def _parsed(value: str) -> Override | None:

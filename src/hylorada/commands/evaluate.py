@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hylorada import __version__, compose
-from hylorada.command_line.overrides import conf_dir, rewrite, unknown_flag
+from hylorada.command_line.overrides import conf_dir, open_key, rewrite, unknown_flag
 from hylorada.commands.terminal_lines import log_to_terminal
 from hylorada.config import RunConfig
 from hylorada.config_fields import within
@@ -89,7 +89,7 @@ def _of_finished_run(directory: Path, asked: RunConfig, keys: Sequence[str]) -> 
     record = finished_record(directory)
     config = compose.to_typed(record["config"])
     for key in sorted(keys, key=len):  # a group before one of its keys
-        *path, last = key.split(".")
+        *path, last = (open_key(key) or key).split(".")
         source, target = asked, config
         for name in path:
             source, target = getattr(source, name), getattr(target, name)

@@ -61,6 +61,12 @@ class Arm:
         found = ((run.seed, run.metric(name)) for run in self.ok)
         return {seed: metric for seed, metric in found if metric is not None}
 
+    @property
+    def trainable_parameters(self) -> int | None:
+        """Of its runs, which all have the same; None if none says so."""
+        counts = [run.part("parameters").get("trainable") for run in self.ok]
+        return next((count for count in counts if count is not None), None)
+
     def base_metrics(self, which: str, name: str) -> dict[int, dict[str, Any]]:
         """Seed -> the base's metric in the record of that seed."""
         found = ((run.seed, run.base(which, name)) for run in self.ok)

@@ -24,11 +24,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its key for programs, its heading for people."""
+    """A column of a table.
+
+    Attributes:
+        key: its name for programs.
+        heading: its name for people.
+        numeric: whether it holds numbers.
+        interval: whether these may have an interval, whose ends programs read too.
+        status: whether it says of a run that did not finish how it ended.
+        cost: whether it stands among the costs, behind the trainable parameters.
+    """
 
     key: str
     heading: str
     numeric: bool = True
+    interval: bool = False
+    status: bool = False
+    cost: bool = False
 
 
 def number(value: float, like: float | None = None) -> str:

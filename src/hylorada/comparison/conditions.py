@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from hylorada.settings.measurements import declared
+
 Known = dict[str, str]
 """What is known of a run, in words -> its value."""
 
-KINDS = {
-    "perplexity": ("eval/",), "retrieval": ("lim/",), "context gain": ("context_gain/",),
-    "benchmarks": ("longbench/", "ruler/"),
-}  # fmt: skip
 _PACKAGES = ("hylorada", "torch", "transformers", "peft")
 _MEASURED = " measured on"
 SKIPPED = "skipped"
@@ -48,9 +46,9 @@ def apart(record: Mapping[str, Any]) -> Known:
         "training text": _short(hashes.get("train")) if train.get("task") != "retrieval" else None,
         f"text of {split}": _short(hashes.get(f"{split}, evaluated") or hashes.get(split)),
     }
-    for kind, names in KINDS.items():
-        if any(name.startswith(names) for name in record.get("metrics") or {}):
-            found[f"{kind}{_MEASURED}"] = _measured(record, names, device, precision)
+    for each in declared():
+        if any(name.startswith(each.metrics) for name in record.get("metrics") or {}):
+            found[f"{each.title}{_MEASURED}"] = _measured(record, each.metrics, device, precision)
     return {name: str(value) for name, value in found.items() if value}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hylorada.comparison.arms import Arm, Comparison
+from hylorada.comparison.picture import Picture
+from hylorada.comparison.subjects import Metric, agreed, bases, of_arm
 
 # Okabe and Ito (2008), without yellow, which does not show on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -45,23 +46,6 @@ _STYLE: Any = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure.
-
-    Attributes:
-        name: file name without an ending.
-        caption: what it shows, in a sentence.
-        svg: the drawing, for a page.
-        png: the same in pixels.
-    """
-
-    name: str
-    caption: str
-    svg: str
-    png: bytes
-
-
 def method_style(arm: Arm, comparison: Comparison) -> dict[str, Any]:
     """Colour by method; dashes tell the variants of one colour apart."""
     free = [i for i in range(len(_COLOURS)) if i not in _FIXED.values()]
@@ -84,6 +68,19 @@ def method_style(arm: Arm, comparison: Comparison) -> dict[str, Any]:
 def base_style(place: int) -> dict[str, Any]:
     """Of the extended base; of several, by their place, each with longer dashes."""
     return {"color": BASE, "linestyle": (0, (4 + 4 * place, 2)), "linewidth": 1.4}
+
+
+def lines_of(comparison: Comparison, name: str) -> list[tuple[str, dict[str, Any], list[Metric]]]:
+    """Label, style and the metrics of the seeds, bases first; only what most rows were asked."""
+    rows = [(s, base_style(i)) for i, s in enumerate(bases(comparison, "extended"))]
+    rows += [
+        (of_arm(arm), method_style(arm, comparison))
+        for arm in comparison.arms
+        if arm.method != "baseline"
+    ]
+    wanted = agreed(comparison, name)
+    lines = [(s.label, style, [m[name] for m in s.alike(name, wanted)]) for s, style in rows]
+    return [line for line in lines if line[2]]
 
 
 @contextmanager

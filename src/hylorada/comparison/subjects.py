@@ -36,11 +36,13 @@ class Subject:
         label: its name for people.
         runs: an arm's finished runs, one a seed; for a base every run whose record holds it.
         which: the base's name in records; empty for an arm.
+        arm: the arm; None for a base.
     """
 
     label: str
     runs: list[Record]
     which: str = ""
+    arm: Arm | None = None
 
     def held(self) -> list[Metrics]:
         """What the record of each run holds of it, by name of the metric."""
@@ -112,7 +114,7 @@ def _held(run: Record, which: str) -> Metrics:
 
 def of_arm(arm: Arm) -> Subject:
     """The row of an arm."""
-    return Subject(arm.label, arm.ok)
+    return Subject(arm.label, arm.ok, arm=arm)
 
 
 def shown_arms(comparison: Comparison) -> list[Arm]:
@@ -146,6 +148,12 @@ def reference(comparison: Comparison, name: str) -> Metric | None:
     """A metric, if possible an arm's, that answers what is `agreed`; None if nobody was asked."""
     wanted = agreed(comparison, name)
     return next((m for m in all_metrics(comparison, name) if asked(m) == wanted), None)
+
+
+def others(comparison: Comparison, name: str) -> list[tuple[str, Metric]]:
+    """Who was asked something else for a metric than what is `agreed`, and the answers."""
+    wanted = agreed(comparison, name)
+    return [each for subject in subjects(comparison) for each in subject.others(name, wanted)]
 
 
 def all_metrics(comparison: Comparison, name: str) -> Iterator[Metric]:

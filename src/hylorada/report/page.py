@@ -13,8 +13,8 @@ from typing import Any
 
 from hylorada.comparison.cells import number
 from hylorada.comparison.collect import Problem, Record
-from hylorada.comparison.drawing import Picture
-from hylorada.records.metric_names import COMPARED
+from hylorada.comparison.picture import Picture
+from hylorada.evaluation.measurement import Shown, measurements
 from hylorada.report.render import cell
 from hylorada.report.table import NOT_MEASURED, Row, Table, one_line
 
@@ -157,9 +157,10 @@ def _figure(picture: Picture) -> str:
 
 def _runs(records: Sequence[Record]) -> str:
     """Each run by itself: no pooling, no mean."""
+    shown = [one for each in measurements() for one in each.of_each_run()]
     heads = (
         ("method", False), ("length", True), ("seed", True), ("status", False),
-        ("PPL, blocks", True), ("PPL, sliding", True), ("steps", True), ("tokens trained", True),
+        *((one.heading, True) for one in shown), ("steps", True), ("tokens trained", True),
         ("seconds", True), ("precision", False), ("integrity gate", False), ("directory", False),
     )  # fmt: skip
     head = "".join(f'<th scope="col"{_numeric(n)}>{_text(name)}</th>' for name, n in heads)
@@ -176,7 +177,7 @@ def _runs(records: Sequence[Record]) -> str:
             f"{record.data['length']:,}",
             str(record.seed),
             status,
-            *(_ppl(record, name) for name in COMPARED.values()),
+            *(_measured(record, each) for each in shown),
             _count(training.get("steps")),
             _count(training.get("tokens")),
             _count(training.get("seconds")),
@@ -195,11 +196,11 @@ def _runs(records: Sequence[Record]) -> str:
     )
 
 
-def _ppl(record: Record, name: str) -> str:
-    metric = record.metric(name)
+def _measured(record: Record, shown: Shown) -> str:
+    metric = record.metric(shown.metric)
     if metric is None:
         return NOT_MEASURED
-    return "overflow" if metric["value"] is None else number(metric["value"])
+    return "overflow" if metric["value"] is None else number(shown.scale * metric["value"])
 
 
 def _count(value: float | None) -> str:

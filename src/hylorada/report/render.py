@@ -15,12 +15,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from hylorada.comparison.cells import Cell
-from hylorada.report.context import CONTEXT_KEYS
-from hylorada.report.harness import KINDS
 from hylorada.report.table import NOT_MEASURED, Row, Table
 
 MISSING = Cell(NOT_MEASURED)
-_INTERVALS = ("change_reference", "change_base", *CONTEXT_KEYS, *KINDS)
 
 
 def cell(row: Row, key: str) -> Cell:
@@ -98,7 +95,7 @@ def as_csv(tables: list[Table]) -> str:
         names = ["table", "section", "kind"]
         for column in table.columns:
             names.append(column.key)
-            if column.key in _INTERVALS:
+            if column.interval:
                 names += [f"{column.key}_low", f"{column.key}_high"]
         if header is None:
             header = names
@@ -110,7 +107,7 @@ def as_csv(tables: list[Table]) -> str:
                     item = cell(row, column.key)
                     missing = "" if column.numeric else item.text
                     values.append(missing if item.value is None else item.value)
-                    if column.key in _INTERVALS:
+                    if column.interval:
                         values += ["" if v is None else v for v in (item.low, item.high)]
                 writer.writerow(values)
     return out.getvalue()

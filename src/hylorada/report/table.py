@@ -12,24 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, Column, number
+from hylorada.comparison.cells import Cell, Column
 from hylorada.comparison.collect import Record
 from hylorada.comparison.differences import difference_notes
 from hylorada.comparison.subjects import BASES, Subject, bases, expected_base, of_arm, shown_arms
-from hylorada.records.base_rows import is_extended
+from hylorada.evaluation.measurement import measurements
 from hylorada.records.component_names import component_words
-from hylorada.records.metric_names import COMPARED
-from hylorada.report.context import context_cells, context_columns, context_notes
-from hylorada.report.conventions import convention_notes, other_cells, other_columns
-from hylorada.report.harness import benchmark_cells, benchmark_columns, benchmark_notes
-from hylorada.statistics.paired import (
-    LEVEL,
-    Change,
-    deviation,
-    paired_change,
-    params_per_percent,
-    pooled_ppl,
-)
 
 NOT_MEASURED = "not measured"
 
@@ -66,44 +54,32 @@ def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> 
     for comparison in comparisons:
         groups.setdefault((comparison.model, comparison.dataset), []).append(comparison)
     # The same columns in each, since they share one CSV.
-    extra = [
-        *other_columns(comparisons), *context_columns(comparisons), *benchmark_columns(comparisons),
-    ]  # fmt: skip
-    return [_table(group, reference, extra) for group in groups.values()]
+    return [_table(group, reference, comparisons) for group in groups.values()]
 
 
-def _table(comparisons: Sequence[Comparison], reference: str, extra: list[Column]) -> Table:
+def _table(
+    comparisons: Sequence[Comparison], reference: str, report: Sequence[Comparison]
+) -> Table:
     first = comparisons[0]
-    bases: list[str] = []
     notes = _Notes()
-    sections = [_section(comparison, reference, notes, bases) for comparison in comparisons]
-    main = " and ".join(dict.fromkeys(bases)) or "blocks"
-    reach = any(is_extended(r.data) for c in comparisons for arm in c.arms for r in arm.runs)
-    base, untrained = ("extended base", "extended, untrained base") if reach else ("base", "base")
+    measured = [
+        column for each in measurements() for column in each.columns(report, comparisons, reference)
+    ]
+    results = [column for column in measured if not column.cost]
+    sections = [_section(comparison, reference, notes, results) for comparison in comparisons]
     columns = [
         Column("method", "method", numeric=False),
         Column("length", "length, tokens"),
         Column("seeds", "seeds"),
-        Column("ppl_blocks", "PPL, blocks"),
-        Column("ppl_sliding", "PPL, sliding"),
-        Column("change_reference", f"PPL against {reference}, %"),
-        Column("change_base", f"PPL against {base}, %"),
-        *extra,
+        *results,
         Column("trainable", "trainable parameters"),
-        Column("params_per_percent", "parameters per 1 % gain"),
+        *(column for column in measured if column.cost),
         Column("tokens_per_second", "tokens/s"),
         Column("peak_memory_mib", "peak memory, MiB"),
         Column("groups", "what is trained", numeric=False),
     ]
     fixed = [
-        "PPL: exp(sum of NLL / scored tokens), pooled over seeds; ± standard deviation between "
-        "seeds. Lower is better.",
-        f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
-        f"better. [Intervals]: {LEVEL:.0%}, paired bootstrap over seeds and documents, as far as "
-        "there are two of them."
-        + (" The base in its own window is compared in the sliding convention." if reach else ""),
-        "Parameters per 1 % gain: trainable parameters / percent of PPL gained on the "
-        f"{untrained}.",
+        *(text for each in measurements() for text in each.explanations(comparisons, reference)),
         "tokens/s: tokens trained on per second, median over seeds. Peak memory: largest over "
         "seeds; on a CPU of the whole process, libraries included, on a GPU what was allocated.",
     ]
@@ -123,24 +99,23 @@ class _Notes:
 
 
 def _section(
-    comparison: Comparison, reference: str, notes: _Notes, conventions: list[str]
+    comparison: Comparison, reference: str, notes: _Notes, results: Sequence[Column]
 ) -> Section:
     heading = f"length {comparison.length:,}"
     if comparison.label:
         heading += f" ({comparison.label})"
     section = Section(heading)
-    asked = [*context_notes(comparison), *benchmark_notes(comparison)]
-    differences = difference_notes(comparison)
-    for text in [*differences, *_texts(comparison), *convention_notes(comparison), *asked]:
+    asked = [text for each in measurements() for text in each.notes(comparison)]
+    for text in [*difference_notes(comparison), *_texts(comparison), *asked]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
         notes.add(f"{heading}: no finished run of {reference}, so nothing is compared with it.")
     elif sum(arm.method == reference for arm in comparison.arms) > 1:
         notes.add(f"{heading}: compared with the best of several: {against.label}.")
-    section.rows += _base_rows(comparison, notes)
+    section.rows += _base_rows(comparison, against, notes)
     for arm in shown_arms(comparison):
-        section.rows.append(_arm_row(comparison, arm, against, notes, heading, conventions))
+        section.rows.append(_arm_row(comparison, arm, against, notes, heading, results))
     return section
 
 
@@ -153,12 +128,12 @@ def _texts(comparison: Comparison) -> list[str]:
     return [f"text: {'; '.join(words for split in read for words in read[split])}."] if read else []
 
 
-def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
+def _base_rows(comparison: Comparison, against: Arm | None, notes: _Notes) -> list[Row]:
     """The untouched base in its own window, and with its range extended and untrained."""
     rows = []
     for which in BASES:
         distinct = bases(comparison, which)
-        rows += [_base_row(comparison, base) for base in distinct]
+        rows += [_base_row(comparison, base, against) for base in distinct]
         missed = None if distinct else expected_base(comparison, which)
         if missed:
             rows.append(Row("base", {"method": Cell(missed, f"base_{which}")}))
@@ -170,41 +145,26 @@ def _base_rows(comparison: Comparison, notes: _Notes) -> list[Row]:
     return rows
 
 
-def _base_row(comparison: Comparison, base: Subject) -> Row:
-    metrics = {name: found[0] for name in COMPARED.values() if (found := base.values(name))}
-    window = next((m["window"] for m in metrics.values()), comparison.length)
+def _base_row(comparison: Comparison, base: Subject, against: Arm | None) -> Row:
+    measured = base.held()[0].values()
+    window = next((m["window"] for m in measured if m.get("window")), comparison.length)
     cells = {
         "method": Cell(base.label, f"base_{base.which}"),
         "length": Cell(f"{window:,}", window),
         "seeds": Cell("-"),
         "trainable": Cell("0", 0),
-        "change_reference": Cell("-"),
         "groups": Cell("-"),
-        "params_per_percent": Cell("-"),
         "tokens_per_second": Cell("-"),
         "peak_memory_mib": Cell("-"),
     }
-    for convention, name in COMPARED.items():
-        if name in metrics:
-            cells[f"ppl_{convention}"] = ppl_cell([metrics[name]])
-    cells |= other_cells(base)
-    if base.which == "extended":
-        if metrics:
-            cells["change_base"] = Cell("0", 0.0)
-        cells |= _asked_cells(comparison, base)
-    else:
-        extended = base.runs[0].base("extended", "eval/ppl_sliding")
-        own = base.runs[0].base("own_window", "eval/ppl_sliding")
-        if not is_extended(base.runs[0].data):  # the same model: no difference of two
-            cells["change_base"] = Cell("-")
-        elif extended and own:
-            change = paired_change({0: own}, {0: extended})
-            cells["change_base"] = change_cell(change)
-    return Row("base", cells)
+    return Row("base", cells | _measured(comparison, base, against))
 
 
-def _asked_cells(comparison: Comparison, subject: Subject) -> dict[str, Cell]:
-    return context_cells(comparison, subject) | benchmark_cells(comparison, subject)
+def _measured(comparison: Comparison, subject: Subject, against: Arm | None) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {}
+    for each in measurements():
+        cells |= each.cells(comparison, subject, against)
+    return cells
 
 
 def _arm_row(
@@ -213,7 +173,7 @@ def _arm_row(
     against: Arm | None,
     notes: _Notes,
     heading: str,
-    conventions: list[str],
+    results: Sequence[Column],
 ) -> Row:
     cells = {
         "method": Cell(arm.label, arm.label),
@@ -230,34 +190,10 @@ def _arm_row(
             )
     if not arm.ok:
         status = " / ".join(dict.fromkeys(run.status for run in arm.failed))
-        for key in ("ppl_blocks", "ppl_sliding", "change_reference", "change_base"):
-            cells[key] = Cell(status)
+        cells |= {column.key: Cell(status) for column in results if column.status}
         cells |= _cost_cells(arm.failed)
         return Row("failed", cells)
-    for convention, name in COMPARED.items():
-        metrics = arm.metrics(name)
-        if metrics:
-            cells[f"ppl_{convention}"] = ppl_cell(list(metrics.values()))
-    main = next((c for c, name in COMPARED.items() if arm.metrics(name)), None)
-    if main is not None:
-        conventions.append(main)
-        name = COMPARED[main]
-        base_change = paired_change(arm.metrics(name), arm.base_metrics("extended", name))
-        cells["change_base"] = change_cell(base_change)
-        trainable = trainable_parameters(arm)
-        per_percent = params_per_percent(trainable or 0, base_change)
-        if per_percent is not None:
-            cells["params_per_percent"] = Cell(f"{per_percent:,.0f}", per_percent)
-        elif trainable and isinstance(base_change, Change):
-            cells["params_per_percent"] = Cell("no gain")
-        if against is arm:
-            cells["change_reference"] = Cell("reference", 0.0)
-        elif against is not None:
-            cells["change_reference"] = change_cell(
-                paired_change(arm.metrics(name), against.metrics(name))
-            )
-    subject = of_arm(arm)
-    cells |= other_cells(subject) | _asked_cells(comparison, subject)
+    cells |= _measured(comparison, of_arm(arm), against)
     cells |= _cost_cells(arm.ok)
     return Row("arm", cells)
 
@@ -266,24 +202,6 @@ def _seeds_cell(arm: Arm) -> Cell:
     if arm.failed:
         return Cell(f"{len(arm.ok)} of {len(arm.runs)}", len(arm.ok))
     return Cell(str(len(arm.ok)), len(arm.ok))
-
-
-def ppl_cell(metrics: Sequence[Mapping[str, Any]]) -> Cell:
-    """Pooled perplexity of some runs, with the deviation between them."""
-    value = pooled_ppl(metrics)
-    spread = deviation([m["value"] for m in metrics if m["value"] is not None])
-    text = number(value) + (f" ± {number(spread, like=value)}" if spread is not None else "")
-    return Cell(text, value if value != float("inf") else None)
-
-
-def change_cell(change: Change | str) -> Cell:
-    """A change in percent with its interval, or the reason why there is none."""
-    if isinstance(change, str):
-        return Cell(change)
-    text = f"{change.percent:+.2f}"
-    if change.low is not None and change.high is not None:
-        text += f" [{change.low:+.2f}, {change.high:+.2f}]"
-    return Cell(text, change.percent, change.low, change.high)
 
 
 def _cost_cells(runs: Sequence[Record]) -> dict[str, Cell]:
@@ -305,12 +223,6 @@ def _cost_cells(runs: Sequence[Record]) -> dict[str, Cell]:
         mib = max(peaks) / 2**20
         cells["peak_memory_mib"] = Cell(f"{mib:,.0f}", mib)
     return cells
-
-
-def trainable_parameters(arm: Arm) -> int | None:
-    """Trainable parameters of the arm's runs, which all have the same."""
-    counts = [run.part("parameters").get("trainable") for run in arm.ok]
-    return next((count for count in counts if count is not None), None)
 
 
 def groups_text(by_group: Mapping[str, int]) -> str:

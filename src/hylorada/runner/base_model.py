@@ -21,20 +21,20 @@ from torch import nn
 
 from hylorada.config import RunConfig
 from hylorada.data.token_corpus import tokenizer_sha256
-from hylorada.evaluation.harness_questions import lm_eval_version, questions_sha256
+from hylorada.evaluation.measurement import Metrics
 from hylorada.loading.backbone import Backbone, load_backbone
 from hylorada.loading.base_below_adapter import BaseBelow
 from hylorada.process.disk import disk_errors, make_directory, replace_file
 from hylorada.process.redaction import redacted
 from hylorada.records.manifest import plain_sha256
-from hylorada.runner.exam import Exam
-from hylorada.runner.measure import Meter, Metrics
+from hylorada.runner.measure import Meter
+from hylorada.runner.preparation import Part, Prepared
 
 _CACHE_FORMAT = 3
 
 
 def base_metrics(
-    config: RunConfig, meter: Meter, backbone: Backbone, exam: Exam, model: nn.Module
+    config: RunConfig, meter: Meter, backbone: Backbone, prepared: Prepared, model: nn.Module
 ) -> dict[str, Metrics]:
     """The measurements of the base, from the cache or made now.
 
@@ -45,13 +45,13 @@ def base_metrics(
         config: the run's settings.
         meter: measures.
         backbone: the base as it was loaded.
-        exam: what is measured.
+        prepared: what is measured.
         model: of the run: the base with its range extended, and an adapter on it if there is one.
 
     Returns:
-        {"extended": metrics, "own_window": metrics}; the latter empty without perplexity, since
-        prompts for the run's window do not fit its own, and where the run's window is no longer
-        than the trained one: then the base is what is measured as "extended".
+        {"extended": metrics, "own_window": metrics}; the latter empty where no measurement asks
+        for it (prompts for the run's window do not fit its own), and where the run's window is no
+        longer than the trained one: then the base is what is measured as "extended".
 
     Raises:
         Interrupted: a signal came.
@@ -59,7 +59,6 @@ def base_metrics(
     """
     own_window = backbone.trained_length
     length = config.length.max_length
-    settings = exam.settings.perplexity
     position_range = config.method.position_range
     common = {
         "format": _CACHE_FORMAT,
@@ -70,7 +69,6 @@ def base_metrics(
         "attention": config.model.attn_implementation,
         **meter.conditions,
     }
-    text = {**common, "text": exam.corpus.sha256}
     extension = {"position_range": dataclasses.asdict(position_range)}
     folder = Path(config.output_root) / ".cache" / "base"
     make_directory(folder)
@@ -80,64 +78,27 @@ def base_metrics(
     )  # fmt: skip
 
     def cached(
-        key: dict[str, Any],
-        base: Callable[[], AbstractContextManager[Any]],
-        call: Callable[[Any, Path], Metrics],
+        key: dict[str, Any], base: Callable[[], AbstractContextManager[Any]], part: Part, title: str
     ) -> Metrics:
-        with _CacheEntry(folder, key) as entry:
+        with _CacheEntry(folder, {**common, **key, **part.identity}) as entry:
             if entry.value is None:
                 with base() as base_model:
-                    entry.value = call(base_model, entry.partial)
+                    entry.value = meter.measure(base_model, part, title, partial=entry.partial)
             return entry.value
 
     measured: dict[str, Metrics] = {"own_window": {}, "extended": {}}
-    if settings.conventions and own_window < length:
-        by_words = [name for name in settings.conventions if name == "word"]
-        own = dataclasses.replace(settings, conventions=["sliding", *by_words])
-        measured["own_window"] = cached(
-            {**text, "window": own_window, "settings": dataclasses.asdict(own)},
-            below.as_loaded,
-            lambda base, partial: meter.measure(
-                base, exam.corpus, own, own_window,
-                f"base, own window {own_window}", cover=length, partial=partial,
-            ),
-        )  # fmt: skip
-    title, found = f"base, extended to {length}", measured["extended"]
-    if settings.conventions:
-        found |= cached(
-            {**text, **extension, "settings": dataclasses.asdict(settings)},
-            below.extended,
-            lambda base, partial: meter.measure(
-                base,
-                exam.corpus,
-                settings,
-                length,
-                title,
-                paragraphs=exam.paragraphs,
-                partial=partial,
-            ),
-        )  # fmt: skip
-    if exam.prompts is not None:
-        asked = [exam.prompts.sha256, exam.settings.lost_in_middle.scorings]
-        found |= cached(
-            {**common, **extension, "prompts": [*asked, exam.prompts.max_new_tokens]},
-            below.extended,
-            lambda base, partial: meter.retrieval(base, exam, title, partial=partial),
+    for part in prepared.parts if own_window < length else []:
+        own = part.measurement.in_own_window(part.asked, own_window)
+        if own is not None:
+            asked = prepared.part(part.measurement, own)
+            measured["own_window"] |= cached(
+                {}, below.as_loaded, asked, f"base, own window {own_window}"
+            )
+    for part in prepared.parts:
+        measured["extended"] |= cached(
+            extension, below.extended, part, f"base, extended to {length}"
         )
-    if exam.settings.context_gain.enabled:
-        gain = dataclasses.asdict(exam.settings.context_gain)
-        found |= cached(
-            {**text, **extension, "context_gain": gain},
-            below.extended,
-            lambda base, partial: meter.context_gain(base, exam, title, partial=partial),
-        )
-    if exam.questions:
-        harness = [questions_sha256(exam.questions), lm_eval_version()]
-        found |= cached(
-            {**common, **extension, "harness": [*harness, exam.settings.harness.limit]},
-            below.extended,
-            lambda base, partial: meter.harness(base, exam, title, partial=partial),
-        )
+    below.release()
     below.release()
     return measured
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hylorada import config as configs
 from hylorada.config import RunConfig
 from hylorada.data.token_corpus import tokenizer_sha256
 from hylorada.errors import ConfigError
+from hylorada.evaluation.measurement import Metrics, asked_for, owner
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.kernels.switch import left_out
 from hylorada.loading.adapter import attach_adapter, count_numbers, read_settings
@@ -43,19 +45,16 @@ from hylorada.records.result import (
     write_result,
 )
 from hylorada.records.run_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
-from hylorada.records.summary import print_summary, summary_console, summary_tables
 from hylorada.runner.base_model import base_metrics
 from hylorada.runner.earlier_attempt import refuse_changed
-from hylorada.runner.exam import Exam, prepare
-from hylorada.runner.measure import Meter, Metrics, make_meter
+from hylorada.runner.measure import Meter, make_meter
 from hylorada.runner.preflight import Preflight
+from hylorada.runner.preparation import Prepared, prepare
+from hylorada.runner.summary import print_summary, summary_console, summary_tables
 from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import group_name
-from hylorada.settings.harness_tasks import benchmark
 from hylorada.tracking.final_numbers import mirror
 from hylorada.tracking.tracker import start_tracker
-
-PARTS = ("perplexity", "lost_in_middle", "context_gain", "harness")
 
 
 @lasting_terminal()
@@ -98,25 +97,29 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
     seed_everything(config.seed)
     # The base's cache lies beside the experiment's folder, wherever that is now.
     if directory.absolute().parent.name == group_name(config):
-        config.output_root = str(directory.absolute().parents[1])
+        root = str(directory.absolute().parents[1])
+        config = dataclasses.replace(config, output_root=root)
     with ExitStack() as stack, Reporter() as reporter, left_out(not config.train.frozen_kernels):
         meter = make_meter(config, stop, reporter)
         stack.enter_context(repeatable(meter.device, config.train.deterministic))
-        exam = _exam(config, stop)
+        prepared = _prepared(config, stop)
         precision = config.train.precision
         model, backbone = load_finished(directory, record, meter.device, precision)
         meter.weigh(backbone.dtype)
-        base = base_metrics(config, meter, backbone, exam, model)
+        base = base_metrics(config, meter, backbone, prepared, model)
         if config.method.trains:
             make_fast(model, meter.bf16)
             asked = json.dumps(dataclasses.asdict(config.eval), sort_keys=True)
-            name = hashlib.sha256(f"{asked} {exam.corpus.sha256}".encode()).hexdigest()[:10]
-            metrics = meter.examine(
-                model, exam, config.method.name, partial=directory / f".evaluation-{name}.partial"
+            name = hashlib.sha256(f"{asked} {prepared.corpus.sha256}".encode()).hexdigest()[:10]
+            metrics = meter.measure_all(
+                model,
+                prepared,
+                config.method.name,
+                partial=directory / f".evaluation-{name}.partial",
             )
         else:
             metrics = base["extended"]
-    _add(record, config, exam, metrics, base, meter)
+    _add(record, config, prepared, metrics, base, meter)
     step = (record["training"] or {}).get("steps", 0)
     line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
     lines = JsonLines(directory / "metrics.jsonl")
@@ -134,31 +137,38 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
 def _add(
     record: Record,
     config: RunConfig,
-    exam: Exam,
+    prepared: Prepared,
     metrics: Metrics,
     base: dict[str, Metrics],
     meter: Meter,
 ) -> None:
     """Put new numbers in the place of those of the same name; what stood there is kept."""
-    settings = dataclasses.asdict(config.eval)
-    measured = {
-        "perplexity": bool(config.eval.perplexity.conventions),
-        "lost_in_middle": config.eval.lost_in_middle.enabled,
-        "context_gain": config.eval.context_gain.enabled,
-        "harness": config.eval.harness.enabled,
-    }
-    whole = measured["perplexity"] and not _same_text(record, config, exam)
+    measured = asked_for(config.eval)
+    anew = [each for each in measured if each.all_anew(record, config, prepared.corpus)]
+
+    def family(name: str) -> str:
+        of = owner(name)
+        if of is None:
+            return name.partition("@")[0]
+        return of.name if of in anew else of.replaced_with(name)
+
+    before = record["config"]["eval"]
+    asked: dict[str, Any] = {}
+    for each in measured:
+        _copy(dataclasses.asdict(config.eval), asked, each.place)
+        # The settings in a record are those that its numbers were measured under.
+        _copy(asked, before, each.place)
     record.setdefault("evaluations", []).append(
         {
-            "eval": {part: settings[part] for part in PARTS if measured[part]},
+            "eval": asked,
             "metrics": sorted(metrics),
-            "replaced": _put(record["metrics"], metrics, whole),
+            "replaced": _put(record["metrics"], metrics, family),
             "replaced_base": {
-                which: _put(record["base"].setdefault(which, {}), found, whole)
+                which: _put(record["base"].setdefault(which, {}), found, family)
                 for which, found in base.items()
             },
-            "text": exam.corpus.label,
-            "text_sha256": exam.corpus.sha256,
+            "text": prepared.corpus.label,
+            "text_sha256": prepared.corpus.sha256,
             "precision": meter.precision,
             "weights": name_of(meter.weights),
             "frozen_kernels": config.train.frozen_kernels,
@@ -166,43 +176,28 @@ def _add(
             "provenance": provenance(meter.device),
         }
     )
-    # The settings in a record are those that its numbers were measured under.
-    for part in PARTS:
-        if measured[part]:
-            record["config"]["eval"][part] = settings[part]
-    if measured["perplexity"]:
-        add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus)
+    if any(each.of_the_text for each in measured):
+        add_texts(record["provenance"], config.eval.perplexity.split, prepared.corpus)
 
 
-def _same_text(record: Record, config: RunConfig, exam: Exam) -> bool:
-    """Whether perplexity is measured on the tokens that the record's own was measured on."""
-    before = dict(record["config"]["eval"]["perplexity"])
-    now = dataclasses.asdict(config.eval.perplexity)
-    for settings in (before, now):
-        settings.pop("conventions")
-    text = (record["provenance"].get("dataset_sha256") or {}).get(now["split"])
-    return before == now and text in (None, exam.corpus.sha256)
+def _copy(source: dict[str, Any], target: dict[str, Any], place: Sequence[str]) -> None:
+    """Put what stands at a place of one tree at the same place of another."""
+    *path, last = place
+    for name in path:
+        source, target = source[name], target.setdefault(name, {})
+    target[last] = source[last]
 
 
-def _put(metrics: Metrics, new: Metrics, whole: bool) -> Metrics:
+def _put(metrics: Metrics, new: Metrics, family: Callable[[str], str]) -> Metrics:
     """Update metrics in place; return those that had to go.
-
-    With one depth or context all of its kind go: they belong to one set of prompts or places. So do
-    all tasks of a benchmark with one of them: they belong to one average.
 
     Args:
         metrics: of a record.
         new: what was measured now.
-        whole: whether perplexities of all conventions go with one, being of another text.
+        family: of a metric, by its name; with one all others of its family go.
     """
-
-    def kind(name: str) -> str:
-        if whole and name.startswith("eval/ppl"):
-            return "eval/ppl"
-        return benchmark(name) or name.partition("@")[0]
-
-    kinds = {kind(name) for name in new}
-    old = {name: metric for name, metric in metrics.items() if kind(name) in kinds}
+    families = {family(name) for name in new}
+    old = {name: metric for name, metric in metrics.items() if family(name) in families}
     for name in old:
         del metrics[name]
     metrics.update(new)
@@ -233,9 +228,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     weights, settings = folder / ADAPTER_WEIGHTS, read_settings(folder)
     reach = getattr(settings, "max_length", 0)
     # The base beside it is extended from the same length.
-    config.model.trained_length = config.model.trained_length or getattr(
-        settings, "base_trained_length", 0
-    )
+    trained = config.model.trained_length or getattr(settings, "base_trained_length", 0)
     window = config.length.max_length
     if reach and reach < window:
         raise ConfigError(
@@ -246,7 +239,12 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
     digest, settings_digest = (_sha256(path) for path in (weights, folder / ADAPTER_SETTINGS))
     source = folder.resolve()
     name = source.parent.name if source.name == "adapter" else source.name
-    config.method.name = "adapter-" + (re.sub(r"[^\w.+-]+", "-", name).strip("-") or "unnamed")
+    label = "adapter-" + (re.sub(r"[^\w.+-]+", "-", name).strip("-") or "unnamed")
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, trained_length=trained),
+        method=dataclasses.replace(config.method, name=label),
+    )
     record = blank_result(config)
     text = f"{record['fingerprint']} {digest} {settings_digest}"
     record["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -279,28 +277,28 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             meter = make_meter(config, stop, reporter)
             stack.enter_context(repeatable(meter.device, config.train.deterministic))
             record["provenance"] = provenance(meter.device)
-            exam = _exam(config, stop)
+            prepared = _prepared(config, stop)
             backbone = load_backbone(config.model, meter.device, config.train.precision)
             meter.weigh(backbone.dtype)
             record["provenance"] |= backbone.identity
             split = config.eval.perplexity.split
-            add_texts(record["provenance"], split, exam.corpus)
-            inputs = Inputs().describe(config, {split: exam.corpus.sha256})
+            add_texts(record["provenance"], split, prepared.corpus)
+            inputs = Inputs().describe(config, {split: prepared.corpus.sha256})
             record["provenance"]["inputs"] = inputs
             record["provenance"] |= {
                 "precision": meter.precision,
-                "tokenizer_sha256": tokenizer_sha256(exam.tokenizer),
+                "tokenizer_sha256": tokenizer_sha256(prepared.tokenizer),
             }
             model = _attach(folder, backbone, config, own_range=bool(reach))
             reached = getattr(backbone.model.config, "hylorada_range", None)
             record["position_range"] = reached or {"kind": "none", "from": backbone.trained_length}
-            record["base"] = base_metrics(config, meter, backbone, exam, model)
+            record["base"] = base_metrics(config, meter, backbone, prepared, model)
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
             }  # fmt: skip
             make_fast(model, meter.bf16)
-            record["metrics"] = meter.examine(
-                model, exam, config.method.name, partial=directory / ".evaluation.partial"
+            record["metrics"] = meter.measure_all(
+                model, prepared, config.method.name, partial=directory / ".evaluation.partial"
             )
         after.callback(_mirror, config, directory, record)
     print_summary(record, directory)
@@ -322,7 +320,7 @@ def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool
     return attach_adapter(backbone.model, folder, config.model.path)
 
 
-def _exam(config: RunConfig, stop: Stop) -> Exam:
+def _prepared(config: RunConfig, stop: Stop) -> Prepared:
     """Before any weights are read, so that what cannot be asked is refused at once."""
     return prepare(config, Preflight().check(config, trains=False).tokenizer, stop)
 

@@ -27,8 +27,7 @@ from hylorada.architecture import anatomy
 from hylorada.config import DatasetConfig, ModelConfig, RunConfig
 from hylorada.data.readers import read_documents
 from hylorada.errors import ConfigError, DataError, HyloradaError
-from hylorada.evaluation.harness import check_questions
-from hylorada.evaluation.lost_in_middle import encode_prompts
+from hylorada.evaluation.measurement import asked_for
 from hylorada.loading.backbone import Blueprint, explained, open_base, stored
 from hylorada.loading.weight_precision import weight_files
 from hylorada.loading.whole_weights import check_names, reported_here
@@ -43,7 +42,6 @@ from hylorada.process.device import choose_bf16, choose_device, choose_dtype
 from hylorada.process.session import session
 from hylorada.records.outcome import recorded
 from hylorada.records.result import blank_result
-from hylorada.runner.exam import make_prompts
 from hylorada.training.loss import refuse_adapted_head
 from hylorada.training.retrieval_blocks import RetrievalBlocks
 
@@ -83,11 +81,12 @@ class Preflight:
             self._once(method, lambda: _check_method(config, opened))
         else:
             self._once([*base, "skeleton"], lambda: _skeleton(config.model, opened))
-        if settings.lost_in_middle.enabled:
-            prompts = [*base, "prompts", settings.lost_in_middle, window]
-            self._once(prompts, lambda: _check_prompts(config, opened))
-        if settings.harness.enabled:
-            check_questions(opened.tokenizer, [], window)
+        asked = asked_for(settings)
+        for measurement in asked:
+            self._once(
+                [*base, measurement.name, measurement.settings(settings), window],
+                functools.partial(measurement.check_with_tokenizer, config, opened.tokenizer),
+            )
         learns = trains and config.method.trains
         task = config.train.retrieval
         if learns and config.train.task == "retrieval":
@@ -95,8 +94,7 @@ class Preflight:
                 [*base, "task", task, window],
                 lambda: RetrievalBlocks(opened.tokenizer, window, task, config.seed),
             )
-        gain = settings.context_gain
-        wanted = sorted(gain.fitting(window))[1] + gain.targets if gain.enabled else 1
+        wanted = max((measurement.longest_text(config) for measurement in asked), default=1)
         splits = {settings.perplexity.split: wanted}
         if learns and config.train.eval_every:
             splits.setdefault("validation", 1)
@@ -237,14 +235,6 @@ def _check_targets(model: Any, targets: list[str]) -> None:
                 f"method.lora.target_modules: {type(model).__name__} has no module {target}; write "
                 f"[auto], [attention], or names such as {', '.join(linear_names(model, 'auto'))}"
             )
-
-
-def _check_prompts(config: RunConfig, opened: Blueprint) -> None:
-    """The retrieval prompts; of these, since tokens take time, the longest texts."""
-    settings, window = config.eval.lost_in_middle, config.length.max_length
-    made = make_prompts(settings, opened.tokenizer, window)
-    longest = sorted(made.prompts, key=lambda prompt: len(prompt.text))[-2:]
-    encode_prompts(opened.tokenizer, longest, window, settings.scorings, made.max_new_tokens)
 
 
 def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:

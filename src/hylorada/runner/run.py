@@ -20,6 +20,7 @@ from hylorada.config import RunConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.overlap import shared_documents
 from hylorada.data.token_corpus import TokenCorpus, load_token_corpus, tokenizer_sha256
+from hylorada.evaluation.measurements import perplexity
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.kernels.switch import left_out
 from hylorada.loading.adapter import save_adapter
@@ -44,7 +45,6 @@ from hylorada.records.model_card import write_card
 from hylorada.records.outcome import exit_code, recorded
 from hylorada.records.provenance import PeakMemory, add_texts, provenance
 from hylorada.records.result import JsonLines, blank_result, to_json
-from hylorada.records.summary import print_summary
 from hylorada.runner.base_model import base_metrics
 from hylorada.runner.earlier_attempt import (
     already_done,
@@ -54,10 +54,11 @@ from hylorada.runner.earlier_attempt import (
     identity,
     set_earlier_attempt_aside,
 )
-from hylorada.runner.exam import Exam, prepare
 from hylorada.runner.gate import prove
 from hylorada.runner.measure import make_meter
 from hylorada.runner.preflight import Preflight
+from hylorada.runner.preparation import Part, Prepared, prepare
+from hylorada.runner.summary import print_summary
 from hylorada.settings import check_settings, fingerprint
 from hylorada.tracking.final_numbers import mirror
 from hylorada.tracking.tracker import Tracker, start_tracker
@@ -136,11 +137,11 @@ class _Run:
             opened = Preflight().check(config)
             tokenizer = opened.tokenizer
             with self.reporter.working("text"):
-                exam = prepare(config, tokenizer, self.stop)
+                prepared = prepare(config, tokenizer, self.stop)
                 blocks = self._blocks(tokenizer) if config.method.trains else None
                 validation = self._validation(tokenizer)
-            add_texts(record["provenance"], config.eval.perplexity.split, exam.corpus, blocks)
-            self._tell_shared(exam, blocks)
+            add_texts(record["provenance"], config.eval.perplexity.split, prepared.corpus, blocks)
+            self._tell_shared(prepared, blocks)
             backbone = load_backbone(config.model, self.device, config.train.precision, opened)
             self.meter.weigh(backbone.dtype)
             here = {"device": self.device.type, "precision": self.meter.precision}
@@ -152,12 +153,12 @@ class _Run:
                 "precision": self.meter.precision,
                 "tokenizer_sha256": tokenizer_sha256(tokenizer),
             }
-            self.inputs = Inputs().describe(config, self._texts(exam, blocks, validation))
+            self.inputs = Inputs().describe(config, self._texts(prepared, blocks, validation))
             record["provenance"]["inputs"] = self.inputs
             model = self._attach(backbone)
             with self.reporter.working("integrity gate"):
                 self._gate(model, backbone)
-            record["base"] = base_metrics(config, self.meter, backbone, exam, model)
+            record["base"] = base_metrics(config, self.meter, backbone, prepared, model)
             tracker = start_tracker(config, self.directory, record["name"])
             self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
@@ -169,8 +170,11 @@ class _Run:
                 self._train(model, blocks, validation, checkpoint, tracker)
                 save_adapter(model, self.directory)
                 fault_point("before_evaluation")
-                metrics = self.meter.examine(
-                    model, exam, config.method.name, partial=self.directory / ".evaluation.partial"
+                metrics = self.meter.measure_all(
+                    model,
+                    prepared,
+                    config.method.name,
+                    partial=self.directory / ".evaluation.partial",
                 )
                 self._finish(metrics, record["training"]["steps"], tracker)
 
@@ -184,18 +188,18 @@ class _Run:
             logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
         return checkpoint
 
-    def _tell_shared(self, exam: Exam, blocks: Blocks | RetrievalBlocks | None) -> None:
+    def _tell_shared(self, prepared: Prepared, blocks: Blocks | RetrievalBlocks | None) -> None:
         """Say which documents are trained on and measured."""
         split = self.config.eval.perplexity.split
         if not isinstance(blocks, Blocks) or split == "train":
             return
-        shared = shared_documents(blocks.corpus, exam.corpus)
+        shared = shared_documents(blocks.corpus, prepared.corpus)
         self.record["provenance"]["documents_in_both"] = len(shared)
         if shared:
             logger.warning(
                 "%d of %d documents of the %s split are trained on as well (%s): its perplexity is "
                 "not that of unseen text",
-                len(shared), len(exam.corpus.documents), split, ", ".join(shared[:3]),
+                len(shared), len(prepared.corpus.documents), split, ", ".join(shared[:3]),
             )  # fmt: skip
 
     def _corpus(self, tokenizer: Any, split: str) -> TokenCorpus:
@@ -219,10 +223,10 @@ class _Run:
         return self._corpus(tokenizer, "validation") if between else None
 
     def _texts(
-        self, exam: Exam, blocks: BlockSource | None, validation: TokenCorpus | None
+        self, prepared: Prepared, blocks: BlockSource | None, validation: TokenCorpus | None
     ) -> dict[str, str]:
         """sha256 of the text of each split that is read."""
-        texts = {self.config.eval.perplexity.split: exam.corpus.sha256}
+        texts = {self.config.eval.perplexity.split: prepared.corpus.sha256}
         if isinstance(blocks, Blocks):
             texts["train"] = blocks.sha256
         if validation is not None:
@@ -338,7 +342,9 @@ class _Run:
             self.config.eval.perplexity, split="validation", conventions=["blocks"], stride=0
         )
         length = self.config.length.max_length
-        results = self.meter.measure(model, corpus, settings, length, f"validation, step {step}")
+        asked = perplexity.Asked(settings, length, corpus)
+        part = Part(perplexity.MEASUREMENT, asked, {})
+        results = self.meter.measure(model, part, f"validation, step {step}")
         return {"validation/ppl": results["eval/ppl"]["value"]}
 
     def _finish(self, metrics: Record, step: int, tracker: Tracker) -> None:

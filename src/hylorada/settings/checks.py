@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Any
 
 from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import RunConfig
@@ -21,15 +22,19 @@ def fields(config: RunConfig) -> None:
         ConfigError: naming the first that is wrong.
     """
     for key, facts in FACTS.items():
-        value = attrgetter(key)(config)
-        if facts.choices:
-            check = each_once if isinstance(value, list) else choice
-            check(key, value, facts.choices)
-        if facts.label and (value or facts.label != "optional"):
-            label(key, value)
-        if facts.bounded:
-            for item in value if isinstance(value, list) else [value]:
-                bounds(key, item, facts)
+        one_field(key, attrgetter(key)(config), facts)
+
+
+def one_field(key: str, value: Any, facts: Facts) -> None:
+    """A setting by itself, as its facts describe it."""
+    if facts.choices:
+        check = each_once if isinstance(value, list) else choice
+        check(key, value, facts.choices)
+    if facts.label and (value or facts.label != "optional"):
+        label(key, value)
+    if facts.bounded:
+        for item in value if isinstance(value, list) else [value]:
+            bounds(key, item, facts)
 
 
 def bounds(key: str, value: float, facts: Facts) -> None:

@@ -16,7 +16,7 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from hylorada.config import RunConfig, to_dict
-from hylorada.config_rules import ASIDE_KEYS, HUB_KEYS, LOCAL_KEYS
+from hylorada.config_rules import ASIDE_KEYS, HUB_KEYS, LOCAL_KEYS, OPEN_KEYS
 from hylorada.process import redaction
 
 IMPLIED: dict[str, Any] = {
@@ -118,6 +118,7 @@ IMPLIED: dict[str, Any] = {
     "eval.harness.longbench_path": "",
     "eval.harness.longbench_hub_id": "zai-org/LongBench",
     "eval.harness.longbench_revision": "5e628be450b7e67fb7ae6e201bd6d8f7056f7672",
+    "eval.measurements": {},
     "integrity.enabled": True,
     "integrity.allow_leak": False,
     "integrity.probe_length": 0,
@@ -143,6 +144,8 @@ def counted(settings: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             if isinstance(value, Mapping):
                 yield from walk(value, f"{key}.")
+                if not value and key not in OPEN_KEYS:  # an added part with all of its defaults
+                    yield key, {}
             elif key in LOCAL_KEYS or key in HUB_KEYS:
                 yield key, _one_place(value, key in HUB_KEYS)
             else:

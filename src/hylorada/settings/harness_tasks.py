@@ -90,8 +90,6 @@ def check(settings: HarnessConfig, window: int) -> None:
         DataError: a path that does not exist.
     """
     key = "eval.harness"
-    if settings.limit < 0:
-        raise ConfigError(f"{key}.limit is {settings.limit}; it must be 0 (all) or more")
     for name in settings.tasks:
         if name not in GROUPS and name not in TASKS:
             known = [*GROUPS, *TASKS]

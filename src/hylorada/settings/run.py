@@ -46,7 +46,7 @@ def check_settings(config: RunConfig) -> None:
     _dataset(config.dataset)
     _train(config.train)
     _retrieval_task(config)
-    check_eval(config.eval, config.length.max_length, config.dataset.kind)
+    check_eval(config)
     choice("track.kind", config.track.kind, [*TRACKERS.names(), "off"])
     if config.track.kind != "off":
         TRACKERS.part(config.track.kind, "Backend")

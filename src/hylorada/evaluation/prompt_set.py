@@ -1,25 +1,16 @@
-"""What every arm of a comparison is asked: the text, the window, the retrieval prompts.
-
-Made once, before anything is measured or trained, so that what cannot be asked is refused early.
-"""
+"""The retrieval prompts that the settings describe, made or read once for every model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hylorada.config import EvalConfig, LostInMiddleConfig, RunConfig
-from hylorada.data.token_corpus import TokenCorpus, load_token_corpus
+from hylorada.config import LostInMiddleConfig
 from hylorada.errors import DataError
-from hylorada.evaluation.context_gain import contexts_that_fit
-from hylorada.evaluation.harness import check_questions
-from hylorada.evaluation.harness_questions import Question
-from hylorada.evaluation.lost_in_middle import encode_prompts, keys_that_fit, lines_that_fit
-from hylorada.evaluation.perplexity import scored_text
+from hylorada.evaluation.lost_in_middle import keys_that_fit, lines_that_fit
 from hylorada.evaluation.retrieval_prompts import (
     KeyValues,
     RetrievalPrompt,
@@ -30,15 +21,13 @@ from hylorada.evaluation.retrieval_prompts import (
     read_key_values,
     read_questions,
 )
-from hylorada.process.signals import Stop
-from hylorada.runner.harness import load_questions
 
 QUESTION_TOKENS = 100  # of a generated answer to a question, as published
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The retrieval prompts of an exam.
+    """The retrieval prompts of a run.
 
     Attributes:
         prompts: each example at every depth.
@@ -57,81 +46,13 @@ class Prompts:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Exam:
-    """What is measured of a model, and on what.
-
-    Attributes:
-        settings: the run's evaluation settings.
-        window: the most tokens that a model sees.
-        corpus: the split, in tokens.
-        tokenizer: of the base.
-        prompts: None if retrieval is not asked for.
-        paragraphs: of the split, in tokens; None if the convention `paper` is not asked for.
-        questions: of LongBench and RULER; none if they are not asked for.
-    """
-
-    settings: EvalConfig
-    window: int
-    corpus: TokenCorpus
-    tokenizer: Any
-    prompts: Prompts | None
-    paragraphs: TokenCorpus | None
-    questions: Sequence[Question] = ()
-
-
-def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Exam:
-    """An exam for models with this tokenizer; whatever cannot be asked is refused here.
-
-    Args:
-        config: the run's settings; its data set, window and ``eval`` make the exam.
-        tokenizer: of the base.
-        stop: a signal ends it between two documents or tasks.
-
-    Raises:
-        Interrupted: a signal came.
-        DataError: the split is not available or too short, a file of prompts that is not one, or a
-            window too small for a prompt.
-        ConfigError: a convention that needs the whole split and gets a part.
-    """
-    settings, window = config.eval, config.length.max_length
-
-    def load(unit: str) -> TokenCorpus:
-        return load_token_corpus(
-            config.dataset, settings.perplexity.split, tokenizer, config.model.path,
-            unit=unit, progress=lambda tokens: stop.check(),
-        )  # fmt: skip
-
-    prompts = None
-    if settings.lost_in_middle.enabled:
-        prompts = make_prompts(settings.lost_in_middle, tokenizer, window)
-        encode_prompts(
-            tokenizer, prompts.prompts, window, settings.lost_in_middle.scorings,
-            prompts.max_new_tokens,
-        )  # fmt: skip
-    corpus = load("documents")
-    paragraphs = load("paragraphs") if "paper" in settings.perplexity.conventions else None
-    for convention in settings.perplexity.conventions:
-        scored_text(
-            convention, corpus.documents, settings.perplexity, window,
-            None if paragraphs is None else paragraphs.documents,
-        )  # fmt: skip
-    if settings.context_gain.enabled:
-        contexts_that_fit(corpus.documents, window, settings.context_gain)
-    questions: Sequence[Question] = ()
-    if settings.harness.enabled:
-        questions = load_questions(settings.harness, tokenizer, window, stop)
-        check_questions(tokenizer, questions, window)
-    return Exam(settings, window, corpus, tokenizer, prompts, paragraphs, questions)
-
-
 def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> Prompts:
     """The prompts that the settings describe: the same for the same settings, whatever the model.
 
     Only the number of items, where it follows the window, depends on the tokenizer.
 
     Raises:
-        DataError: see `prepare`.
+        DataError: a file that is not one of prompts, or a window too small for one.
     """
     source, max_new_tokens, note = "generated", settings.max_new_tokens, ""
     path = Path(settings.path).expanduser() if settings.path else None

@@ -11,7 +11,10 @@ from helpers.records import make_record, with_context
 
 from hylorada.comparison.arms import compare
 from hylorada.comparison.collect import Record
-from hylorada.report import context_figures, figures, render
+from hylorada.comparison.drawing import lines_of
+from hylorada.evaluation.context_gain_picture import loss_by_context
+from hylorada.evaluation.retrieval_picture import accuracy_by_depth
+from hylorada.report import figures, render
 from hylorada.report.table import build_tables
 
 
@@ -34,8 +37,8 @@ def test_without_such_numbers_nothing_is_said_of_them():
     (table,) = build_tables([comparison])
     assert not set(keys(table)) & {"retrieval", "middle_gap", "context_gain"}
     assert not any("retrieval" in note for note in table.notes)
-    assert context_figures.accuracy_by_depth(comparison, "", "x") is None
-    assert context_figures.context_gain(comparison, "x") is None
+    assert accuracy_by_depth(comparison, "", "x") is None
+    assert loss_by_context(comparison, "x") is None
 
 
 def test_the_numbers_of_the_base_and_of_each_arm_stand_in_the_table():
@@ -119,7 +122,7 @@ def test_what_most_rows_were_asked_is_what_is_compared():
     assert (
         found["hylorada"]["retrieval"].value > found["base, extended, untrained"]["retrieval"].value
     )
-    lines = context_figures._lines(comparison, "lim/accuracy")
+    lines = lines_of(comparison, "lim/accuracy")
     assert [label for label, _, _ in lines] == ["base, extended, untrained", "rslora", "hylorada"]
 
 
@@ -181,10 +184,10 @@ def test_only_answers_to_the_same_prompts_share_a_picture():
         with_context(make_record("rslora"), 0.15, sha="cd" * 32),
     ]
     (comparison,) = compared(*records)
-    lines = context_figures._lines(comparison, "lim/accuracy")
+    lines = lines_of(comparison, "lim/accuracy")
     assert [label for label, _, _ in lines] == ["base, extended, untrained", "lora", "hylorada"]
     names = [picture.name for picture in figures.draw_all(comparison, "x")]
     assert "x-retrieval-ranked" in names
     assert "x-context-gain" in names
-    picture = context_figures.accuracy_by_depth(comparison, "", "x")
+    picture = accuracy_by_depth(comparison, "", "x")
     assert "500 prompts of 3,890 to 3,950 tokens" in picture.caption

@@ -16,14 +16,16 @@ from PIL import Image
 
 from hylorada import config as configs
 from hylorada.errors import DataError, Interrupted
-from hylorada.evaluation import resumable
+from hylorada.evaluation import resumable, retrieval_picture
+from hylorada.evaluation.measurements.lost_in_middle import COLUMNS, LostInMiddle
+from hylorada.evaluation.prompt_set import make_prompts
 from hylorada.evaluation.retrieval_prompts import generate_key_values
 from hylorada.loading.backbone import load_backbone
 from hylorada.methods.position_range import extend_range
 from hylorada.process.progress import Reporter
 from hylorada.process.signals import Stop
 from hylorada.runner import measure
-from hylorada.runner.exam import make_prompts, prepare
+from hylorada.runner.preparation import prepare
 from hylorada.runner.run import run
 from hylorada.settings.fingerprint import run_name
 from hylorada.tracking import final_numbers, tracker
@@ -34,7 +36,7 @@ DEPTHS = [0.0, 0.5, 1.0]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exam")
+    folder = tmp_path_factory.mktemp("measured")
     make_model_folder(folder / "model")
     make_texts(folder / "texts")
     return folder
@@ -134,13 +136,13 @@ def test_a_run_without_perplexity_ends_well_and_the_base_is_not_measured_twice(
 ):
     _, first, _ = done
     titles = []
-    real = measure.Meter.retrieval
+    real = LostInMiddle.measure
 
-    def spy(self, model, exam, title, **options):
-        titles.append(title)
-        return real(self, model, exam, title, **options)
+    def spy(self, model, asked, attempt):
+        titles.append(attempt._title)
+        return real(self, model, asked, attempt)
 
-    monkeypatch.setattr(measure.Meter, "retrieval", spy)
+    monkeypatch.setattr(LostInMiddle, "measure", spy)
     record = run(asked(root, eval__perplexity__conventions=[], seed=1))
     assert titles == ["hylorada"]
     assert record["base"]["own_window"] == {}
@@ -209,12 +211,12 @@ def test_what_was_measured_in_another_precision_is_not_continued(root, tmp_path,
     config = asked(root)
     backbone = load_backbone(config.model, torch.device("cpu"))
     extend_range(backbone.model, WINDOW)
-    exam = prepare(config, backbone.tokenizer, Stop())
+    prepared = prepare(config, backbone.tokenizer, Stop())
     path = tmp_path / "partial"
 
     def examined(bf16, stop, path):
         meter = measure.Meter(torch.device("cpu"), bf16, 512, stop, Reporter())
-        return meter.examine(backbone.model, exam, "model", partial=path)
+        return meter.measure_all(backbone.model, prepared, "model", partial=path)
 
     with pytest.raises(Interrupted):
         examined(False, StopAt(boundary), path)
@@ -302,17 +304,19 @@ def test_what_cannot_be_drawn_is_one_warning(done, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("no font\nfamily")
 
-    monkeypatch.setattr(final_numbers, "draw_curve", fail)
+    monkeypatch.setattr(retrieval_picture, "accuracy_by_depth", fail)
     tracker = Tracker()
     final_numbers.mirror(done[1], tracker)
     assert set(tracker.got) == {"summary", "lim/by_depth"}
     (warning,) = caplog.messages
-    assert warning.startswith("accuracy by depth cannot be drawn (RuntimeError: no font family)")
+    assert warning.startswith(
+        "the pictures of retrieval cannot be drawn (RuntimeError: no font family)"
+    )
 
 
 def test_nothing_is_drawn_for_nobody(root, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(final_numbers, "draw_curve", lambda *_: drawn.append(1))
+    monkeypatch.setattr(retrieval_picture, "accuracy_by_depth", lambda *_: drawn.append(1))
     assert run(asked(root), tmp_path / "run")["status"] == "ok"  # track=off
     assert not drawn
 
@@ -328,9 +332,10 @@ def test_wandb_holds_the_picture_the_table_and_the_summary(done):
     files = path.parent / "files"
     for name in ("lim/curve", "lim/curve_generated"):
         with Image.open(files / shown[f"{name}.path"]) as image:
-            assert (image.format, image.size) == ("PNG", (768, 480))
+            assert (image.format, image.size) == ("PNG", (1216, 672))
             assert image.convert("L").getextrema() == (0, 255)  # something is drawn
     table = json.loads((files / shown["lim/by_depth.path"]).read_text())
-    assert table["columns"] == final_numbers.COLUMNS
-    assert table["data"] == final_numbers.rows_by_depth(record)
+    assert table["columns"] == COLUMNS
+    tables = LostInMiddle().tracked_tables(final_numbers.arms(record))
+    assert table["data"] == tables["lim/by_depth"][1]
     assert len(table["data"]) == 2 * 2 * len(DEPTHS)

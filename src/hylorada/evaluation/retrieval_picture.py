@@ -1,25 +1,14 @@
-"""Pictures of how the context is used: right answers by depth (the U-curve), loss by context."""
+"""Right answers by depth (the U-curve), drawn from records."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from hylorada.comparison.arms import Comparison
-from hylorada.comparison.drawing import (
-    Picture,
-    base_style,
-    figure_and_axes,
-    finish,
-    mean_and_range,
-    method_style,
-    picture,
-    where,
-)
-from hylorada.comparison.subjects import Metric, agreed, bases, of_arm
-from hylorada.records.metric_names import GAIN, SCORINGS
+from hylorada.comparison.drawing import figure_and_axes, finish, lines_of, picture, where
+from hylorada.comparison.picture import Picture
+from hylorada.records.metric_names import SCORINGS
 from hylorada.statistics.shares import wilson_interval
 
 
@@ -29,7 +18,7 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
     A point is the mean over seeds; its bar is the 95 % Wilson interval for the prompts at that
     depth, which are the same for every seed and so are counted once.
     """
-    lines = _lines(comparison, f"lim/accuracy{suffix}")
+    lines = lines_of(comparison, f"lim/accuracy{suffix}")
     if not lines:
         return None
     some = lines[0][2][0]
@@ -74,51 +63,3 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
         )
         finish(figure, axes, f"Right answers by depth, {where(comparison)}", comparison)
         return picture(figure, name, caption)
-
-
-def context_gain(comparison: Comparison, name: str) -> Picture | None:
-    """The loss of the same targets against the tokens of context before them.
-
-    A line is the mean over seeds, its band the range between them.
-    """
-    lines = _lines(comparison, GAIN)
-    if not lines:
-        return None
-    some = lines[0][2][0]
-    contexts = [score["context"] for score in some["by_context"]]
-    with figure_and_axes() as (figure, axes):
-        for label, style, metrics in lines:
-            rows_SK = np.array(
-                [[s["sum_nll"] / s["tokens"] for s in m["by_context"]] for m in metrics]
-            )
-            mean_and_range(
-                axes, contexts, rows_SK, marker="o", markersize=3.5, label=label, **style
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(contexts)
-        axes.minorticks_off()
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel("context before the first target, tokens")
-        axes.set_ylabel("loss of the same targets, nats per token")
-        seeds = max(len(metrics) for _, _, metrics in lines)
-        caption = (
-            f"What more context is worth, {where(comparison)}: the same {some['places']} x "
-            f"{some['targets']} target tokens, split {some['split']}, with more and more context "
-            "before them; a falling line uses it"
-            + ("; mean over seeds, bands: range between seeds." if seeds > 1 else "; one seed.")
-        )
-        finish(figure, axes, f"Loss by context, {where(comparison)}", comparison)
-        return picture(figure, name, caption)
-
-
-def _lines(comparison: Comparison, name: str) -> list[tuple[str, dict[str, Any], list[Metric]]]:
-    """Label, style and the metrics of the seeds, bases first; only what most rows were asked."""
-    rows = [(s, base_style(i)) for i, s in enumerate(bases(comparison, "extended"))]
-    rows += [
-        (of_arm(arm), method_style(arm, comparison))
-        for arm in comparison.arms
-        if arm.method != "baseline"
-    ]
-    wanted = agreed(comparison, name)
-    lines = [(s.label, style, [m[name] for m in s.alike(name, wanted)]) for s, style in rows]
-    return [line for line in lines if line[2]]

@@ -7,7 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from hylorada.records.summary import params_per_percent, summary_tables, tracked_summary
+from hylorada.evaluation.measurements.perplexity import params_per_percent
+from hylorada.runner.summary import summary_tables
+from hylorada.tracking.final_numbers import tracked_summary
 
 WORD = {"convention": "word", "split": "test", "tokens": 900, "words": 600}
 BLOCKS = {"convention": "blocks", "split": "test", "tokens": 900}

@@ -1,0 +1,35 @@
+"""A cell for what the seeds of an arm measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hylorada.comparison.cells import Cell
+from hylorada.comparison.subjects import Metric
+from hylorada.statistics.paired import deviation
+
+
+def mean_cell(metrics: Sequence[Metric], scale: float, digits: int, sign: str = "") -> Cell:
+    """The mean over seeds with the deviation between them; of one seed its own interval.
+
+    Seeds of one arm are asked the same, so what was asked is not counted once more for each seed.
+
+    Args:
+        metrics: one for each seed.
+        scale: of what is shown, 100 for percent.
+        digits: behind the point.
+        sign: "+" to write one before positive numbers too.
+    """
+    values = [scale * m["value"] for m in metrics]
+    value = float(np.mean(values))
+    text = f"{value:{sign}.{digits}f}"
+    spread = deviation(values)
+    if spread is not None:
+        return Cell(f"{text} ± {spread:.{digits}f}", value)
+    low, high = metrics[0].get("low"), metrics[0].get("high")
+    if low is None or high is None:
+        return Cell(text, value)
+    low, high = scale * low, scale * high
+    return Cell(f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]", value, low, high)
