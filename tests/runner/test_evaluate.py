@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from hylorada import config as configs
 from hylorada.errors import ConfigError, DataError, DiskError
+from hylorada.evaluation.measurements.lost_in_middle import LostInMiddle
 from hylorada.loading.backbone import load_backbone
 from hylorada.loading.finished_run import load_run
 from hylorada.process.disk import exclusive
@@ -154,7 +155,7 @@ def test_a_failure_leaves_the_record_as_it_was(finished, monkeypatch):
     def fail(*_, **__):
         raise DataError("no")
 
-    monkeypatch.setattr(measure.Meter, "retrieval", fail)
+    monkeypatch.setattr(LostInMiddle, "measure", fail)
     with pytest.raises(DataError):
         evaluate_run(directory, retrieval(config, seed=7))
     with exclusive(directory), pytest.raises(DiskError, match="in use"):
@@ -196,7 +197,7 @@ def test_an_adapter_of_plain_peft_gets_a_record_of_its_own(root, tmp_path, monke
     assert record["parameters"]["trainable"] == 2 * 2 * (32 + 96)
     assert record["metrics"]["eval/ppl"]["window"] == WINDOW
     assert record["metrics"]["eval/ppl"]["value"] != record["base"]["extended"]["eval/ppl"]["value"]
-    monkeypatch.setattr(measure.Meter, "examine", None)
+    monkeypatch.setattr(measure.Meter, "measure_all", None)
     assert evaluate_adapter(adapter, small(root)) == record  # measured already
     with pytest.raises(DataError, match="only measured"):
         load_run(directory, device="cpu")

@@ -76,12 +76,6 @@ def choice(key: str, value: str, choices: Sequence[str]) -> None:
         )
 
 
-def at_least(key: str, value: float, low: float) -> None:
-    """`low` or more, and finite."""
-    if not (math.isfinite(value) and value >= low):
-        raise ConfigError(f"{key} is {value}; it must be {low:g} or more")
-
-
 def between(key: str, value: float, low: float, high: float) -> None:
     """From `low` to `high`."""
     if not low <= value <= high:
