@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -58,8 +59,12 @@ def root(tmp_path_factory):
     sys.modules.pop("hylorada.evaluation.measurements.mrr", None)
 
 
-def command(root: Path, *more: str) -> list[str]:
-    return words_of_a_run(root, "--config-dir", str(root / "own"), "eval=mrr", *more)
+def command(root: Path, *more: str, number: int = 0) -> list[str]:
+    """A command of the recipe, for a small model and a few steps."""
+    written = shlex.split(block("bash", "hylorada-train").splitlines()[number])[1:]
+    small = [word for word in words_of_a_run(root) if not word.startswith(("eval=", "method="))]
+    words = [word for word in written if not word.startswith(("length=", "run="))]
+    return [*small, "--config-dir", str(root / "own"), *words, *more]
 
 
 def records(root: Path) -> list[Path]:
@@ -125,13 +130,15 @@ def test_table_and_page_have_a_column_of_it(root, done, tmp_path):
 
 def test_a_finished_run_is_measured_again(root, done):
     directory, before = done
-    evaluate.main([f"run={directory}", "eval.measurements.mrr.windows=2"])
+    written = shlex.split(block("bash", "hylorada-train").splitlines()[2])
+    assert written[:2] == ["hylorada-eval", "run=outputs/main/lora-4k-seed0-..."]
+    assert evaluate.main([f"run={directory}", *written[2:]]) == 0
     record = json.loads((directory / "result.json").read_text())
-    assert record["metrics"]["mrr/mean"]["tokens"] == 2 * (LENGTH - 1)
+    assert record["metrics"]["mrr/mean"]["tokens"] < before["metrics"]["mrr/mean"]["tokens"]
     (entry,) = record["evaluations"]
     assert entry["replaced"]["mrr/mean"] == before["metrics"]["mrr/mean"]
-    assert entry["eval"]["measurements"] == {"mrr": {"windows": 2}}
-    assert record["config"]["eval"]["measurements"] == {"mrr": {"windows": 2}}
+    assert entry["eval"]["measurements"] == {"mrr": {"windows": 10}}
+    assert record["config"]["eval"]["measurements"] == {"mrr": {"windows": 10}}
 
 
 def test_an_interrupted_one_goes_on_where_it_was(root, done, monkeypatch):
