@@ -62,7 +62,7 @@ _KINDS = {
     float: "a number",
     str: "a text",
     ListConfig: "a list, as in [a,b]",
-    DictConfig: "settings in braces, as in {peft_type: VERA}",
+    DictConfig: "settings in braces, as in {key: value}",
 }
 
 

@@ -176,7 +176,7 @@ def composed(*words: str) -> RunConfig:
         ("eval.measurements.mrr=3", r"eval\.measurements\.mrr is a group of settings"),
         ("eval.measurements.mmr={}", r"no measurement 'mmr'; did you mean mrr\?"),
         ("eval.measurements.harness={}", r"its settings are in eval\.harness"),
-        ("eval.measurements=3", r"eval\.measurements holds groups of settings"),
+        ("eval.measurements=3", r"eval\.measurements is 3; it must be settings in braces"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_one_line_before_anything_loads(root, word, says):
