@@ -20,7 +20,9 @@ DOCUMENT = ROOT / "docs" / "EXTENDING.md"
 FOLDERS = """
 import sys
 from hylorada.data import kinds
+from hylorada.evaluation import measurements
 from hylorada.tracking import trackers
+measurements.__path__.append(sys.argv[1] + "/measurements")
 kinds.__path__.append(sys.argv[1] + "/kinds")
 trackers.__path__.append(sys.argv[1] + "/trackers")
 """
@@ -45,12 +47,14 @@ def blocks(language: str) -> list[str]:
 def root(tmp_path_factory) -> Path:
     """The files of the recipes, a model and poems."""
     root = tmp_path_factory.mktemp("extending")
-    kind, tracker = blocks("python")
+    kind, tracker, measurement = blocks("python")
     (metadata,) = blocks("toml")
     files = {
         "parts/kinds/poems.py": kind,
         "parts/trackers/csv.py": tracker,
+        "parts/measurements/mrr.py": measurement,
         "parts/my_package/__init__.py": "",
+        "parts/my_package/mrr.py": measurement,
         "parts/my_package/poems.py": kind,
         "parts/my_package/csv_tracker.py": tracker,
         "parts/my_package-1.0.dist-info/METADATA": "Name: my_package\nVersion: 1.0\n",
@@ -59,7 +63,7 @@ def root(tmp_path_factory) -> Path:
             r'\[project\.entry-points\."(.*)"\]', r"[\1]", metadata
         ).replace('"', ""),
     }
-    places = ("dataset/poems.yaml", "track/csv.yaml")
+    places = ("dataset/poems.yaml", "track/csv.yaml", "eval/mrr.yaml")
     for place, text in zip(places, blocks("yaml"), strict=True):
         assert f"conf/{place}" in DOCUMENT.read_text(encoding="utf-8")
         files[f"conf/{place}"] = text
@@ -87,11 +91,15 @@ def run(root: Path, added: str, group: str, *words: str) -> tuple[dict, Path]:
 
 
 @pytest.mark.parametrize("added", [FOLDERS, ENTRY_POINTS], ids=["folders", "entry_points"])
-def test_a_kind_of_data_set_and_a_tracker_are_a_file_and_a_yaml_each(root, added, request):
+def test_a_kind_of_data_set_a_tracker_and_a_measurement_are_a_file_and_a_yaml_each(
+    root, added, request
+):
     group = request.node.callspec.id
     record, directory = run(
-        root, added, group, "dataset=poems", f"dataset.path={root}", "track=csv"
+        root, added, group, "dataset=poems", f"dataset.path={root}", "track=csv", "eval=mrr"
     )
+    assert record["config"]["eval"]["measurements"] == {"mrr": {"windows": 50}}
+    assert 0 < record["metrics"]["mrr/mean"]["value"] <= 1
     assert record["dataset"] == "poems"
     assert "poems test, 2 documents" in json.dumps(record)
     rows = list(csv.DictReader((directory / "numbers.csv").open(newline="")))

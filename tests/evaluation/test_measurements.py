@@ -61,7 +61,7 @@ def root(tmp_path_factory):
 
 def command(root: Path, *more: str, number: int = 0) -> list[str]:
     """A command of the recipe, for a small model and a few steps."""
-    written = shlex.split(block("bash", "hylorada-train").splitlines()[number])[1:]
+    written = shlex.split(block("bash", "hylorada-train length=4k").splitlines()[number])[1:]
     small = [word for word in words_of_a_run(root) if not word.startswith(("eval=", "method="))]
     words = [word for word in written if not word.startswith(("length=", "run="))]
     return [*small, "--config-dir", str(root / "own"), *words, *more]
@@ -130,7 +130,7 @@ def test_table_and_page_have_a_column_of_it(root, done, tmp_path):
 
 def test_a_finished_run_is_measured_again(root, done):
     directory, before = done
-    written = shlex.split(block("bash", "hylorada-train").splitlines()[2])
+    written = shlex.split(block("bash", "hylorada-train length=4k").splitlines()[2])
     assert written[:2] == ["hylorada-eval", "run=outputs/main/lora-4k-seed0-..."]
     assert evaluate.main([f"run={directory}", *written[2:]]) == 0
     record = json.loads((directory / "result.json").read_text())
