@@ -193,9 +193,9 @@ def test_the_base_is_measured_once_for_all_runs_that_share_it(done, root, monkey
     titles = []
     real = measure.Meter.measure
 
-    def spy(self, model, corpus, settings, window, title, **options):
+    def spy(self, model, part, title, **options):
         titles.append(title)
-        return real(self, model, corpus, settings, window, title, **options)
+        return real(self, model, part, title, **options)
 
     monkeypatch.setattr(measure.Meter, "measure", spy)
     record = run(make_config(root, train__max_steps=1, seed=1))
