@@ -23,7 +23,7 @@ from hylorada.evaluation.candidates import Prefix
 from hylorada.evaluation.scoring import evaluation_mode, token_nll
 from hylorada.kernels.frozen_layers import own_kernels, use_frozen_kernels
 from hylorada.methods.landmarks import running_mean
-from hylorada.methods.s2_attention import s2_attention_forward, segment_bounds
+from hylorada.methods.s2_attention import s2_attention_forward
 from hylorada.training.loop import gradient_checkpointing, trainable
 from hylorada.training.loss import LossModel, chunked_cross_entropy
 
@@ -130,8 +130,7 @@ def dense(qkv: list[Tensor], ids_BN: Tensor, group: int, shift: str, layer: int)
     place_N = torch.arange(n, device=q.device)
     allowed = []
     for shifted in (False, True):
-        bounds = torch.tensor(segment_bounds(n, group, shifted), device=q.device)
-        segment_N = torch.bucketize(place_N, bounds, right=True)
+        segment_N = (place_N + (group // 2 if shifted else 0)) // group
         allowed.append((segment_N[:, None] == segment_N) & (place_N[:, None] >= place_N))
     shifted_H = [bool(layer % 2) if shift == "layers" else h >= (H + 1) // 2 for h in range(H)]
     mask_HNN = torch.stack([allowed[int(s)] for s in shifted_H])

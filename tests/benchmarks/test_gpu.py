@@ -35,6 +35,7 @@ def rows(path):
 
 def rehearsed(out, *words):
     done = gpu("--device", "cpu", "--tiny", "--out", out, *words)
+    assert out.is_file(), done.stderr[-2000:]
     made = rows(out)
     wrong = [(row["key"], row.get("trace") or row.get("error")) for row in made if not row["ok"]]
     assert not wrong, wrong
