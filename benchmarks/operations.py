@@ -235,7 +235,7 @@ def build(arm: str, name: str) -> tuple[Any, Any]:
         part = {key: value for key, value in part.items() if key != "train_embeddings"}
     adapted: Any = adapt(base, HyloradaConfig(**options, **part), max_length=LENGTH)
     loss_model = LossModel(adapted.train(), CHUNK)
-    make_fast(adapted, bf16=True)
+    make_fast(adapted, torch.bfloat16)
     loss_model.train()
     return loss_model, lambda ids: loss_model(ids, ids)[0]
 
@@ -295,7 +295,7 @@ def count_step(arm: str, name: str) -> dict[str, Any]:
             settings=TrainConfig(max_steps=4, gradient_accumulation_steps=2, save_every=0),
             seed=0,
             device=torch.device("cpu"),
-            bf16=True,
+            autocast=torch.bfloat16,
             run_dir=Path(folder),
             stop=Stop(),
             reporter=Reporter(Console(quiet=True)),

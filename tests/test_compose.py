@@ -384,7 +384,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"train.lr": math.inf}, "train.lr"),
     ("", {"train.warmup_ratio": 1}, "train.warmup_ratio"),
     ("", {"train.min_lr_ratio": 1.5}, "train.min_lr_ratio"),
-    ("", {"train.precision": "fp16"}, "train.precision"),
+    ("", {"train.precision": "fp8"}, "train.precision"),
     ("", {"train.loss_chunk": 0}, "train.loss_chunk"),
     ("eval=quick", {"eval.perplexity.conventions": []}, "eval measures nothing"),
     ("", {"eval.perplexity.conventions": ["blocks", "blocks"]}, "each once"),

@@ -134,7 +134,7 @@ def test_what_is_said_of_a_part_holds_within() -> None:
     assert FACTS["method.lora.r"].changes == "arm"
     assert FACTS["method.name"].changes == "nothing"  # says otherwise
     assert FACTS["eval.perplexity.split"].remeasured
-    assert choices("train.precision") == ("auto", "fp32", "bf16")
+    assert choices("train.precision") == ("auto", "fp32", "bf16", "fp16")
     assert config_fields.topmost(["a", "a.b", "c.d", "c.d.e"]) == ("a", "c.d")
 
 

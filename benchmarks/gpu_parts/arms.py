@@ -116,7 +116,7 @@ def adapted(place: Place, arm: str, model: str, reach: int, **changes: Any) -> A
     if plain == "hyl-f32":
         use_frozen_kernels(made)
     elif not plain.startswith(("peft", "eager")):
-        make_fast(made, True)
+        make_fast(made, torch.bfloat16)
     return made
 
 

@@ -165,7 +165,7 @@ def leak(place: Place, keys: list[str]) -> Found:
         under = arms.base(place, model, place.trained)
         made: Any = arms.adapt(under, group, n, seed=0).to(place.device).train()
         output_head(made)
-        arms.make_fast(made, True)
+        arms.make_fast(made, torch.bfloat16)
         with torch.no_grad():
             for _, p in trainable(made):
                 p.add_(0.02 * torch.randn(p.shape, device=p.device))

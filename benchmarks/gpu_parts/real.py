@@ -128,7 +128,7 @@ def train(
         config.s2_group_size = min(config.s2_group_size, n // 4)
     adapted: Any = adapt(backbone.model, config, n, seed=0)
     adapted.train()
-    arms.make_fast(adapted, True)
+    arms.make_fast(adapted, torch.bfloat16)
     text = Text(place, tokens, backbone.tokenizer, "train").cut(n)
     kept: dict[int, dict[str, Tensor]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ def train(
             model=adapted, loss_model=LossModel(adapted), blocks=text,
             settings=TrainConfig(max_steps=10**5, lr=RATE, lr_scheduler="constant",
                                  warmup_ratio=1e-4, save_every=0),
-            seed=0, device=place.device, bf16=True, run_dir=Path(folder), stop=Stop(),
+            seed=0, device=place.device, autocast=torch.bfloat16, run_dir=Path(folder), stop=Stop(),
             reporter=Reporter(),
         )  # fmt: skip
         place.reset_peak()

@@ -51,7 +51,7 @@ def gate(place: Place, keys: list[str]) -> Found:
         made: Any = arms.adapt(arms.base(place, model, place.trained), method, n, seed=0)
         made.to(place.device)
         vocabulary: Any = place.shape(model)["vocab_size"]
-        report = prove(made, vocabulary, config, as_bf16(precision), Stop())
+        report = prove(made, vocabulary, config, autocast_of(precision), Stop())
         values = {
             "checks": {name: check.ok for name, check in report.checks.items()},
             "failed": report.failed,
@@ -61,9 +61,9 @@ def gate(place: Place, keys: list[str]) -> Found:
         yield key, error | values
 
 
-def as_bf16(precision: str) -> Any:
+def autocast_of(precision: str) -> Any:
     """What `prove` and `Training` take for a precision."""
-    return precision == "bf16"
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 class Blocks:
@@ -86,7 +86,8 @@ def training(place: Place, folder: Path, steps: int, length: int) -> Training:
     return Training(
         model=made, loss_model=LossModel(made), blocks=Blocks(place, "smollm2", length),
         settings=TrainConfig(max_steps=steps, save_every=3, lr=1e-3, lr_scheduler="constant"),
-        seed=0, device=place.device, bf16=True, run_dir=folder, stop=Stop(), reporter=Reporter(),
+        seed=0, device=place.device, autocast=torch.bfloat16, run_dir=folder,
+        stop=Stop(), reporter=Reporter(),
     )  # fmt: skip
 
 

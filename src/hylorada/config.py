@@ -208,8 +208,8 @@ class TrainConfig:
     adam_beta2: float = number(0.999, "decay per step", least=0, below=1)
     adam_epsilon: float = number(1e-8, "added to the root", above=0)
     max_grad_norm: float = number(1.0, "norm of the gradient", above=0, zero="no clipping")
-    # auto: bf16 (autocast; adapters stay fp32) on a GPU.
-    precision: str = choice("auto", "fp32", "bf16", remeasured=True)
+    # auto: bf16 (autocast; adapters stay fp32) on a GPU that has it. fp16 scales the loss.
+    precision: str = choice("auto", "fp32", "bf16", "fp16", remeasured=True)
     gradient_checkpointing: bool = flag(False, "memory for time", changes="rounding")
     max_nonfinite_steps: int = number(
         3, "skipped steps in a row before the run stops", least=1, changes="record"

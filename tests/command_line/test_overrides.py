@@ -275,7 +275,7 @@ def test_any_length_in_a_sweep(hydra: Hydra) -> None:
         ("training_args.learning-rate=1", "did you mean train.lr?"),
         ("bf16=true", "did you mean train.precision=bf16?"),
         ("train.bf16=False", "did you mean train.precision=fp32?"),
-        ("fp16=true", "fp16 is not offered here, train.precision=bf16 is"),
+        ("fp16=true", "did you mean train.precision=fp16?"),
         ("lora_r=8", "did you mean method.lora.r?"),
         ("r=8", "did you mean method.lora.r?"),
         ("method.rank=8", "did you mean method.lora.r?"),

@@ -20,7 +20,7 @@ from hylorada.errors import (
     Interrupted,
     OutOfMemoryError,
 )
-from hylorada.process.device import choose_bf16, choose_device
+from hylorada.process.device import choose_autocast, choose_device
 from hylorada.process.disk import exclusive, replace_file
 from hylorada.process.log import log_to
 from hylorada.process.signals import Stop
@@ -309,6 +309,25 @@ def test_the_texts_of_training_and_evaluation_are_both_named_when_the_split_is_o
     assert found["dataset"] == {"train": "a"}
 
 
+@pytest.mark.parametrize(
+    ("device", "bf16", "hint"),
+    [
+        ("cuda:0", True, "bf16"),
+        ("cuda:0", False, "fp16"),
+        ("cpu", True, "bf16"),
+        ("cpu", False, ""),
+    ],
+)
+def test_out_of_memory_names_a_precision_that_the_device_has(
+    tmp_path, monkeypatch, device, bf16, hint
+):
+    monkeypatch.setattr("hylorada.records.outcome.has_bf16", lambda device: bf16)
+    record = {**blank_result(RunConfig()), "provenance": {"device": device}}
+    told = str(explained(torch.OutOfMemoryError(), tmp_path, record))
+    assert (f"train.precision={hint}," in told) is bool(hint)
+    assert ("precision" in told) is bool(hint)
+
+
 def test_an_operator_without_a_repeatable_kernel_is_named_in_one_line(tmp_path):
     raised = RuntimeError(
         "cumsum_cuda_kernel does not have a deterministic implementation, but you set "
@@ -341,11 +360,22 @@ def test_peak_memory_rises_with_a_large_tensor_and_can_be_forgotten():
 def test_bf16_is_refused_on_a_processor_without_it(monkeypatch):
     monkeypatch.setattr("hylorada.process.device.cpu_has_bf16", lambda: False)
     with pytest.raises(ConfigError, match=r"train\.precision=bf16.*use fp32 or auto"):
-        choose_bf16("bf16", CPU)
-    assert choose_bf16("auto", CPU) is False
+        choose_autocast("bf16", CPU)
+    assert choose_autocast("auto", CPU) is None
     monkeypatch.setattr("hylorada.process.device.cpu_has_bf16", lambda: True)
-    assert choose_bf16("bf16", CPU) is True
-    assert choose_bf16("auto", CPU) is False
+    assert choose_autocast("bf16", CPU) == torch.bfloat16
+    assert choose_autocast("auto", CPU) is None
+
+
+def test_fp16_is_for_gpus(monkeypatch):
+    gpu = torch.device("cuda")
+    with pytest.raises(ConfigError, match=r"train\.precision=fp16: for GPUs without bf16"):
+        choose_autocast("fp16", CPU)
+    monkeypatch.setattr("hylorada.process.device.has_bf16", lambda device: False)
+    assert choose_autocast("fp16", gpu) == torch.float16
+    assert choose_autocast("auto", gpu) is None
+    with pytest.raises(ConfigError, match=r"train\.precision=bf16.*use fp16, fp32 or auto"):
+        choose_autocast("bf16", gpu)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

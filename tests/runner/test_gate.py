@@ -38,7 +38,7 @@ def proven(model, length=LONG, bf16=False, **changes):
     config.integrity.allow_leak = changes.pop("allow_leak", False)
     config.train.gradient_checkpointing = changes.pop("checkpointing", False)
     assert not changes
-    return prove(model, VOCAB, config, bf16, Stop())
+    return prove(model, VOCAB, config, torch.bfloat16 if bf16 else None, Stop())
 
 
 def fault(report, name):

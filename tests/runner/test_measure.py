@@ -214,14 +214,14 @@ def test_what_was_measured_in_another_precision_is_not_continued(root, tmp_path,
     prepared = prepare(config, backbone.tokenizer, Stop())
     path = tmp_path / "partial"
 
-    def examined(bf16, stop, path):
-        meter = measure.Meter(torch.device("cpu"), bf16, 512, stop, Reporter())
+    def examined(autocast, stop, path):
+        meter = measure.Meter(torch.device("cpu"), autocast, 512, stop, Reporter())
         return meter.measure_all(backbone.model, prepared, "model", partial=path)
 
     with pytest.raises(Interrupted):
-        examined(False, StopAt(boundary), path)
+        examined(None, StopAt(boundary), path)
     assert list(tmp_path.iterdir())
-    assert examined(True, Stop(), path) == examined(True, Stop(), None)
+    assert examined(torch.bfloat16, Stop(), path) == examined(torch.bfloat16, Stop(), None)
 
 
 def test_prompts_that_do_not_fit_are_refused_before_training(root, tmp_path):

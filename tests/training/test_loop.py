@@ -52,7 +52,7 @@ def make_training(tmp_path, *, model=None, blocks=None, stop=None, evaluate=None
         settings=TrainConfig(**{**defaults, **settings}),
         seed=3,
         device=CPU,
-        bf16=False,
+        autocast=None,
         run_dir=tmp_path,
         stop=stop or Stop(),
         reporter=Reporter(),
@@ -314,7 +314,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(family):
 
 def test_bf16_autocast_keeps_parameters_and_moments_in_float32(tmp_path):
     training = make_training(tmp_path, max_steps=2)
-    training.bf16 = True
+    training.autocast = torch.bfloat16
     plain = make_training(tmp_path / "plain", max_steps=2)
     training.run()
     plain.run()

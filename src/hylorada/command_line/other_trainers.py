@@ -10,7 +10,6 @@ import re
 _NOT_OFFERED = "is not offered here"
 _ADAMW = f"another optimiser than AdamW {_NOT_OFFERED}"
 _QUANTISED = f"a quantised base {_NOT_OFFERED}"
-_HALF = f"fp16 {_NOT_OFFERED}, train.precision=bf16 is"
 _TOKEN = "tokens are read from the environment: HF_TOKEN, WANDB_API_KEY"
 _EPOCHS = "train.epochs, with train.max_steps=0"
 _LENGTH = "length, as in length=4k or length=3000"
@@ -29,7 +28,7 @@ _MEANT = {
     "eval.perplexity.batch_size": "per_device_eval_batch_size eval_batch_size",
     "train.precision=bf16": "bf16 bf16=true bfloat16 bf16=auto mixed_precision=bf16",
     "train.precision=fp32": "bf16=false fp32 fp32=true float32 fp16=false",
-    _HALF: "fp16 fp16=true float16 half",
+    "train.precision=fp16": "fp16 fp16=true float16 half mixed_precision=fp16",
     "train.precision": "mixed_precision amp precision_type",
     "method.lora.r": "lora_r lora_rank lora_dim rank lora_attn_dim",
     "method.lora.lora_alpha": "alpha",

@@ -1,8 +1,8 @@
 """Frozen weights in the precision that their products are computed in, cast once.
 
-Under bf16 autocast a float32 weight is cast to bf16 in every forward and again in every backward
+Under autocast a float32 weight is cast to bf16 or fp16 in every forward and again in every backward
 pass, always to the same numbers. Where nothing but a frozen linear layer reads it, it may as well
-be kept in bf16: the products are the same bit for bit, in half the memory. What anything else reads
+be kept so: the products are the same bit for bit, in half the memory. What anything else reads
 (embeddings and heads tied to them, norms, weights that train, weights under an adapter that
 computes from them, as DoRA does) stays as it is.
 """
@@ -24,16 +24,16 @@ from hylorada.kernels.frozen_layers import (
 )
 
 
-def make_fast(model: nn.Module, bf16: bool) -> None:
+def make_fast(model: nn.Module, autocast: torch.dtype | None) -> None:
     """The fast kernels for a model that is not changed any more, and weights that suit them.
 
     Args:
         model: with its adapter attached.
-        bf16: whether it is run under bf16 autocast from now on.
+        autocast: what it is computed in under autocast from now on; None: without it.
     """
     use_frozen_kernels(model)
-    if bf16:
-        keep_products_in(model, torch.bfloat16)
+    if autocast is not None:
+        keep_products_in(model, autocast)
 
 
 @torch.no_grad()

@@ -24,20 +24,28 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def choose_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to run under bf16 autocast: ``auto`` does on a GPU that has it, never on a CPU.
+def choose_autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in, None without it: ``auto`` is bf16 on a GPU that has it, else none.
 
     Raises:
-        ConfigError: bf16 is asked for on hardware that would only emulate it.
+        ConfigError: bf16 is asked for on hardware that would only emulate it, or fp16 on a CPU.
     """
     if precision == "fp32":
-        return False
+        return None
+    if precision == "fp16":
+        if device.type == "cpu":
+            raise ConfigError(
+                "train.precision=fp16: for GPUs without bf16 arithmetic; a CPU would only be "
+                "slower with it: use fp32 or auto"
+            )
+        return torch.float16
     supported = has_bf16(device)
     if precision == "bf16" and not supported:
+        other = "fp16, fp32 or auto" if device.type == "cuda" else "fp32 or auto"
         raise ConfigError(
-            f"train.precision=bf16: this {device.type} has no bf16 arithmetic; use fp32 or auto"
+            f"train.precision=bf16: this {device.type} has no bf16 arithmetic; use {other}"
         )
-    return supported and (precision == "bf16" or device.type == "cuda")
+    return torch.bfloat16 if supported and (precision == "bf16" or device.type == "cuda") else None
 
 
 def choose_dtype(
@@ -47,7 +55,7 @@ def choose_dtype(
 
     Args:
         wanted: ``model.dtype``: auto, float32 or file.
-        precision: ``train.precision``: auto, fp32 or bf16.
+        precision: ``train.precision``: auto, fp32, bf16 or fp16.
         device: of the model.
         stored: tells the precision of the files of weights; asked only where it matters.
 
@@ -59,11 +67,12 @@ def choose_dtype(
     if stored() != torch.bfloat16:
         return torch.float32
     if wanted == "auto":
-        return torch.bfloat16 if choose_bf16(precision, device) else torch.float32
-    if precision == "fp32":
+        bf16 = choose_autocast(precision, device) == torch.bfloat16
+        return torch.bfloat16 if bf16 else torch.float32
+    if precision in ("fp32", "fp16"):
         raise ConfigError(
-            "model.dtype=file: the weights are bfloat16, and train.precision=fp32 computes in "
-            "float32; set model.dtype=float32, or train.precision to bf16 or auto"
+            f"model.dtype=file: the weights are bfloat16, and train.precision={precision} computes "
+            f"in float{precision[2:]}; set model.dtype=float32, or train.precision to bf16 or auto"
         )
     if not has_bf16(device):
         raise ConfigError(

@@ -18,6 +18,7 @@ from hylorada.errors import (
     Interrupted,
     OutOfMemoryError,
 )
+from hylorada.process.device import has_bf16
 from hylorada.process.disk import disk_error
 from hylorada.process.log import LogError
 from hylorada.records.result import write_result
@@ -75,7 +76,7 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
             if train["micro_batch_size"] > 1
             else "",
             "" if train["gradient_checkpointing"] else "train.gradient_checkpointing=true",
-            "" if train["precision"] == "bf16" else "train.precision=bf16",
+            _fewer_bits(train["precision"], record),
             "a shorter length",
         ]
         return OutOfMemoryError(
@@ -88,6 +89,16 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
             "same bits again; set it to false"
         )
     return disk_error(error, directory) or error
+
+
+def _fewer_bits(precision: str, record: dict[str, Any]) -> str:
+    """The setting that computes in half of the bits on the device of a run, if it has one."""
+    device = torch.device((record.get("provenance") or {}).get("device") or "cpu")
+    if precision in ("bf16", "fp16"):
+        return ""
+    if has_bf16(device):
+        return "train.precision=bf16"
+    return "train.precision=fp16" if device.type == "cuda" else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

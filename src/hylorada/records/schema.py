@@ -97,7 +97,7 @@ class Training(TypedDict):
     peak_memory_of: Annotated[
         str, About("whose memory: `host`, of the process, or `device`, allocated on a GPU")
     ]
-    precision: Annotated[str, About("`fp32` or `bf16` (autocast)")]
+    precision: Annotated[str, About("`fp32`, or `bf16` or `fp16` (autocast)")]
     device: Annotated[str, About("`cpu` or `cuda`")]
 
 
@@ -177,7 +177,7 @@ class Provenance(Machine):
     base_model_trained_length: NotRequired[
         Annotated[int, About("that it was trained on", "tokens", absent="ended early")]
     ]
-    precision: NotRequired[Annotated[str, About("`fp32` or `bf16`", absent="ended early")]]
+    precision: NotRequired[Annotated[str, About("`fp32`, `bf16` or `fp16`", absent="ended early")]]
     tokenizer_sha256: NotRequired[Annotated[str, About("of the tokenizer", absent="ended early")]]
     hardware_in_order: NotRequired[
         Annotated[
@@ -216,7 +216,7 @@ class Evaluation(TypedDict):
     replaced_base: Annotated[dict[str, Metrics], About("as `replaced`, of `base`")]
     text: Annotated[str, About("that was measured, in words")]
     text_sha256: Annotated[str, About("of that text")]
-    precision: Annotated[str, About("`fp32` or `bf16`")]
+    precision: Annotated[str, About("`fp32`, `bf16` or `fp16`")]
     weights: Annotated[str, About("precision of the frozen weights")]
     device: Annotated[str, About("`cpu` or `cuda`")]
     frozen_kernels: Annotated[bool, About("`train.frozen_kernels` of that time")]

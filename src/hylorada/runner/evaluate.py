@@ -108,7 +108,7 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         meter.weigh(backbone.dtype)
         base = base_metrics(config, meter, backbone, prepared, model)
         if config.method.trains:
-            make_fast(model, meter.bf16)
+            make_fast(model, meter.autocast)
             asked = json.dumps(dataclasses.asdict(config.eval), sort_keys=True)
             name = hashlib.sha256(f"{asked} {prepared.corpus.sha256}".encode()).hexdigest()[:10]
             metrics = meter.measure_all(
@@ -296,7 +296,7 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
             record["parameters"] = {
                 "total": parameter_count(model), "trainable": count, "by_group": {"other": count}
             }  # fmt: skip
-            make_fast(model, meter.bf16)
+            make_fast(model, meter.autocast)
             record["metrics"] = meter.measure_all(
                 model, prepared, config.method.name, partial=directory / ".evaluation.partial"
             )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-
 from hylorada.architecture import anatomy
 from hylorada.config import RunConfig
 from hylorada.kernels.frozen_layers import own_kernels, restore, use_frozen_kernels
@@ -20,7 +18,9 @@ from hylorada.training.loss import LossModel
 KERNELS = "frozen layers through oneDNN or as one function with LoRA, chunked loss"
 
 
-def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop) -> IntegrityReport:
+def prove(
+    model: Any, tokenizer: Any, config: RunConfig, autocast: Any, stop: Stop
+) -> IntegrityReport:
     """Check a model that a run is about to train, or to measure.
 
     A model that trains is checked twice: as it is, on a short text; and, where that passed, with
@@ -30,7 +30,7 @@ def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop)
         model: as it was attached; left as it was found.
         tokenizer: of the base.
         config: of the run.
-        bf16: whether training runs under bf16 autocast.
+        autocast: what training computes in under autocast; None: without it.
         stop: a signal ends it between the two.
 
     Raises:
@@ -38,7 +38,6 @@ def prove(model: Any, tokenizer: Any, config: RunConfig, bf16: bool, stop: Stop)
     """
     gate, length = config.integrity, config.length.max_length
     packed = config.dataset.packing == "reset" and config.train.task != "retrieval"
-    autocast = torch.bfloat16 if bf16 else None
     report = check_integrity(
         model,
         tokenizer,

@@ -21,12 +21,14 @@ from hylorada.evaluation.attempt import Attempt
 from hylorada.evaluation.measurement import Metrics
 from hylorada.evaluation.resumable import Partial
 from hylorada.kernels.switch import are_left_out
-from hylorada.process.device import choose_bf16, choose_device
+from hylorada.process.device import choose_autocast, choose_device
 from hylorada.process.progress import Reporter
 from hylorada.process.signals import Stop
 from hylorada.records.provenance import name_of
 from hylorada.records.result import finite
 from hylorada.runner.preparation import Part, Prepared
+
+PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as records say it
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Meter:
 
     Attributes:
         device: of the models.
-        bf16: whether to run under bf16 autocast.
+        autocast: what to compute in under autocast; None: without it.
         chunk: tokens whose logits exist at one time.
         stop: a signal ends a measurement at the next batch or prompt.
         reporter: shows progress.
@@ -44,7 +46,7 @@ class Meter:
     """
 
     device: torch.device
-    bf16: bool
+    autocast: torch.dtype | None
     chunk: int
     stop: Stop
     reporter: Reporter
@@ -53,12 +55,14 @@ class Meter:
 
     def weigh(self, weights: torch.dtype) -> None:
         """Take note of the weights' precision; bfloat16 is always run under bf16 autocast."""
-        self.weights, self.bf16 = weights, self.bf16 or weights == torch.bfloat16
+        self.weights = weights
+        if weights == torch.bfloat16:
+            self.autocast = weights
 
     @property
     def precision(self) -> str:
         """As a record says it."""
-        return "bf16" if self.bf16 else "fp32"
+        return PRECISIONS[self.autocast]
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -86,8 +90,7 @@ class Meter:
             Interrupted: a signal came; what was measured is in ``partial``.
         """
         kept = self._partial(partial, {part.measurement.name: part.identity})
-        autocast = torch.bfloat16 if self.bf16 else None
-        attempt = Attempt(kept, self.reporter, title, autocast, self.chunk)
+        attempt = Attempt(kept, self.reporter, title, self.autocast, self.chunk)
         with self.stop.deferred():
             metrics = part.measurement.measure(model, part.asked, attempt)
         kept.remove()
@@ -141,5 +144,5 @@ def make_meter(config: RunConfig, stop: Stop, reporter: Reporter) -> Meter:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    bf16 = choose_bf16(config.train.precision, device)
-    return Meter(device, bf16, config.train.loss_chunk, stop, reporter)
+    autocast = choose_autocast(config.train.precision, device)
+    return Meter(device, autocast, config.train.loss_chunk, stop, reporter)

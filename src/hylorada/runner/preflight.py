@@ -38,7 +38,7 @@ from hylorada.methods.peft_methods import attach_peft_method
 from hylorada.methods.placement import linear_names
 from hylorada.methods.position_range import extend_range
 from hylorada.methods.s2_attention import enable_s2
-from hylorada.process.device import choose_bf16, choose_device, choose_dtype
+from hylorada.process.device import choose_autocast, choose_device, choose_dtype
 from hylorada.process.session import session
 from hylorada.records.outcome import recorded
 from hylorada.records.result import blank_result
@@ -73,7 +73,7 @@ class Preflight:
         """
         window, settings = config.length.max_length, config.eval
         if here:
-            choose_bf16(config.train.precision, choose_device(config.device))
+            choose_autocast(config.train.precision, choose_device(config.device))
         base = ["base", config.model]
         opened = self._once(base, lambda: open_base(config.model))
         if trains:

@@ -166,7 +166,7 @@ class _Run:
                 self._describe_training(Counters())
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
-                make_fast(model, self.meter.bf16)
+                make_fast(model, self.meter.autocast)
                 self._train(model, blocks, validation, checkpoint, tracker)
                 save_adapter(model, self.directory)
                 fault_point("before_evaluation")
@@ -275,7 +275,7 @@ class _Run:
         """Refuse a model in which something does not act, or reads the future."""
         if not self.config.integrity.enabled:
             return
-        report = prove(model, backbone.tokenizer, self.config, self.meter.bf16, self.stop)
+        report = prove(model, backbone.tokenizer, self.config, self.meter.autocast, self.stop)
         self.record["integrity"] = report.to_dict()
         replace_file(self.directory / "integrity.json", to_json(report.to_dict()))
         report.raise_if_failed()
@@ -300,7 +300,7 @@ class _Run:
             settings=config.train,
             seed=config.seed,
             device=self.device,
-            bf16=self.meter.bf16,
+            autocast=self.meter.autocast,
             run_dir=self.directory,
             stop=self.stop,
             reporter=self.reporter,

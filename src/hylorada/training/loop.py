@@ -33,6 +33,7 @@ from hylorada.records.manifest import beginning_sha256
 from hylorada.records.provenance import PeakMemory
 from hylorada.records.result import JsonLines
 from hylorada.training.checkpoint import Checkpoint, Named, restore, save_checkpoint
+from hylorada.training.loss_scale import LossScale
 from hylorada.training.optim import learning_rate, make_optimizer, set_learning_rate
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class Training:
         settings: of the optimiser and its budget.
         seed: of the data order.
         device: of the model.
-        bf16: whether to run under bf16 autocast.
+        autocast: what to compute in under autocast; None: without it. In fp16 the loss is scaled.
         run_dir: for `checkpoints/`, `metrics.jsonl`, `timing.jsonl`.
         stop: set by signals.
         reporter: shows progress.
@@ -132,7 +133,7 @@ class Training:
     settings: TrainConfig
     seed: int
     device: torch.device
-    bf16: bool
+    autocast: torch.dtype | None
     run_dir: Path
     stop: Stop
     reporter: Reporter
@@ -148,6 +149,7 @@ class Training:
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
         self.timing = JsonLines(self.run_dir / "timing.jsonl")
         self.memory = PeakMemory(self.device)
+        self.scale = LossScale(self.device) if self.autocast == torch.float16 else None
 
     def run(self, checkpoint: Checkpoint | None = None) -> Counters:
         """Train to the end of the plan, from a checkpoint if there is one.
@@ -188,16 +190,19 @@ class Training:
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 sum_nll, _ = self.loss_model(**self._moved(batch))
             # Divided by the tokens of the whole step: every token weighs the same, whatever its
             # micro-batch.
-            (sum_nll / tokens).backward()
+            mean = sum_nll / tokens
+            (mean if self.scale is None else self.scale.applied(mean)).backward()
             loss += sum_nll.detach()
         fault_point("mid_step", step)
 
         loss_value = (loss / tokens).item()
         gradients = [p.grad for _, p in self.trainables if p.grad is not None]
+        if self.scale is not None:
+            self.scale.take_off(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         rate = learning_rate(step, self.plan.steps, settings)
         if math.isfinite(loss_value) and math.isfinite(norm.item()):
@@ -217,6 +222,8 @@ class Training:
             }
         else:
             line = {"step": step, "train/skipped": self._skip(step, loss_value)}
+        if self.scale is not None:
+            self.scale.update(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         counters.seconds += seconds
@@ -257,6 +264,10 @@ class Training:
     def _skip(self, step: int, loss_value: float) -> str:
         """Count a step whose numbers must not reach the weights; say where they come from."""
         self.counters.skipped += 1
+        searched = "" if self.scale is None else self.scale.searching(loss_value)
+        if searched:
+            logger.info("step %d: %s", step, searched)
+            return searched
         self.counters.skipped_in_row += 1
         bad = [
             name
@@ -302,6 +313,7 @@ class Training:
             "timing_bytes": self.timing.sync(),
             "random": random_state(self.device),
             "identity": redacted(self.identity),
+            **({} if self.scale is None else {"loss_scale": self.scale.state()}),
         }
         directory = self.run_dir / "checkpoints"
         keep = self.settings.keep_checkpoints
@@ -315,6 +327,8 @@ class Training:
         self.timing.truncate(state["timing_bytes"])
         for name in asdict(self.counters):
             setattr(self.counters, name, state[name])
+        if self.scale is not None and "loss_scale" in state:
+            self.scale.restore(state["loss_scale"])
         made_on = (state["identity"].get("hardware") or [{"device": self.device.type}])[-1]
         if made_on["device"] != self.device.type:
             self.counters.peak_memory_bytes = 0  # of another kind of memory
