@@ -385,6 +385,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"train.warmup_ratio": 1}, "train.warmup_ratio"),
     ("", {"train.min_lr_ratio": 1.5}, "train.min_lr_ratio"),
     ("", {"train.precision": "fp8"}, "train.precision"),
+    ("", {"train.gradient_checkpointing_every": 2}, "gradient_checkpointing=false"),
+    ("", {"train.gradient_checkpointing_offload": True}, "gradient_checkpointing=false"),
     ("", {"train.loss_chunk": 0}, "train.loss_chunk"),
     ("eval=quick", {"eval.perplexity.conventions": []}, "eval measures nothing"),
     ("", {"eval.perplexity.conventions": ["blocks", "blocks"]}, "each once"),

@@ -33,6 +33,7 @@ ARMS = {
     "hyl-nocudnn": "hyl without cuDNN's attention",
     "s2-nocudnn": "s2 without cuDNN's attention",
     "...+ckpt": "with gradient checkpointing",
+    "...+ckpt+offload": "and what layers are recomputed from in the host's memory",
 }
 MODULES = {
     "gpt2": ["c_attn", "c_proj"],
@@ -98,7 +99,7 @@ def every_component(place: Place, model: str, reach: int) -> HyloradaConfig:
 
 def adapted(place: Place, arm: str, model: str, reach: int, **changes: Any) -> Any:
     """The model of an arm, in training mode, its kernels in place."""
-    plain = arm.removesuffix("+ckpt")
+    plain = arm.partition("+")[0]
     if plain.startswith("hyl"):
         under = base(place, model, place.trained, **changes)
         made: Any = adapt(under, every_component(place, model, reach), reach, seed=0)
@@ -156,7 +157,9 @@ class Arm:
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(cudnn and "nocudnn" not in self.name)
         try:
-            with gradient_checkpointing(self.model.get_base_model(), self.name.endswith("+ckpt")):
+            recomputed, offload = "+ckpt" in self.name, self.name.endswith("+offload")
+            lm = self.model.get_base_model()
+            with gradient_checkpointing(lm, recomputed, offload=offload):
                 loss = self.loss(ids_BT)
                 self.after_forward = self.place.allocated()
                 loss.backward()

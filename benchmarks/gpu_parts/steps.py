@@ -53,6 +53,7 @@ def cells(place: Place, rows: Rows) -> list[Cell]:
         Cell("2a", PARTS, 40, lambda keys: parts(place, keys)),
         fits("2a", "gpt2", "128k", "hyl+ckpt", 15.5, 10),
         fits("2a", "gpt2", "128k", "ours+ckpt", 15.5, 12),
+        fits("2a", "gpt2", "128k", "hyl+ckpt+offload", 15.5, 12),
         race("2a", "llama1b", "8k", ["peft", "hyl", "ours", "peft-bf16"], 25),
         fits("2a", "llama1b", "128k", "hyl+ckpt", 80, 20),
         race("2b", "smollm2", "4k", ["peft", "hyl", "ours", "peft-bf16"], 10),

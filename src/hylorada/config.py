@@ -211,6 +211,12 @@ class TrainConfig:
     # auto: bf16 (autocast; adapters stay fp32) on a GPU that has it. fp16 scales the loss.
     precision: str = choice("auto", "fp32", "bf16", "fp16", remeasured=True)
     gradient_checkpointing: bool = flag(False, "memory for time", changes="rounding")
+    gradient_checkpointing_every: int = number(
+        1, "decoder layers, of which the first is recomputed", least=1, changes="rounding"
+    )
+    gradient_checkpointing_offload: bool = flag(
+        False, "what layers are recomputed from waits in the host's memory", changes="rounding"
+    )
     max_nonfinite_steps: int = number(
         3, "skipped steps in a row before the run stops", least=1, changes="record"
     )

@@ -380,6 +380,14 @@ def test_bad_input_is_one_line_and_a_record(root, tmp_path, monkeypatch):
     cases = {
         "model": (make_config(root, model__path=str(tmp_path / "empty")), DataError, "config.json"),
         "bf16": (make_config(root, train__precision="bf16"), ConfigError, "no bf16 arithmetic"),
+        "fp16": (make_config(root, train__precision="fp16"), ConfigError, "for GPUs without bf16"),
+        "offload": (
+            make_config(
+                root, train__gradient_checkpointing=True, train__gradient_checkpointing_offload=True
+            ),
+            ConfigError,
+            "no effect on a CPU",
+        ),
         "text": (
             make_config(root, dataset__path=str(tmp_path / "empty")),
             DataError,

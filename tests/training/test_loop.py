@@ -312,6 +312,37 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_gradients(family):
         assert torch.equal(gradient, gradients[True][name]), name
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("every", "offload"), [(1, True), (2, False), (2, True), (5, False)])
+def test_some_layers_are_recomputed_and_what_from_may_wait_elsewhere(family, every, offload):
+    ids = tokens(2, LENGTH)
+    gradients, ran, kept = [], [], []
+    for enabled in (False, True):
+        model = make_model(family).train()
+        loss_model = LossModel(model, 16)
+        for i, layer in enumerate(anatomy.attention_modules(model)):
+            layer.register_forward_pre_hook(lambda *_, i=i: ran.append(i))
+        pack = torch.autograd.graph.save_on_cpu.__init__
+
+        def noted(self, *args, pack=pack, **kwargs):
+            kept.append(1)
+            pack(self, *args, **{**kwargs, "pin_memory": False})  # a CPU has none
+
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            gradient_checkpointing(model, enabled, every, offload),
+        ):
+            patch.setattr(torch.autograd.graph.save_on_cpu, "__init__", noted)
+            loss_model(ids, ids)[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    layers = range(len(anatomy.attention_modules(model)))
+    assert len(layers) > 1
+    recomputed = [i for i in layers if i % every == 0]
+    assert sorted(ran) == sorted([*layers, *layers, *recomputed])
+    assert bool(kept) is offload
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_bf16_autocast_keeps_parameters_and_moments_in_float32(tmp_path):
     training = make_training(tmp_path, max_steps=2)
     training.autocast = torch.bfloat16

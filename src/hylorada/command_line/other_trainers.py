@@ -71,6 +71,7 @@ _MEANT = {
     "run_val_every_n_steps evals_per_epoch do_eval",
     "train.gradient_checkpointing": "enable_activation_checkpointing activation_checkpointing "
     "use_gradient_checkpointing",
+    "train.gradient_checkpointing_offload": "activation_offloading enable_activation_offloading",
     "track=off": "wandb=false use_wandb=false report_to=none disable_wandb wandb_disabled "
     "wandb_mode=disabled",
     "track=offline": "wandb_mode=offline wandb_offline",

@@ -12,7 +12,7 @@ from hylorada.kernels.switch import are_left_out
 from hylorada.methods.integrity import IntegrityReport, check_integrity
 from hylorada.methods.integrity.as_trained import Conditions, check_in_place
 from hylorada.process.signals import Stop
-from hylorada.training.loop import gradient_checkpointing
+from hylorada.training.loop import checkpointing_as, gradient_checkpointing
 from hylorada.training.loss import LossModel
 
 KERNELS = "frozen layers through oneDNN or as one function with LoRA, chunked loss"
@@ -57,7 +57,8 @@ def prove(
         loss_model = LossModel(model, config.train.loss_chunk)
         own = partial(own_kernels, model)
         conditions = Conditions(loss_model, own, kernels, autocast, packed)
-        with gradient_checkpointing(anatomy.causal_lm(model), config.train.gradient_checkpointing):
+        lm = anatomy.causal_lm(model)
+        with gradient_checkpointing(lm, **checkpointing_as(config.train)):
             check_in_place(
                 report, model, tokenizer, conditions, allow_leak=gate.allow_leak, seed=config.seed
             )

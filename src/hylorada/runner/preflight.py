@@ -73,7 +73,13 @@ class Preflight:
         """
         window, settings = config.length.max_length, config.eval
         if here:
-            choose_autocast(config.train.precision, choose_device(config.device))
+            device = choose_device(config.device)
+            choose_autocast(config.train.precision, device)
+            if trains and config.train.gradient_checkpointing_offload and device.type == "cpu":
+                raise ConfigError(
+                    "train.gradient_checkpointing_offload=true has no effect on a CPU, whose "
+                    "memory everything lies in already; set it to false"
+                )
         base = ["base", config.model]
         opened = self._once(base, lambda: open_base(config.model))
         if trains:

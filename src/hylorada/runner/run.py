@@ -67,6 +67,7 @@ from hylorada.training.loop import (
     BlockSource,
     Counters,
     Training,
+    checkpointing_as,
     gradient_checkpointing,
 )
 from hylorada.training.loss import LossModel
@@ -315,9 +316,8 @@ class _Run:
         tracker.replay(self.directory, {} if checkpoint is None else checkpoint.state)
         seed_everything(config.seed)
         try:
-            with gradient_checkpointing(
-                anatomy.causal_lm(model), config.train.gradient_checkpointing
-            ):
+            lm = anatomy.causal_lm(model)
+            with gradient_checkpointing(lm, **checkpointing_as(config.train)):
                 training.run(checkpoint)
         finally:
             self._describe_training(training.counters)

@@ -86,6 +86,8 @@ IMPLIED: dict[str, Any] = {
     "train.max_grad_norm": 1,
     "train.precision": "auto",
     "train.gradient_checkpointing": False,
+    "train.gradient_checkpointing_every": 1,
+    "train.gradient_checkpointing_offload": False,
     "train.max_nonfinite_steps": 3,
     "train.eval_every": 0,
     "train.loss_chunk": 512,

@@ -200,6 +200,14 @@ def check_splits(config: RunConfig) -> None:
 
 
 def _train(train: TrainConfig) -> None:
+    for key, usual in (("every", 1), ("offload", False)):
+        value = getattr(train, f"gradient_checkpointing_{key}")
+        if value != usual and not train.gradient_checkpointing:
+            raise ConfigError(
+                f"train.gradient_checkpointing_{key}={str(value).lower()} has no effect with "
+                f"train.gradient_checkpointing=false; set that to true, or leave it at "
+                f"{str(usual).lower()}"
+            )
     amounts = {key: getattr(train, key) for key in BUDGETS}
     given = [f"train.{key}={amount:g}" for key, amount in amounts.items() if amount > 0]
     if len(given) != 1:

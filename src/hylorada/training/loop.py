@@ -339,18 +339,35 @@ def trainable(model: nn.Module) -> Named:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
+def checkpointing_as(settings: TrainConfig) -> dict[str, Any]:
+    """What the settings say of `gradient_checkpointing`."""
+    return {
+        "enabled": settings.gradient_checkpointing,
+        "every": settings.gradient_checkpointing_every,
+        "offload": settings.gradient_checkpointing_offload,
+    }
+
+
 @contextlib.contextmanager
-def gradient_checkpointing(model: Any, enabled: bool) -> Iterator[None]:
-    """Recompute each layer's activations in the backward pass instead of keeping them.
+def gradient_checkpointing(
+    model: Any, enabled: bool, every: int = 1, offload: bool = False
+) -> Iterator[None]:
+    """Recompute layers' activations in the backward pass instead of keeping them.
 
     Non-reentrant, which is exact and needs no gradient on the inputs; the hook for it that
     transformers installs is taken off again.
+
+    Args:
+        model: of transformers.
+        enabled: whether to do it at all.
+        every: decoder layers, of which the first is recomputed and the others keep theirs.
+        offload: what layers are recomputed from is held in the host's memory.
     """
     if enabled:
         # transformers renamed it on the way to 6.
         name = "activation_checkpointing_enable"
         switch_on = getattr(model, name, None) or model.gradient_checkpointing_enable
-        switch_on({"use_reentrant": False})
+        switch_on({"use_reentrant": False}, every_n_layers=every, offload=offload)
         model.disable_input_require_grads()
     try:
         yield
