@@ -23,7 +23,7 @@ def root(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_with_every_component(root, tmp_path, precision):
     record = run(make_config(root, device="cuda", train__precision=precision), tmp_path / "run")
     training = record["training"]
@@ -32,7 +32,7 @@ def test_a_run_with_every_component(root, tmp_path, precision):
     assert training["peak_memory_of"] == "device"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_strict_runs_end_with_the_same_bytes_killed_or_not(root, tmp_path, precision):
     changes = {"train__deterministic": True, "train__precision": precision, "device": "cuda"}
     config = make_config(root, **changes)
