@@ -339,3 +339,17 @@ def test_wandb_holds_the_picture_the_table_and_the_summary(done):
     tables = LostInMiddle().tracked_tables(final_numbers.arms(record))
     assert table["data"] == tables["lim/by_depth"][1]
     assert len(table["data"]) == 2 * 2 * len(DEPTHS)
+
+
+@pytest.mark.parametrize(("precision", "bf16", "told"), [
+    ("auto", False, True), ("auto", True, False), ("fp32", False, False), ("fp16", False, False)
+])  # fmt: skip
+def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch, caplog, precision, bf16, told):
+    monkeypatch.setattr(measure, "choose_device", lambda wanted: torch.device("cuda"))
+    monkeypatch.setattr("hylorada.process.device.has_bf16", lambda device: bf16)
+    config = configs.RunConfig()
+    config.train.precision = precision
+    with caplog.at_level("INFO"):
+        meter = measure.make_meter(config, Stop(), Reporter())
+    assert meter.precision == {"auto": "bf16" if bf16 else "fp32"}.get(precision, precision)
+    assert ("train.precision=fp16" in caplog.text) is told

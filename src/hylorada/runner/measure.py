@@ -6,6 +6,7 @@ when it is started again.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +28,8 @@ from hylorada.process.signals import Stop
 from hylorada.records.provenance import name_of
 from hylorada.records.result import finite
 from hylorada.runner.preparation import Part, Prepared
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # as records say it
 
@@ -145,4 +148,9 @@ def make_meter(config: RunConfig, stop: Stop, reporter: Reporter) -> Meter:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     autocast = choose_autocast(config.train.precision, device)
+    if device.type == "cuda" and config.train.precision == "auto" and autocast is None:
+        logger.info(
+            "this GPU has no bf16 arithmetic, so it computes in float32; train.precision=fp16 is "
+            "faster and takes less memory"
+        )
     return Meter(device, autocast, config.train.loss_chunk, stop, reporter)
