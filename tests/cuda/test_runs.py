@@ -30,6 +30,7 @@ def test_a_run_with_every_component(root, tmp_path, precision):
     assert (record["status"], record["integrity"]["ok"]) == ("ok", True)
     assert (training["device"], training["precision"]) == ("cuda", precision)
     assert training["peak_memory_of"] == "device"
+    assert 0 < training["peak_memory_bytes"] <= training["peak_memory_reserved_bytes"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -357,6 +357,15 @@ def test_peak_memory_rises_with_a_large_tensor_and_can_be_forgotten():
     assert memory.peak() - low > 200 * 2**20
 
 
+def test_memory_of_a_gpu_is_what_was_allocated_and_what_was_taken_for_it(monkeypatch):
+    assert (PeakMemory(CPU).counts, PeakMemory(CPU).reserved()) == ("host", None)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 160)
+    memory = PeakMemory(gpu)
+    assert (memory.counts, memory.peak(), memory.reserved()) == ("device", 100, 160)
+
+
 def test_bf16_is_refused_on_a_processor_without_it(monkeypatch):
     monkeypatch.setattr("hylorada.process.device.cpu_has_bf16", lambda: False)
     with pytest.raises(ConfigError, match=r"train\.precision=bf16.*use fp32 or auto"):

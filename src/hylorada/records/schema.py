@@ -97,6 +97,14 @@ class Training(TypedDict):
     peak_memory_of: Annotated[
         str, About("whose memory: `host`, of the process, or `device`, allocated on a GPU")
     ]
+    peak_memory_reserved_bytes: NotRequired[
+        Annotated[
+            int,
+            About(
+                "that torch took of the GPU for it, in the last attempt", "bytes", absent="on a CPU"
+            ),
+        ]
+    ]
     precision: Annotated[str, About("`fp32`, or `bf16` or `fp16` (autocast)")]
     device: Annotated[str, About("`cpu` or `cuda`")]
 

@@ -324,6 +324,8 @@ class _Run:
 
     def _describe_training(self, counters: Counters) -> None:
         speed = counters.tokens / counters.seconds if counters.seconds else None
+        memory = PeakMemory(self.device)
+        reserved = memory.reserved() if counters.step else None
         self.record["training"] = {
             "steps": counters.step,
             "skipped_steps": counters.skipped,
@@ -332,7 +334,8 @@ class _Run:
             "tokens_per_second": speed,
             "final_loss": counters.last_loss,
             "peak_memory_bytes": counters.peak_memory_bytes or None,
-            "peak_memory_of": PeakMemory(self.device).counts,
+            "peak_memory_of": memory.counts,
+            **({"peak_memory_reserved_bytes": reserved} if reserved else {}),
             "precision": self.meter.precision,
             "device": self.device.type,
         }
