@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu.sh prepare KIT [BASE.gguf [TEXTS]]   here: wheels, pieces, tokens, a rehearsal
 #   benchmarks/gpu.sh call 1|2|3 KIT                    prints what to run there, in the checkout
-#   benchmarks/gpu.sh merge ROWS.jsonl...               adds rows that came back to the results
+#   benchmarks/gpu.sh merge ROWS.jsonl...               adds rows that came back to the results,
+#                                                       before the next call: it skips what is there
 #
 # KIT is a folder that travels with the checkout: wheels/ (call 1 to 3), base/ (BASE in pieces of
 # 45 MB, one a call) and tokens/ (call 3). TEXTS has train/*.txt and test/*.txt.
@@ -46,7 +47,7 @@ call() {
   run+=" --out \${OUT:-.}/gpu-$number.jsonl"
   case $number in
     1) echo "$run --stages 0,1,2a --deadline-s 330" ;;
-    2) echo "$run --stages 0,2b --only 0/,2b/ --deadline-s 140" ;;
+    2) echo "$run --stages 1,2b --only 2b/,1/suite --deadline-s 290" ;;
     3) local model=""
       if [ -d "$kit/base" ]; then
         echo "cat $kit/base/part.* > $kit/base/base.gguf && (cd $kit/base && sha256sum -c sha256) &&"
@@ -64,5 +65,5 @@ merge() {
 
 case ${1:-} in
   prepare | call | merge) "$@" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from gpu_parts.place import Place
 from hylorada.architecture.logits import output_head
 from hylorada.config import TrainConfig
+from hylorada.kernels import grouped_heads
 from hylorada.kernels.frozen_layers import use_frozen_kernels
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.methods import HyloradaConfig, adapt
@@ -52,6 +53,7 @@ def base(place: Place, model: str, reach: int, attention: str = "sdpa", **change
         attention: implementation.
         **changes: of its configuration.
     """
+    grouped_heads.use_here(place.device)  # as where a run loads its base
     shape = {**place.shape(model), **changes}
     torch.manual_seed(0)
     with torch.device(place.device):
@@ -157,7 +159,9 @@ class Arm:
         cudnn = torch.backends.cuda.cudnn_sdp_enabled()
         torch.backends.cuda.enable_cudnn_sdp(cudnn and "nocudnn" not in self.name)
         try:
-            recomputed, offload = "+ckpt" in self.name, self.name.endswith("+offload")
+            recomputed = "+ckpt" in self.name
+            # A processor has no other memory to hold anything in.
+            offload = self.name.endswith("+offload") and self.place.device.type == "cuda"
             lm = self.model.get_base_model()
             with gradient_checkpointing(lm, recomputed, offload=offload):
                 loss = self.loss(ids_BT)

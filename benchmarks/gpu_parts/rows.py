@@ -75,11 +75,16 @@ class Rows:
 
     def __init__(self, out: Path, done: list[Path], common: Values, retry: bool) -> None:
         self.out, self.common = out, common
+        self.files = [out, *done]
         self.have: set[str] = set()
         for path in (out, *done):
             for row in read(path):
                 if row.get("ok") or not retry:
                     self.have.add(row["key"])
+
+    def known(self) -> list[Values]:
+        """All rows that there are, of earlier calls too; the newest last."""
+        return [row for path in reversed(self.files) for row in read(path)]
 
     def add(self, stage: str, key: str, values: Values, seconds: float) -> Values:
         """Write one row."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from gpu_parts import machine
 from gpu_parts.arms import Arm, raced
 from gpu_parts.place import Place
-from gpu_parts.rows import Cell, Found, Rows, described, read
+from gpu_parts.rows import Cell, Found, Rows, described
 from gpu_parts.runs import training
 from hylorada.architecture import anatomy
 from hylorada.kernels.linear import product_dtype
@@ -27,8 +27,9 @@ PARTS = [
     *(f"part/loss/{chunk}" for chunk in (256, 512, 1024, 2048, 4096)),
     "part/position_bias/once", "part/position_bias/36", "part/position_bias/210",
     "part/running_mean", "part/cast", "part/adamw/foreach", "part/adamw/fused",
-    "part/rms_norm/model", "part/rms_norm/torch", "part/compile/gpt2", "part/compile/smollm2",
+    "part/rms_norm/model", "part/rms_norm/torch",
 ]  # fmt: skip
+COMPILED = ["part/compile/gpt2", "part/compile/smollm2"]
 
 
 def cells(place: Place, rows: Rows) -> list[Cell]:
@@ -50,12 +51,13 @@ def cells(place: Place, rows: Rows) -> list[Cell]:
         race("2a", "smollm2", "8k", AT_8K, 25),
         Cell("2a", profiles, 15, lambda keys: profile(place, keys)),
         Cell("2a", ["loop/smollm2/8k"], 6, lambda keys: loop(place)),
-        Cell("2a", PARTS, 40, lambda keys: parts(place, keys)),
+        Cell("2a", PARTS, 15, lambda keys: parts(place, keys)),
         fits("2a", "gpt2", "128k", "hyl+ckpt", 15.5, 10),
         fits("2a", "gpt2", "128k", "ours+ckpt", 15.5, 12),
         fits("2a", "gpt2", "128k", "hyl+ckpt+offload", 15.5, 12),
         race("2a", "llama1b", "8k", ["peft", "hyl", "ours", "peft-bf16"], 25),
         fits("2a", "llama1b", "128k", "hyl+ckpt", 80, 20),
+        Cell("2a", COMPILED, 40, lambda keys: parts(place, keys)),
         race("2b", "smollm2", "4k", ["peft", "hyl", "ours", "peft-bf16"], 10),
         race("2b", "gpt2", "4k", ["peft", "hyl", "ours", "peft-bf16"], 8),
         race("2b", "smollm2", "1k", ["peft", "hyl", "ours", "peft-bf16"], 8),
@@ -81,7 +83,7 @@ def step(place: Place, rows: Rows, model: str, length: str, keys: list[str]) -> 
         place.reset_peak()
         before = place.allocated()
         try:
-            arm = Arm(place, name, model, n)
+            arm: Arm | None = Arm(place, name, model, n)
             weights = place.allocated() - before
             first_ms = place.once(arm.step)[1]
             place.reset_peak()
@@ -95,6 +97,7 @@ def step(place: Place, rows: Rows, model: str, length: str, keys: list[str]) -> 
             del arm
         except Exception as error:  # the others go on
             alone[name] = described(error)
+            arm = None
         place.clean()
     if living:
         rounds = 2 if place.tiny else 3 if long else 7
@@ -102,7 +105,7 @@ def step(place: Place, rows: Rows, model: str, length: str, keys: list[str]) -> 
             arm.step()
         found = raced(place, {name: arm.step for name, arm in living.items()}, rounds)
         first = next(iter(living))
-        earlier = read(rows.out)
+        earlier = rows.known()
         for name in living:
             values = found[name]
             alone[name] |= values | {

@@ -1,6 +1,7 @@
 """Generators are put back exactly, those of a GPU that the run is on included."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -69,10 +70,13 @@ def switches():
         ("cuda", True, (True, False, True)),
     ],
 )
-def test_what_is_asked_of_a_device_and_put_back(device, strict, inside):
+def test_what_is_asked_of_a_device_and_put_back(monkeypatch, device, strict, inside):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = switches()
     with deterministic():
         with repeatable(torch.device(device), strict):
             assert switches() == inside
+            fixed = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+            assert fixed == (":4096:8" if device == "cuda" and strict else None)
         assert switches() == (True, True, False)
     assert switches() == before

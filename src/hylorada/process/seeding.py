@@ -32,8 +32,6 @@ def deterministic() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         switches.fill_uninitialized_memory,
     )
-    # Read when cuBLAS starts; without it a GPU matrix product may differ from run to run.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     switches.fill_uninitialized_memory = False
     try:
@@ -63,6 +61,8 @@ def repeatable(device: torch.device, strict: bool) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.deterministic,
     )
+    if strict:  # read when cuBLAS starts; without it a product may differ from run to run
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(strict)
     torch.backends.cudnn.deterministic = strict
     try:
