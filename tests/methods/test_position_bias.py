@@ -48,6 +48,68 @@ def test_the_bias_has_65_parameters_and_starts_at_one():
     assert bias.is_identity()
 
 
+@pytest.mark.parametrize("bucketing", ["log2", "relative"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_b_and_w_is_that_of_the_formula(bucketing, dtype):
+    torch.manual_seed(0)
+    bias = PositionBias(7, bucketing, 60).to(dtype)
+    with torch.no_grad():
+        bias.b.normal_(), bias.w.normal_()
+    packed = torch.cat([torch.arange(23), torch.arange(40)])
+    for ids in (torch.arange(63)[None], torch.stack([packed, torch.arange(63)])):
+        number = bucket(ids, 7, bucketing, 60)
+        want = 1 + bias.w.double().sigmoid() * bias.b.double().tanh()[number]
+        got, g = bias(ids), torch.randn(ids.shape, dtype=dtype)
+        torch.testing.assert_close(got, want.to(dtype))
+        pairs = [torch.autograd.grad(s, [bias.b, bias.w], g.to(s.dtype)) for s in (got, want)]
+        for a, b in zip(*pairs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_scale_for_all_layers_of_a_forward_pass(checkpointing):
+    model = shaken(adapt(make_model("llama"), HyloradaConfig(**BIAS), seed=1)).train()
+    if checkpointing:
+        anatomy.causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+    bias, made = model.base_model.lora_position_bias["default"], []
+    bias.register_forward_hook(lambda *_: made.append(1))
+    ids = tokens(1, 19)
+    for passes in (1, 2):
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        assert len(made) == passes
+
+
+def test_what_one_pass_made_serves_no_other_that_needs_its_own():
+    """One tensor of positions throughout: gradients, none, moved parameters; and a copy."""
+    model = shaken(adapt(make_model("llama"), HyloradaConfig(**BIAS), seed=1)).double().train()
+    bias, ids = model.base_model.lora_position_bias["default"], tokens(1, 19)
+    positions = torch.arange(19)[None]
+
+    def loss(of):
+        return of(ids, labels=ids, position_ids=positions, use_cache=False).loss
+
+    def gradient(of):
+        of.zero_grad()
+        return torch.autograd.grad(loss(of), of.base_model.lora_position_bias["default"].b)[0]
+
+    want = gradient(model)
+    anatomy.causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+    first = loss(model)
+    with torch.no_grad():
+        loss(model)
+    with torch.inference_mode():
+        loss(model)
+    second = loss(model)
+    for of in (first, second):
+        assert torch.allclose(torch.autograd.grad(of, bias.b)[0], want, **EXACT)
+    twin = copy.deepcopy(model)  # which nothing of the passes above hinders
+    with torch.no_grad():
+        bias.b.mul_(2)
+        twin.base_model.lora_position_bias["default"].b.mul_(2)
+    assert torch.equal(gradient(model), gradient(twin))
+    assert not torch.allclose(gradient(model), want, rtol=1e-3)
+
+
 def oracle_logits(model: nn.Module, bias: PositionBias, ids: torch.Tensor, position_ids):
     """The same adapter without the variant; a hook multiplies the output of each B by s(p)."""
     plain = copy.deepcopy(model)

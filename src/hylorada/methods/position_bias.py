@@ -10,7 +10,9 @@ token.
 Initialisation: b = 0 and w = 0, so s = 1 and the method starts as plain rsLoRA. As B is zero too, b
 gets a gradient once B has moved (second step), and w once b has (third step).
 
-Legend: B sequences, T tokens, r rank, N = B * T.
+All layers of a forward pass share one s: it is computed once, and its gradient goes back once.
+
+Legend: B sequences, T tokens, r rank, N = B * T, K buckets.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hylorada.errors import ConfigError
 from hylorada.methods.positions import Positions, bucket
@@ -46,11 +49,36 @@ class PositionBias(nn.Module):
     def forward(self, position_ids_BT: Tensor) -> Tensor:
         """s(p): integer positions [B, T] to scales [B, T]."""
         bucket_BT = bucket(position_ids_BT, self.b.numel(), self.bucketing, self.max_length)
-        return 1 + self.w.sigmoid() * self.b.tanh()[bucket_BT]
+        return _Scale.apply(self.b, self.w, bucket_BT)
 
     def is_identity(self) -> bool:
         """Whether s(p) is 1 at every position."""
         return not self.b.detach().any()
+
+
+class _Scale(torch.autograd.Function):
+    """``1 + sigmoid(w) * tanh(b[bucket])``; the gradient of the table is one product.
+
+    (That of an index is a sort of T numbers, and sums each bucket in an order of its own.) Nothing
+    goes through `save_for_backward`: activation checkpointing, which counts what a layer saves,
+    must not tell the layer that computes s from those that share it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, b_K: Tensor, w_1: Tensor, bucket_BT: Tensor) -> Tensor:
+        ctx.gate_1, ctx.height_K, ctx.bucket_BT = w_1.sigmoid(), b_K.tanh(), bucket_BT
+        return (1 + ctx.gate_1 * ctx.height_K)[bucket_BT]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_BT: Tensor) -> tuple[Tensor | None, ...]:
+        gate_1, height_K = ctx.gate_1, ctx.height_K
+        number_K1 = torch.arange(len(height_K), device=g_BT.device).unsqueeze(1)
+        one_hot_KN = (ctx.bucket_BT.reshape(-1) == number_K1).to(g_BT.dtype)
+        g_K = one_hot_KN @ g_BT.reshape(-1)  # the gradient of s, summed over each bucket
+        db_K = g_K * gate_1 * (1 - height_K * height_K)
+        dw_1 = (g_K @ height_K) * gate_1 * (1 - gate_1)
+        return db_K, dw_1, None
 
 
 class PositionBiasVariant(LoraVariant):
@@ -77,7 +105,7 @@ class PositionBiasVariant(LoraVariant):
 
     def scale_of(self, h: Tensor) -> Tensor:
         """s(p) in a shape that multiplies h [B, T, any] or [N, any]; also for fused kernels."""
-        s_BT = self.bias(self.positions.current())
+        s_BT = self.positions.once(self.bias)
         tokens = s_BT.shape[1]
         if h.dim() == 2:
             s_BT = s_BT.expand(h.shape[0] // tokens, tokens).reshape(-1)

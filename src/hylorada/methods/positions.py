@@ -25,12 +25,19 @@ class Positions:
     hand `position_ids` to it, and it lies inside what activation checkpointing runs again. Layers
     recomputed in the backward pass of an earlier batch therefore see that batch's positions. (A
     hook on the model or on a decoder layer is not run again, and gives wrong gradients without a
-    word.) Only integers are kept: a scale computed once, outside the layers, would tie their graphs
-    together.
+    word.)
+
+    What is made of the positions alone is made once for all layers (`once`): they are handed one
+    and the same tensor of positions.
     """
 
     def __init__(self) -> None:
         self.position_ids_BT: Tensor | None = None
+        self._made: dict[int, tuple[Tensor, Any, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made: it has a graph, which cannot be copied."""
+        return {**self.__dict__, "_made": {}}
 
     def publish(self, attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The pre-hook; B may be 1 for the whole batch."""
@@ -50,6 +57,40 @@ class Positions:
                 "adapt only layers of the decoder"
             )
         return self.position_ids_BT
+
+    def once(self, make: nn.Module) -> Tensor:
+        """``make(positions)``, computed when the first layer asks for it.
+
+        Again when the positions are another tensor, a parameter has moved, or gradients are wanted
+        that were not (or no longer): activation checkpointing runs layers in either mode.
+
+        Args:
+            make: whose result may be kept for a second backward pass: its graph saves no tensor.
+        """
+        position_ids_BT = self.current()
+        if torch.compiler.is_compiling():
+            return make(position_ids_BT)
+        parameters = list(make.parameters())
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        state = (
+            wanted,
+            torch.is_inference_mode_enabled(),
+            *map(_stamp, [position_ids_BT, *parameters]),
+        )
+        kept = self._made.get(id(make))
+        if kept is None or kept[0] is not position_ids_BT or kept[1] != state:
+            kept = (position_ids_BT, state, make(position_ids_BT))
+            self._made[id(make)] = kept
+        return kept[2]
+
+    def forget(self, *_: Any) -> None:
+        """Make all anew: the pre-hook of the decoder, so that nothing outlives its forward pass."""
+        self._made = {}
+
+
+def _stamp(x: Tensor) -> tuple[int, int]:
+    """Another one once x has been written to; a tensor of inference mode does not count that."""
+    return x.data_ptr(), 0 if x.is_inference() else x._version
 
 
 def bucket(position_ids_BT: Tensor, buckets: int, bucketing: str, max_length: int) -> Tensor:

@@ -174,13 +174,13 @@ class HyloradaModel(LoraModel):
     def _place_hooks(self, model: nn.Module) -> None:
         if self.hook_handles or not (self.lora_position_bias or self.lora_landmark):
             return
-        for attention in anatomy.attention_modules(model):
-            self.hook_handles.append(
-                attention.register_forward_pre_hook(self.positions.publish, with_kwargs=True)
-            )
-        self.hook_handles.append(
-            anatomy.decoder(model).register_forward_hook(self._add_landmarks, with_kwargs=True)
-        )
+        attentions, decoder = anatomy.attention_modules(model), anatomy.decoder(model)
+        publish = self.positions.publish
+        self.hook_handles += [
+            *(a.register_forward_pre_hook(publish, with_kwargs=True) for a in attentions),
+            decoder.register_forward_pre_hook(self.positions.forget),
+            decoder.register_forward_hook(self._add_landmarks, with_kwargs=True),
+        ]
 
     def _remove_hooks(self) -> None:
         while self.hook_handles:
