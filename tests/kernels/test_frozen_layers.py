@@ -313,3 +313,18 @@ def test_every_adapted_layer_of_the_method_is_fused_and_equal(family):
     torch.testing.assert_close(got_logits, want_logits, rtol=1e-9, atol=1e-9)
     for name, g, w in zip(trainable(model), got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_gradient_of_b_is_rounded_to_bf16_once():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(12, 20))
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["0"], init_lora_weights=False)
+    model = get_peft_model(base, config)
+    use_frozen_kernels(model)
+    layer = next(m for m in model.modules() if isinstance(m, LoraLinear))
+    x, g = torch.randn(40, 12), torch.randn(40, 20).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    (got,) = torch.autograd.grad(y, layer.lora_B["default"].weight, g)
+    u = F.linear(x.bfloat16(), layer.lora_A["default"].weight.bfloat16())
+    assert torch.equal(got, torch.mm(u.t(), g).t().float() * (5 / 3))

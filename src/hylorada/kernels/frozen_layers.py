@@ -27,6 +27,7 @@ Dimension letters: N tokens (all leading dimensions), I input features, O output
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,9 +85,10 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class _LowRankProduct(torch.autograd.Function):
-    """``y = W x + b + B (factor * scale * A x)`` with a frozen W (LoRA, arXiv:2106.09685, eq. 3).
+    """``y = W x + b + factor * B (scale * A x)`` with a frozen W (LoRA, arXiv:2106.09685, eq. 3).
 
-    ``scale`` has one value per token (shape broadcastable to [..., 1]) or is None.
+    ``scale`` has one value per token (shape broadcastable to [..., 1]) or is None. The factor goes
+    into B once, rather than into the activations of every pass.
     """
 
     @staticmethod
@@ -104,52 +106,69 @@ class _LowRankProduct(torch.autograd.Function):
         with without_autocast(x):
             x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
             y_NO = fast_linear(x_NI, weight_OI.to(dtype), _cast(bias_O, dtype))
-            u_NR = fast_linear(x_NI, a_RI.to(dtype))
-            s_N1 = None if scale is None else _per_token(scale, x.shape)
-            v_NR = (u_NR * factor if s_N1 is None else u_NR * (s_N1 * factor)).to(dtype)
-            y_NO.addmm_(v_NR, b_OR.to(dtype).t())
+            used_a_RI = a_RI.to(dtype)
+            used_b_OR = _product(b_OR, factor, dtype)
+            u_NR = v_NR = fast_linear(x_NI, used_a_RI)
+            if scale is not None:
+                v_NR = _product(u_NR, _per_token(scale, x.shape), dtype)
+            y_NO.addmm_(v_NR, used_b_OR.t())
         needs = ctx.needs_input_grad
         ctx.save_for_backward(
             weight_OI,
-            a_RI,
-            b_OR,
+            used_a_RI,
+            used_b_OR,
             x_NI if needs[3] else None,
             v_NR if needs[4] else None,
             scale,
             u_NR if needs[5] else None,
         )
         ctx.factor, ctx.x_dtype, ctx.x_shape = factor, x.dtype, x.shape
+        ctx.a_dtype, ctx.b_dtype = a_RI.dtype, b_OR.dtype
         ctx.bias_dtype = None if bias_O is None else bias_O.dtype
         return _unflattened(y_NO, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight_OI, a_RI, b_OR, x_NI, v_NR, scale, u_NR = ctx.saved_tensors
+        weight_OI, used_a_RI, used_b_OR, x_NI, v_NR, scale, u_NR = ctx.saved_tensors
         needs = ctx.needs_input_grad
         dtype = g.dtype
         g_NO = g.reshape(-1, g.shape[-1])
         dx = dbias = da_RI = db_OR = dscale = None
         with without_autocast(g):
-            dv_NR = fast_linear(g_NO, b_OR.to(dtype).t())
+            du_NR = dv_NR = fast_linear(g_NO, used_b_OR.t())
             if needs[5]:
-                ds_N1 = (dv_NR * u_NR).sum(-1, keepdim=True, dtype=scale.dtype) * ctx.factor
+                ds_N1 = (dv_NR * u_NR).sum(-1, keepdim=True, dtype=scale.dtype)
                 dscale = ds_N1.view(*ctx.x_shape[:-1], 1).sum_to_size(scale.shape)
-            s_N1 = None if scale is None else _per_token(scale, ctx.x_shape)
-            du_NR = dv_NR * ctx.factor if s_N1 is None else dv_NR * (s_N1 * ctx.factor)
-            du_NR = du_NR.to(dtype)
+            if scale is not None:
+                du_NR = _product(dv_NR, _per_token(scale, ctx.x_shape), dtype)
             if needs[4]:  # in this order (R rows, then transposed) several times faster
-                db_OR = torch.mm(v_NR.t(), g_NO).t().to(b_OR.dtype)
+                db_RO = torch.mm(v_NR.t(), g_NO)
+                db_OR = _product(db_RO.t(), ctx.factor, ctx.b_dtype)
             if needs[3]:
-                da_RI = torch.mm(du_NR.t(), x_NI).to(a_RI.dtype)
+                da_RI = torch.mm(du_NR.t(), x_NI).to(ctx.a_dtype)
             if needs[2]:
                 dbias = g_NO.sum(0, dtype=torch.promote_types(dtype, ctx.bias_dtype))
                 dbias = dbias.to(ctx.bias_dtype)
             if needs[0]:
                 dx_NI = fast_linear(g_NO, weight_OI.to(dtype).t())
-                dx_NI.addmm_(du_NR, a_RI.to(dtype))
+                dx_NI.addmm_(du_NR, used_a_RI)
                 dx = dx_NI.to(ctx.x_dtype).view(ctx.x_shape)
         return dx, None, dbias, da_RI, db_OR, dscale, None, None
+
+
+def _product(x_NR: Tensor, factor: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """Their elementwise product, rounded once to dtype and laid out row by row."""
+    if not isinstance(factor, Tensor):  # with a plain number, torch would round to x's dtype first
+        factor = _number(factor, torch.promote_types(x_NR.dtype, torch.float32), x_NR.device)
+    return torch.mul(x_NR, factor, out=x_NR.new_empty(x_NR.shape, dtype=dtype))
+
+
+@functools.lru_cache(maxsize=64)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the device once for all layers, [1]."""
+    with torch.inference_mode(False):
+        return torch.full((1,), value, dtype=dtype, device=device)
 
 
 def _per_token(scale: Tensor, x_shape: torch.Size) -> Tensor:
