@@ -16,11 +16,11 @@ from hylorada.training.checkpoint import (
 )
 
 
-def make_training(seed=0):
+def make_training(seed=0, **kernel):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1, dtype=torch.bfloat16))
     trainables = list(model.named_parameters())
-    return trainables, torch.optim.AdamW(model.parameters(), lr=0.1)
+    return trainables, torch.optim.AdamW(model.parameters(), lr=0.1, **kernel)
 
 
 def step(trainables, optimizer, seed):
@@ -46,6 +46,24 @@ def test_restored_training_continues_bit_for_bit(tmp_path):
     step(others, other_optimizer, 2)
     for (name, a), (_, b) in zip(trainables, others, strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("writes", ["fused", "foreach"])
+@pytest.mark.parametrize("reads", ["fused", "foreach"])
+def test_a_checkpoint_of_either_kernel_of_adamw_continues_in_either(tmp_path, writes, reads):
+    trainables, optimizer = make_training(**{writes: True})
+    step(trainables, optimizer, 1)
+    save(tmp_path, 1, (trainables, optimizer))
+    step(trainables, optimizer, 2)
+
+    others, other_optimizer = make_training(seed=9, **{reads: True})
+    restore(load_newest(tmp_path), others, other_optimizer)
+    step(others, other_optimizer, 2)
+    for (name, a), (_, b) in zip(trainables, others, strict=True):
+        if writes == reads:
+            assert torch.equal(a, b), name
+        torch.testing.assert_close(a, b)
+        assert other_optimizer.state[b]["step"] == 2
 
 
 def test_layout_has_a_manifest_of_every_file_and_no_pickle(tmp_path):

@@ -37,7 +37,9 @@ class RandomBlocks:
         return {"input_ids": ids, "labels": labels}
 
 
-def make_training(tmp_path, *, model=None, blocks=None, stop=None, evaluate=None, **settings):
+def make_training(
+    tmp_path, *, model=None, blocks=None, stop=None, evaluate=None, late=False, **settings
+):
     model = model or make_model("gpt2")
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -45,7 +47,7 @@ def make_training(tmp_path, *, model=None, blocks=None, stop=None, evaluate=None
         parameter.requires_grad_("ln_" in name or "c_attn.weight" in name)
     defaults = {"max_steps": 4, "save_every": 0, "lr": 1e-2, "max_grad_norm": 1.0}
     tmp_path.mkdir(exist_ok=True)
-    return Training(
+    training = Training(
         model=model,
         loss_model=LossModel(model, 16),
         blocks=blocks or RandomBlocks(),
@@ -58,6 +60,8 @@ def make_training(tmp_path, *, model=None, blocks=None, stop=None, evaluate=None
         reporter=Reporter(),
         evaluate=evaluate,
     )
+    training.late = late  # as on a GPU
+    return training
 
 
 def lines(tmp_path):
@@ -152,9 +156,10 @@ def poison(training, steps, how):
     training.loss_model = loss_model
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("how", ["loss", "gradient"])
-def test_a_non_finite_step_leaves_weights_and_moments_untouched(tmp_path, how):
-    before = make_training(tmp_path / "two", max_steps=4, warmup_ratio=0.0)
+def test_a_non_finite_step_leaves_weights_and_moments_untouched(tmp_path, how, late):
+    before = make_training(tmp_path / "two", max_steps=4, warmup_ratio=0.0, late=late)
     before.settings.lr_scheduler = "constant"
     poison(before, {3, 4}, how)
     before.run()
@@ -174,11 +179,23 @@ def test_a_non_finite_step_leaves_weights_and_moments_untouched(tmp_path, how):
     assert set(last) == {"step", "train/skipped"}
 
 
-def test_too_many_in_a_row_diverge_and_the_last_good_checkpoint_stands(tmp_path):
-    training = make_training(tmp_path, max_steps=9, save_every=2, max_nonfinite_steps=3)
+def test_gradients_that_are_finite_but_not_their_norm_move_nothing_either(tmp_path):
+    training = make_training(tmp_path, max_steps=2)
+    before = weights(training)
+    training.trainables[1][1].register_hook(lambda g: torch.full_like(g, 3e38))
+    training.run()
+    assert [line["train/skipped"] for line in lines(tmp_path)] == ["gradient norm overflows"] * 2
+    assert all(torch.equal(before[name], p) for name, p in training.trainables)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_too_many_in_a_row_diverge_and_the_last_good_checkpoint_stands(tmp_path, late):
+    training = make_training(tmp_path, max_steps=9, save_every=2, max_nonfinite_steps=3, late=late)
     poison(training, {2, 3, 5, 6, 7}, "loss")
     with pytest.raises(DivergedError, match=r"3 steps in a row.*step 7.*lower train\.lr"):
         training.run()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert training.counters.step == 7
     checkpoint = load_newest(tmp_path / "checkpoints")
     assert checkpoint.state["step"] == 6
     assert checkpoint.state["skipped_in_row"] == 2
@@ -252,8 +269,31 @@ def test_log_every_and_metrics_hold_no_times(tmp_path):
     }  # fmt: skip
 
 
+def test_reading_a_step_late_changes_no_byte(tmp_path):
+    for name, late in (("now", False), ("late", True)):
+        training = make_training(
+            tmp_path / name, model=make_model("gpt2"), late=late, max_steps=9, save_every=4,
+            eval_every=3, evaluate=lambda step: {"validation/ppl": 1.0 * step}, keep_checkpoints=9,
+            log_every=2,
+        )  # fmt: skip
+        poison(training, {2, 3, 6}, "gradient")
+        training.run()
+    folders = [tmp_path / "now", tmp_path / "late"]
+    names = ["metrics.jsonl"]
+    for step in (4, 8, 9):
+        path = f"checkpoints/step-{step:08d}"
+        names += [f"{path}/trainables.safetensors", f"{path}/optimizer.safetensors"]
+        now, late = (json.loads((f / path / "state.json").read_text()) for f in folders)
+        for key in ("seconds", "timing_bytes", "peak_memory_bytes"):
+            now.pop(key), late.pop(key)
+        assert now == late
+    for name in names:
+        assert folders[0].joinpath(name).read_bytes() == folders[1].joinpath(name).read_bytes()
+
+
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("at", ["step", "evaluation"])
-def test_a_stop_saves_and_continues_to_the_same_bytes(tmp_path, at):
+def test_a_stop_saves_and_continues_to_the_same_bytes(tmp_path, at, late):
     def scenario(folder, stop, interrupt):
         def evaluate(step):
             if interrupt and at == "evaluation" and step == 4:
@@ -268,6 +308,7 @@ def test_a_stop_saves_and_continues_to_the_same_bytes(tmp_path, at):
             evaluate=evaluate,
             stop=stop,
             model=make_model("gpt2"),
+            late=late,
         )
         if interrupt and at == "step":
             inner = training.loss_model

@@ -10,7 +10,7 @@ from training.test_loop import CPU, lines, make_training, weights
 from hylorada.errors import DivergedError
 from hylorada.training import loss_scale
 from hylorada.training.checkpoint import load_newest
-from hylorada.training.loss_scale import FIRST, LossScale
+from hylorada.training.loss_scale import FIRST, LossScale, searching
 
 FINE, INFINITE = torch.tensor(1.0), torch.tensor(float("inf"))
 
@@ -39,19 +39,20 @@ def test_a_loss_that_is_not_finite_is_not_its_fault():
     scale = LossScale(CPU)
     scale.update(INFINITE, INFINITE)
     assert float(scale.factor) == FIRST
-    assert scale.searching(float("nan")) == ""
-    assert "65536" in scale.searching(2.0)
+    assert searching(float("nan"), FIRST) == ""
+    assert "65536" in searching(2.0, FIRST)
+    assert searching(2.0, loss_scale.LAST) == ""
     scale.factor.fill_(loss_scale.LAST)
-    assert scale.searching(2.0) == ""
     scale.update(FINE, INFINITE)
     assert float(scale.factor) == loss_scale.LAST
 
 
-def half(path, **settings):
+def half(path, late=False, **settings):
     """A training in fp16; torch computes it on a processor, too, if slowly."""
     training = make_training(path, **settings)
     training.autocast = torch.float16
     training.__post_init__()
+    training.late = late  # as on a GPU
     return training
 
 
@@ -81,6 +82,16 @@ def test_searching_is_no_divergence_and_moves_nothing(tmp_path):
     assert searched[0] == "a gradient overflows at a loss scale of 1.07374e+09, which is halved"
     assert "train/loss" in found[-1]
     assert training.counters.skipped_in_row == 0
+
+
+def test_a_search_that_is_read_a_step_late_leaves_the_same_bytes(tmp_path):
+    for name, late in (("now", False), ("late", True)):
+        training = half(tmp_path / name, model=make_model("gpt2"), late=late, max_steps=12)
+        training.scale.factor.fill_(2.0**24)
+        training.run()
+    for name in ("metrics.jsonl", "checkpoints/step-00000012/trainables.safetensors"):
+        assert (tmp_path / "now" / name).read_bytes() == (tmp_path / "late" / name).read_bytes()
+    assert any("train/skipped" in line for line in lines(tmp_path / "late"))
 
 
 def test_a_loss_that_is_not_finite_still_ends_the_run(tmp_path):

@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 from hylorada.config import TrainConfig
-from hylorada.training.optim import learning_rate, make_optimizer, set_learning_rate
+from hylorada.training.optim import (
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    step_if_finite,
+)
 
 
 def test_decay_acts_on_matrices_and_leaves_vectors_alone():
@@ -73,3 +78,24 @@ def test_rate_reaches_every_group():
     optimizer = make_optimizer(parameters, TrainConfig())
     set_learning_rate(optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+@pytest.mark.parametrize("numbers", [(math.nan, 1.0), (1.0, math.inf), (-math.inf, math.nan)])
+def test_a_step_that_is_not_finite_is_none_at_all(numbers):
+    """Also not for AdamW's counter, by which it corrects its moments."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(5, 3), torch.randn(3, 5, 3)
+    results = []
+    for skipped in ((), (0,), (1, 2)):
+        parameter = nn.Parameter(start.clone())
+        optimizer = make_optimizer([("p", parameter)], TrainConfig(lr=0.1))
+        for at, gradient in enumerate(gradients):
+            for _ in range(skipped.count(at)):
+                parameter.grad = torch.full((5, 3), math.nan)
+                step_if_finite(optimizer, *map(torch.tensor, numbers))
+            parameter.grad = gradient.clone()
+            step_if_finite(optimizer, torch.tensor(1.0), torch.tensor(2.0))
+        results.append([parameter.detach(), *optimizer.state[parameter].values()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    assert results[0][1] == 3

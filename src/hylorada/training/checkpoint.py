@@ -207,9 +207,11 @@ def restore(checkpoint: Checkpoint, trainables: Named, optimizer: torch.optim.Op
             for key, value in checkpoint.optimizer.items()
             if key.startswith(f"{name}/")
         }
-        if moments:  # AdamW keeps its step counter on the CPU
+        if moments:
+            # AdamW keeps its step counter beside the parameter only if it is fused.
+            with_step = parameter.device if optimizer.defaults.get("fused") else "cpu"
             optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                key: value.to(with_step if key == "step" else parameter.device, copy=True)
                 for key, value in moments.items()
             }
 

@@ -3,6 +3,11 @@
 One step: sum the loss of its micro-batches divided by the step's scored tokens, look whether loss
 and gradients are finite, clip, move. Everything a step does follows from (weights, moments,
 generators, step number): a run that continues from a checkpoint does the same as one never stopped.
+
+A step is launched and then settled (`launched`). The device itself decides whether the weights
+move; on a GPU the host reads what came of a step while the next one runs, so that neither waits for
+the other. Whatever looks at a step from outside (a checkpoint, an evaluation, the end) settles it
+first.
 """
 
 from __future__ import annotations
@@ -33,8 +38,14 @@ from hylorada.records.manifest import beginning_sha256
 from hylorada.records.provenance import PeakMemory
 from hylorada.records.result import JsonLines
 from hylorada.training.checkpoint import Checkpoint, Named, restore, save_checkpoint
-from hylorada.training.loss_scale import LossScale
-from hylorada.training.optim import learning_rate, make_optimizer, set_learning_rate
+from hylorada.training.launched import Launched, Outcome, launch_reading
+from hylorada.training.loss_scale import LossScale, searching
+from hylorada.training.optim import (
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    step_if_finite,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +161,9 @@ class Training:
         self.timing = JsonLines(self.run_dir / "timing.jsonl")
         self.memory = PeakMemory(self.device)
         self.scale = LossScale(self.device) if self.autocast == torch.float16 else None
+        self.late = self.device.type != "cpu"  # a CPU's numbers are there at once
+        self._launched: Launched | None = None
+        self._settled = 0.0  # when the numbers of a step were last read
 
     def run(self, checkpoint: Checkpoint | None = None) -> Counters:
         """Train to the end of the plan, from a checkpoint if there is one.
@@ -178,13 +192,22 @@ class Training:
                 counters.evaluation_due = bool(every) and counters.step % every == 0 and not last
                 every = settings.save_every
                 if last or self.stop.requested or (every and counters.step % every == 0):
+                    self._settle()
                     self._save()
                 fault_point("after_step", counters.step)
                 self.stop.check()
 
     def _step(self, step: int) -> None:
-        """One optimizer step."""
-        settings, counters = self.settings, self.counters
+        """One optimizer step; on a GPU the numbers of the step before are read while it runs."""
+        launched = self._launch(step)
+        self._settle()
+        self._launched = launched
+        if not self.late:
+            self._settle()
+
+    def _launch(self, step: int) -> Launched:
+        """Tell the device all that the step does. Nothing that it computes is read here."""
+        settings = self.settings
         started = time.perf_counter()
         micro_batches = list(self._micro_batches(self.plan.of_step(step, self.seed)))
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
@@ -199,47 +222,66 @@ class Training:
             loss += sum_nll.detach()
         fault_point("mid_step", step)
 
-        loss_value = (loss / tokens).item()
-        gradients = [p.grad for _, p in self.trainables if p.grad is not None]
+        loss /= tokens
+        named = [(name, p.grad) for name, p in self.trainables if p.grad is not None]
+        gradients = [gradient for _, gradient in named]
         if self.scale is not None:
             self.scale.take_off(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
-        rate = learning_rate(step, self.plan.steps, settings)
-        if math.isfinite(loss_value) and math.isfinite(norm.item()):
-            if settings.max_grad_norm:
-                parameters = [p for _, p in self.trainables]
-                torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
-            set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
-            counters.tokens += tokens
-            counters.skipped_in_row, counters.last_loss = 0, loss_value
-            line: dict[str, Any] = {
-                "step": step,
-                "train/loss": loss_value,
-                "train/lr": rate,
-                "train/grad_norm": norm.item(),
-                "train/tokens": counters.tokens,
-            }
-        else:
-            line = {"step": step, "train/skipped": self._skip(step, loss_value)}
+        factor = None if self.scale is None else self.scale.factor
+        launched = launch_reading(step, tokens, started, loss, norm, named, factor)
+        launched.rate = learning_rate(step, self.plan.steps, settings)
+        if settings.max_grad_norm:
+            parameters = [p for _, p in self.trainables]
+            torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
+        set_learning_rate(self.optimizer, launched.rate)
+        step_if_finite(self.optimizer, loss, norm)
         if self.scale is not None:
             self.scale.update(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
-        seconds = time.perf_counter() - started
+        return launched
+
+    def _settle(self) -> None:
+        """Read what came of the step that was launched last, if that is not done, and count it.
+
+        Raises:
+            DivergedError: it is the last of too many that moved no weights.
+        """
+        if self._launched is None:
+            return
+        launched, self._launched = self._launched, None
+        settings, counters, step = self.settings, self.counters, launched.step
+        read = launched.read()
+        if read.is_finite:
+            counters.tokens += launched.tokens
+            counters.skipped_in_row, counters.last_loss = 0, read.loss
+            line: dict[str, Any] = {
+                "step": step,
+                "train/loss": read.loss,
+                "train/lr": launched.rate,
+                "train/grad_norm": read.norm,
+                "train/tokens": counters.tokens,
+            }
+        else:
+            line = {"step": step, "train/skipped": self._skip(step, read)}
+        now = time.perf_counter()
+        seconds = now - max(launched.started, self._settled)
+        self._settled = now
         counters.seconds += seconds
-        counters.peak_memory_bytes = max(counters.peak_memory_bytes, self.memory.peak())
         if step % settings.log_every == 0 or step == self.plan.steps or counters.skipped_in_row:
+            counters.peak_memory_bytes = max(counters.peak_memory_bytes, self.memory.peak())
             timing = {
                 "step": step,
                 "seconds": seconds,
-                "tokens": tokens,
+                "tokens": launched.tokens,
                 "peak_memory_bytes": counters.peak_memory_bytes,
             }
             self.timing.append(timing)
             self._log(line, timing)
-        detail = f"loss {loss_value:.4f}  {tokens / seconds:,.0f} tokens/s"
+        detail = f"loss {read.loss:.4f}  {launched.tokens / seconds:,.0f} tokens/s"
         self.reporter.update(step, detail)
         if counters.skipped_in_row >= settings.max_nonfinite_steps:
+            counters.step = step  # one more may have been launched, which is nothing's beginning
             raise DivergedError(
                 f"training: {counters.skipped_in_row} steps in a row with a non-finite loss or "
                 f"gradient, the last at step {step} ({line['train/skipped']}); lower train.lr "
@@ -261,30 +303,21 @@ class Training:
             for name, tensor in batch.items()
         }
 
-    def _skip(self, step: int, loss_value: float) -> str:
-        """Count a step whose numbers must not reach the weights; say where they come from."""
+    def _skip(self, step: int, read: Outcome) -> str:
+        """Count a step whose numbers did not reach the weights; say where they come from."""
         self.counters.skipped += 1
-        searched = "" if self.scale is None else self.scale.searching(loss_value)
+        searched = "" if read.loss_scale is None else searching(read.loss, read.loss_scale)
         if searched:
             logger.info("step %d: %s", step, searched)
             return searched
         self.counters.skipped_in_row += 1
-        bad = [
-            name
-            for name, p in self.trainables
-            if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-        ]
-        reasons = [] if math.isfinite(loss_value) else [f"loss is {loss_value}"]
-        if bad:
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            reasons.append(f"gradient of {', '.join(bad[:3])}{more}")
-        why = "; ".join(reasons) or "gradient norm overflows"
-        logger.warning("step %d skipped: %s", step, why)
-        return why
+        logger.warning("step %d skipped: %s", step, read.why)
+        return read.why
 
     def _evaluate(self) -> None:
         """Measure between two steps; a signal during it saves a state that measures again."""
         assert self.evaluate is not None
+        self._settle()
         try:
             line = {"step": self.counters.step, **self.evaluate(self.counters.step)}
         except Interrupted:

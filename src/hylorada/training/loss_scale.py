@@ -56,19 +56,6 @@ class LossScale:
         self.factor = torch.where(ours, factor, self.factor)
         self.steps = torch.where(ours, torch.where(steps >= PATIENCE, 0, steps), self.steps)
 
-    def searching(self, loss: float) -> str:
-        """Why a step with non-finite gradients was only one of the search; empty if it was not.
-
-        Ask before `update`.
-
-        Args:
-            loss: of the step, without the factor.
-        """
-        factor = float(self.factor)
-        if not math.isfinite(loss) or factor <= LAST:
-            return ""
-        return f"a gradient overflows at a loss scale of {factor:g}, which is halved"
-
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"factor": float(self.factor), "steps": int(self.steps)}
@@ -77,3 +64,15 @@ class LossScale:
         """What `state` gave."""
         self.factor.fill_(state["factor"])
         self.steps.fill_(state["steps"])
+
+
+def searching(loss: float, factor: float) -> str:
+    """Why a step with non-finite gradients was only one of the search; empty if it was not.
+
+    Args:
+        loss: of the step, without the factor.
+        factor: that it had.
+    """
+    if not math.isfinite(loss) or factor <= LAST:
+        return ""
+    return f"a gradient overflows at a loss scale of {factor:g}, which is halved"

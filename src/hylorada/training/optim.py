@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hylorada.config import TrainConfig
 
@@ -33,12 +34,34 @@ def make_optimizer(
         lr=settings.lr,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
+        fused=True,  # one launch for all parameters, and one that can be told not to move them
     )
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     line = 1 < parameter.numel() == max(parameter.shape, default=0)  # one row, one column
     return parameter.dim() >= 2 and (not line or ".lora_" in name)
+
+
+def step_if_finite(optimizer: torch.optim.AdamW, loss: Tensor, norm: Tensor) -> None:
+    """Move the weights unless the loss or the norm of the gradients is not finite.
+
+    The device decides: nothing is read here. Weights, moments and step counters stay as they are,
+    to the bit, where it decides against it.
+
+    Args:
+        optimizer: of `make_optimizer`.
+        loss: of the step, a scalar.
+        norm: of all its gradients, a scalar.
+    """
+    finite = torch.isfinite(loss) & torch.isfinite(norm)
+    # How torch's own gradient scaler tells a fused optimizer to pass over a step.
+    fused: Any = optimizer
+    fused.grad_scale, fused.found_inf = None, (~finite).float()
+    try:
+        fused.step()
+    finally:
+        del fused.grad_scale, fused.found_inf
 
 
 def learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
