@@ -1,1 +1,1 @@
-"""Faster products and attention for layers that are frozen; numbers change by rounding only."""
+"""Faster products for layers that are frozen; numbers change by rounding only."""

@@ -5,7 +5,7 @@ its memory in tensors that autograd keeps for gradients nobody asks for. Three e
 which knows an architecture:
 
 * frozen linear layers (``nn.Linear``, transformers' ``Conv1D``) multiply through oneDNN on a CPU
-  (plain fp32 matmul reaches a third of the machine on some CPUs) and save nothing but a reference
+  (plain fp32 products reach less of some CPUs) and save nothing but a reference
   to their weight;
 * a LoRA layer (peft's ``lora.Linear``) on such a base is one autograd function,
   ``y = W x + b + B (s * A x)``: x is saved once, in the precision of the product, the update is
@@ -324,7 +324,7 @@ def restore(model: nn.Module) -> int:
 
 @contextmanager
 def own_kernels(model: nn.Module) -> Iterator[None]:
-    """The model's own kernels inside, peft's and torch's, attention included."""
+    """The model's own kernels inside, peft's and torch's."""
     exchanged = restore(model)
     try:
         with left_out():

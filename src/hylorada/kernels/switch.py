@@ -1,14 +1,11 @@
 """One switch for the kernels of this room, and the first thing to try when a number looks wrong.
 
-Inside `left_out` no layer's kernel is exchanged (`frozen_layers`), no frozen weight is cast
-(`frozen_weights`), and attention is torch's own (`causal_attention`). What is exchanged already
-stays so; see `frozen_layers.restore`. The chunked loss is no kernel of a frozen layer and stays.
+Inside `left_out` no layer's kernel is exchanged (`frozen_layers`) and no frozen weight is cast
+(`frozen_weights`). What is exchanged already stays so; see `frozen_layers.restore`. The chunked
+loss is no kernel of a frozen layer and stays.
 
-The switch belongs to the thread of control that turned it (a `ContextVar`), so that a model run by
-another thread at the same time is not touched. The backward pass of work on a CPU, and with it what
-activation checkpointing computes again there, runs in the thread that called ``backward()``; on a
-GPU it runs in threads of autograd, which know nothing of the switch, but there the one kernel that
-asks at every call (`causal_attention`) never serves.
+The switch belongs to the thread of control that turned it (a `ContextVar`), so that a model that
+another thread makes fast at the same time is not touched. No kernel asks for it when it is called.
 """
 
 from __future__ import annotations

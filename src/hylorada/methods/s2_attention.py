@@ -40,7 +40,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from hylorada.architecture.anatomy import backbone, causal_lm, decoder
 from hylorada.errors import ConfigError
-from hylorada.kernels import causal_attention, grouped_heads
+from hylorada.kernels import grouped_heads
 from hylorada.kernels.linear import product_dtype
 from hylorada.methods.s2_limits import attention_configs, check_settings, excluded
 
@@ -339,14 +339,11 @@ def _segmented(
     for (start, count, size), part in zip(runs, parts, strict=True):
         mask_MGG = None if mask is None else _segment_mask(mask, batch, start, count, size)
         q_MHGD, k_MKGD, v_MKGD = (_stack_segments(x, count, size) for x in part)
-        if mask_MGG is None and dropout == 0 and causal_attention.serves(q_MHGD):
-            out_MHGD = causal_attention.causal_attention(q_MHGD, k_MKGD, v_MKGD, scaling)
-        else:
-            out_MHGD = F.scaled_dot_product_attention(
-                *(q_MHGD, k_MKGD, v_MKGD, mask_MGG, dropout, mask_MGG is None),
-                scale=scaling,
-                enable_gqa=repeats > 1,
-            )
+        out_MHGD = F.scaled_dot_product_attention(
+            *(q_MHGD, k_MKGD, v_MKGD, mask_MGG, dropout, mask_MGG is None),
+            scale=scaling,
+            enable_gqa=repeats > 1,
+        )
         # The fused kernels write [batch, tokens, heads, width], so this is a view of their output.
         outputs.append(out_MHGD.transpose(1, 2).reshape(batch, count * size, heads, -1))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
