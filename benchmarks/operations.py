@@ -76,7 +76,9 @@ TEXTS = {
     "hylorada": "all components",
 }
 
-_ALLOCATES = ("empty", "detach", "alias", "_unsafe_view", "lift_fresh", "_local_scalar_dense")
+_NO_KERNEL = (
+    "empty", "detach", "alias", "_unsafe_view", "lift_fresh", "promote_types", "_local_scalar",
+)  # fmt: skip
 _DATA_SIZED = ("nonzero", "masked_select", "unique", "is_nonzero")
 _READS = (Tensor.tolist, Tensor.cpu, Tensor.numpy)
 
@@ -87,7 +89,7 @@ _READS = (Tensor.tolist, Tensor.cpu, Tensor.numpy)
 def launches(operator: Any) -> bool:
     """Whether a call of it puts work on a device: it is no view, no allocation, no read."""
     name = operator.__name__
-    if any(word in name for word in _ALLOCATES):
+    if any(word in name for word in _NO_KERNEL):
         return False
     outputs = operator._schema.returns
     return not outputs or any(out.alias_info is None or out.alias_info.is_write for out in outputs)
