@@ -14,9 +14,10 @@ from hylorada.errors import DivergedError, Interrupted
 from hylorada.process.progress import Reporter
 from hylorada.process.signals import Stop
 from hylorada.training.checkpoint import load_newest, read_checkpoint
-from hylorada.training.loop import Training, gradient_checkpointing, make_plan
+from hylorada.training.loop import Training, gradient_checkpointing
 from hylorada.training.loss import LossModel
 from hylorada.training.optim import learning_rate, make_optimizer
+from hylorada.training.plan import make_plan
 
 LENGTH = 29
 CPU = torch.device("cpu")
