@@ -92,6 +92,17 @@ def test_one_run_is_read_as_it_stands():
     assert row["change_reference"].text == "reference"
 
 
+def test_one_seed_and_two_say_so_beside_the_interval():
+    for seeds, remark in ((1, ", one seed"), (2, ", two seeds"), (3, "]")):
+        table = table_of(*(make_record("lora", seed) for seed in range(seeds)))
+        found = rows(table)
+        assert found["lora"].cells["change_base"].text.endswith(remark)
+        # No seed could give another number of an untrained base.
+        assert found["base, own window"].cells["change_base"].text.endswith("]")
+        (note,) = [n for n in table.notes if n.startswith("Changes: ")]
+        assert "One seed: the spread between seeds is not in it" in note
+
+
 def test_seeds_are_pooled_with_their_deviation():
     records = [make_record("hylorada", seed) for seed in range(3)]
     loras = [make_record("lora", seed) for seed in range(3)]
@@ -163,7 +174,7 @@ def test_an_arm_that_got_worse_gains_nothing_per_parameter():
     record["metrics"]["eval/ppl"] = metric(9.0, "blocks", 4096)
     row = rows(table_of(record))["lora"].cells
     assert row["change_base"].value > 0
-    assert row["params_per_percent"].text == "no gain"
+    assert row["params_per_percent"].text == "no gain over the base"
 
 
 def test_an_overflow_is_no_number():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -28,8 +29,13 @@ def make_record(metrics: dict, extended: dict, own_window: dict) -> dict:
     }
 
 
-def asked(settings: dict, value: float, window: int = 512) -> dict:
-    return {**settings, "value": value, "window": window}
+def asked(settings: dict, value: float, window: int = 512, shift: float = 0.0) -> dict:
+    """A metric of three documents; `shift` moves nats from the last to the first of them."""
+    by_document = [
+        {"name": str(i), "tokens": 300, "sum_nll": 300 * (math.log(value) + (1 - i) * shift)}
+        for i in range(3)
+    ]
+    return {**settings, "value": value, "window": window, "by_document": by_document}
 
 
 def printed(record: dict) -> dict[str, list[str]]:
@@ -58,6 +64,12 @@ def test_the_change_is_that_of_a_convention_that_may_be_compared(record):
     assert rows["lora, 3 steps"] == ["512", "40.000", "8.000", "-", "-20.00 %"]
     assert params_per_percent(record) == pytest.approx(1000 / 20)
     assert tracked_summary(record)["efficiency/params_per_percent"] == pytest.approx(1000 / 20)
+
+
+def test_a_gain_that_documents_do_not_agree_on_has_no_price(record):
+    record["metrics"]["eval/ppl"] = asked(BLOCKS, 8.0, shift=0.3)
+    assert printed(record)["lora, 3 steps"][-1] == "-20.00 %"
+    assert params_per_percent(record) is None
 
 
 @pytest.mark.parametrize("name", ["eval/ppl_word", "eval/ppl_paper"])

@@ -1,4 +1,4 @@
-"""Paired differences against a bootstrap written as a loop, and what they refuse to say."""
+"""Paired differences of perplexities: their interval, what it rests on, what they refuse to say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.records import metric
 
+from hylorada.statistics.clustered import clustered_mean
 from hylorada.statistics.paired import (
     Change,
     deviation,
@@ -21,35 +22,28 @@ def arm(level: float, seeds: int, noise: float = 0.05) -> dict[int, dict]:
     return {s: metric(level, "blocks", 512, s, noise) for s in range(seeds)}
 
 
-def naive_bootstrap(a, b, draws, rng):
-    """Draw seeds, draw documents, add up, divide, exponentiate; one draw after the other."""
-    seeds, changes = sorted(a), []
-    count = len(a[0]["by_document"])
-    for _ in range(draws):
-        nll_a = nll_b = tokens = 0.0
-        some_seeds = [seeds[i] for i in rng.integers(0, len(seeds), len(seeds))]
-        some_documents = rng.integers(0, count, count)
-        for s in some_seeds:
-            for d in some_documents:
-                nll_a += a[s]["by_document"][d]["sum_nll"]
-                nll_b += b[s]["by_document"][d]["sum_nll"]
-                tokens += a[s]["by_document"][d]["tokens"]
-        changes.append(100 * (math.exp(nll_a / tokens) / math.exp(nll_b / tokens) - 1))
-    return np.quantile(changes, [0.025, 0.975])
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_equals_the_bootstrap_as_a_loop(seeds):
-    a, b = arm(3.8, seeds), arm(4.0, seeds)
+def test_the_interval_is_that_of_the_mean_difference_in_nats():
+    a, b = arm(3.8, 3), arm(4.0, 3)
     change = paired_change(a, b)
     assert isinstance(change, Change)
-    low, high = naive_bootstrap(a, b, 3000, np.random.default_rng(7))
-    # Quantiles of 3000 draws: their standard error is some 4 % of the width of the interval.
-    assert change.low == pytest.approx(low, abs=0.12 * (high - low))
-    assert change.high == pytest.approx(high, abs=0.12 * (high - low))
+    tokens = np.array([d["tokens"] for d in a[0]["by_document"]])
+    difference = [
+        [x["sum_nll"] - y["sum_nll"] for x, y in zip(*pair, strict=True)]
+        for pair in ((a[s]["by_document"], b[s]["by_document"]) for s in range(3))
+    ]
+    low, high = clustered_mean(np.array(difference), tokens).interval()
+    assert change.low == pytest.approx(100 * (math.exp(low) - 1))
+    assert change.high == pytest.approx(100 * (math.exp(high) - 1))
     assert change.low < change.percent < change.high
-    assert ("one seed" in change.basis) == (seeds == 1)
-    assert "12 documents" in change.basis
+    assert change.basis.startswith("paired, clustered by 3 seeds and 12 documents, t with ")
+    assert change.remark == ""
+
+
+@pytest.mark.parametrize(("seeds", "remark"), [(1, "one seed"), (2, "two seeds"), (3, "")])
+def test_few_seeds_say_so(seeds, remark):
+    change = paired_change(arm(3.8, seeds), arm(4.0, seeds))
+    assert change.remark == remark
+    assert ("the spread between seeds is not in it" in change.basis) == (seeds == 1)
 
 
 def test_the_point_is_the_ratio_of_the_pooled_perplexities():
@@ -83,13 +77,23 @@ def test_one_seed_and_one_document_have_no_interval():
     assert "no interval" in change.basis
 
 
-def test_two_seeds_of_one_document_have_one():
-    a, b = arm(3.8, 2), arm(4.0, 2)
+@pytest.mark.parametrize(("seeds", "documents", "known"), [(2, 2, False), (3, 1, True)])
+def test_two_of_each_have_none_and_three_seeds_of_one_document_have_one(seeds, documents, known):
+    a, b = arm(3.8, seeds), arm(4.0, seeds)
     for m in [*a.values(), *b.values()]:
-        m["by_document"] = m["by_document"][:1]
+        m["by_document"] = m["by_document"][:documents]
     change = paired_change(a, b)
-    assert change.low < change.high
-    assert change.basis.startswith("paired bootstrap over 2 seeds,")
+    assert (change.low is not None) == known
+    assert ("no interval below three" in change.basis) == (not known)
+    assert ("the spread between documents is not in it" in change.basis) == known
+
+
+def test_documents_without_a_scored_token_count_for_nothing():
+    a, b = arm(3.8, 2), arm(4.0, 2)
+    before = paired_change(a, b)
+    for m in [*a.values(), *b.values()]:
+        m["by_document"].append({"name": "empty", "sum_nll": 0.0, "tokens": 0})
+    assert paired_change(a, b) == before
 
 
 def test_other_tokens_or_conventions_are_not_compared():
@@ -126,7 +130,17 @@ def test_deviation_needs_two_values():
 def test_parameters_per_percent_of_the_papers_example():
     """811,008 parameters, 57.40 in place of 69.00: 16.81 %, 48,241 parameters for 1 %."""
     percent = 100 * (57.40 / 69.00 - 1)
-    change = Change(percent, None, None, 1, 1, "")
-    assert params_per_percent(811_008, change) == pytest.approx(811_008 / 16.8116, rel=1e-5)
-    assert params_per_percent(811_008, Change(2.0, None, None, 1, 1, "")) is None
-    assert params_per_percent(811_008, "different tokens were scored") is None
+    price = params_per_percent(811_008, Change(percent, -20.0, -10.0, 1, 3, ""))
+    assert price.value == pytest.approx(811_008 / 16.8116, rel=1e-5)
+    assert (price.low, price.high) == (pytest.approx(40_550.4), pytest.approx(81_100.8))
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (Change(2.0, 1.0, 3.0, 3, 9, ""), "no gain"),
+    (Change(-0.12, -1.01, 0.86, 1, 11, ""), "gain not above 0"),
+    (Change(-5.0, None, None, 1, 1, ""), "gain without an interval"),
+    ("different tokens were scored", "different tokens were scored"),
+])  # fmt: skip
+def test_parameters_per_percent_of_a_gain_that_may_be_nothing_are_no_number(change, reason):
+    assert params_per_percent(811_008, change) == reason
+    assert params_per_percent(0, Change(-5.0, -6.0, -4.0, 3, 9, "")) == "no more parameters"

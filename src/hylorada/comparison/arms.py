@@ -173,6 +173,11 @@ def _method_key(record: Record) -> str:
     return json.dumps([record.data["method"], _method(record)], sort_keys=True)
 
 
+def differing_settings(arm: Arm, other: Arm) -> int:
+    """In how many settings of the method two arms differ."""
+    return len(_differing_keys([_method(each.runs[0]) for each in (arm, other)]))
+
+
 def _method(record: Record) -> dict[str, Any]:
     """Settings of the method, flat: `lora.r` -> 8."""
     flat = _flat(record.data["config"].get("method") or {}, "method.")

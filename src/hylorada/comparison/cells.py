@@ -43,6 +43,11 @@ class Column:
     cost: bool = False
 
 
+def with_interval(text: str, low: str, high: str, remark: str = "") -> str:
+    """A number, its interval, and what must stand beside it: "-4.9 [-6.1, -3.7], one seed"."""
+    return f"{text} [{low}, {high}]" + (f", {remark}" if remark else "")
+
+
 def number(value: float, like: float | None = None) -> str:
     """A positive number with some four digits; `like` fixes the decimals by another number."""
     if value == float("inf"):

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hylorada.comparison.cells import Cell
+from hylorada.comparison.cells import Cell, with_interval
 from hylorada.comparison.subjects import Metric
+from hylorada.statistics.clustered import few_seeds
 from hylorada.statistics.paired import deviation
 
 
-def mean_cell(metrics: Sequence[Metric], scale: float, digits: int, sign: str = "") -> Cell:
+def mean_cell(
+    metrics: Sequence[Metric], scale: float, digits: int, sign: str = "", *, trained: bool = True
+) -> Cell:
     """The mean over seeds with the deviation between them; of one seed its own interval.
 
     Seeds of one arm are asked the same, so what was asked is not counted once more for each seed.
@@ -21,6 +24,7 @@ def mean_cell(metrics: Sequence[Metric], scale: float, digits: int, sign: str = 
         scale: of what is shown, 100 for percent.
         digits: behind the point.
         sign: "+" to write one before positive numbers too.
+        trained: whether another seed would give another number; False for a base.
     """
     values = [scale * m["value"] for m in metrics]
     value = float(np.mean(values))
@@ -32,4 +36,5 @@ def mean_cell(metrics: Sequence[Metric], scale: float, digits: int, sign: str = 
     if low is None or high is None:
         return Cell(text, value)
     low, high = scale * low, scale * high
-    return Cell(f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]", value, low, high)
+    ends = (f"{low:{sign}.{digits}f}", f"{high:{sign}.{digits}f}")
+    return Cell(with_interval(text, *ends, few_seeds(1) if trained else ""), value, low, high)

@@ -316,7 +316,9 @@ class Measurement:
             alike = subject.alike(each.metric, agreed(comparison, each.metric))
             if alike:
                 found = [metrics[each.metric] for metrics in alike]
-                cells[each.key] = mean_cell(found, each.scale, each.digits, each.sign)
+                cells[each.key] = mean_cell(
+                    found, each.scale, each.digits, each.sign, trained=subject.arm is not None
+                )
             elif subject.values(each.metric):
                 cells[each.key] = Cell(each.other)
         return cells

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from hylorada.comparison.arms import Arm
-from hylorada.comparison.cells import Cell, number
+from hylorada.comparison.arms import Arm, Comparison
+from hylorada.comparison.cells import Cell, number, with_interval
+from hylorada.comparison.nested import nested_in
 from hylorada.comparison.subjects import Subject
 from hylorada.records.base_rows import is_extended
 from hylorada.records.metric_names import COMPARED, OTHERS
 from hylorada.statistics.paired import (
     Change,
+    Price,
     deviation,
     paired_change,
     params_per_percent,
@@ -38,12 +40,15 @@ def base_cells(base: Subject) -> dict[str, Cell]:
     if not is_extended(base.runs[0].data):  # the same model: no difference of two
         cells["change_base"] = Cell("-")
     elif extended and own:
-        cells["change_base"] = change_cell(paired_change({0: own}, {0: extended}))
+        # Untrained, so that no seed could give another number.
+        cells["change_base"] = change_cell(paired_change({0: own}, {0: extended}), trained=False)
     return cells
 
 
-def arm_cells(subject: Subject, arm: Arm, against: Arm | None) -> dict[str, Cell]:
-    """Of an arm, compared with the base of its own records and with another arm."""
+def arm_cells(
+    comparison: Comparison, subject: Subject, arm: Arm, against: Arm | None
+) -> dict[str, Cell]:
+    """Of an arm, compared with the base of its own records and with other arms."""
     cells: dict[str, Cell] = {}
     for convention, name in COMPARED.items():
         metrics = arm.metrics(name)
@@ -53,12 +58,7 @@ def arm_cells(subject: Subject, arm: Arm, against: Arm | None) -> dict[str, Cell
     if main:
         base_change = paired_change(arm.metrics(main), arm.base_metrics("extended", main))
         cells["change_base"] = change_cell(base_change)
-        trainable = arm.trainable_parameters
-        per_percent = params_per_percent(trainable or 0, base_change)
-        if per_percent is not None:
-            cells["params_per_percent"] = Cell(f"{per_percent:,.0f}", per_percent)
-        elif trainable and isinstance(base_change, Change):
-            cells["params_per_percent"] = Cell("no gain")
+        cells |= _price_cells(arm, nested_in(arm, comparison), main, base_change)
         if against is arm:
             cells["change_reference"] = Cell("reference", 0.0)
         elif against is not None:
@@ -66,6 +66,25 @@ def arm_cells(subject: Subject, arm: Arm, against: Arm | None) -> dict[str, Cell
                 paired_change(arm.metrics(main), against.metrics(main))
             )
     return cells | _other_cells(subject)
+
+
+def _price_cells(
+    arm: Arm, nested: Arm | None, main: str, base_change: Change | str
+) -> dict[str, Cell]:
+    """Parameters for 1 % gained: those that an arm trains more than the arm nested in it."""
+    more, change, over = arm.trainable_parameters, base_change, "the base"
+    if nested is not None:
+        change = paired_change(arm.metrics(main), nested.metrics(main))
+        more, over = (more or 0) - (nested.trainable_parameters or 0), nested.label
+    if not more or isinstance(change, str):
+        return {}
+    price = params_per_percent(more, change)
+    if not isinstance(price, Price):
+        return {"params_per_percent": Cell(f"{price} over {over}")}
+    ends = (f"{price.low:,.0f}", f"{price.high:,.0f}")
+    text = with_interval(f"{price.value:,.0f}", *ends, change.remark)
+    cell = Cell(f"{text} over {over}", price.value, price.low, price.high)
+    return {"params_per_percent": cell}
 
 
 def ppl_cell(metrics: Sequence[Mapping[str, Any]]) -> Cell:
@@ -76,13 +95,19 @@ def ppl_cell(metrics: Sequence[Mapping[str, Any]]) -> Cell:
     return Cell(text, value if value != float("inf") else None)
 
 
-def change_cell(change: Change | str) -> Cell:
-    """A change in percent with its interval, or the reason why there is none."""
+def change_cell(change: Change | str, *, trained: bool = True) -> Cell:
+    """A change in percent with its interval, or the reason why there is none.
+
+    Args:
+        change: of two arms, or of an arm and a base.
+        trained: whether other seeds would give other numbers.
+    """
     if isinstance(change, str):
         return Cell(change)
     text = f"{change.percent:+.2f}"
     if change.low is not None and change.high is not None:
-        text += f" [{change.low:+.2f}, {change.high:+.2f}]"
+        ends = (f"{change.low:+.2f}", f"{change.high:+.2f}")
+        text = with_interval(text, *ends, change.remark if trained else "")
     return Cell(text, change.percent, change.low, change.high)
 
 

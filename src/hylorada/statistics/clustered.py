@@ -25,6 +25,14 @@ FEWEST = 3
 """Seeds or units that an interval needs; of one of the two."""
 
 
+ONE_SEED = "the spread between seeds is not in it"
+
+
+def few_seeds(seeds: int) -> str:
+    """What must stand beside an interval of so few seeds; empty from three on."""
+    return {1: "one seed", 2: "two seeds"}.get(seeds, "")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean and how sure it is.

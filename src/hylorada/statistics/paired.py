@@ -3,6 +3,7 @@
 Two arms are compared on the same tokens of the same documents, seed by seed. The change in
 perplexity is exp((N_a - N_b) / T) - 1 with N the NLL summed over documents and seeds and T the
 tokens: the ratio of the two pooled perplexities, and the same as pooling the paired differences.
+Its interval is that of the exponent, by `clustered`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 4000
-LEVEL = 0.95
-_SEED = 20230701  # of the bootstrap; fixed, so that a report is a function of its records
+from hylorada.statistics.clustered import (
+    FEWEST,
+    ONE_SEED,
+    Estimate,
+    clustered_mean,
+    few_seeds,
+)
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,13 @@ class Change:
 
     Attributes:
         percent: 100 * (PPL / PPL of the reference - 1).
-        low: lower end of the interval, percent; None where none can be given.
+        low: lower end of the 95 % interval, percent; None where none can be given.
         high: upper end.
         seeds: seeds that both arms have.
         documents: documents compared.
-        basis: in words, what was resampled.
+        basis: in words, what the interval rests on, or why there is none.
+        log_ratio: the logarithm of PPL / PPL of the reference, with its standard error; None where
+            only the percents are known.
     """
 
     percent: float
@@ -38,6 +45,12 @@ class Change:
     seeds: int
     documents: int
     basis: str
+    log_ratio: Estimate | None = None
+
+    @property
+    def remark(self) -> str:
+        """What must stand beside the interval: that it is of few seeds; often empty."""
+        return "" if self.low is None else few_seeds(self.seeds)
 
 
 def pooled_ppl(metrics: Sequence[Mapping[str, Any]]) -> float:
@@ -59,9 +72,6 @@ def paired_change(
     arm: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
 ) -> Change | str:
     """The change in perplexity of an arm against another, over the seeds that both have.
-
-    The interval is the central 95 % of a bootstrap that draws seeds and documents with replacement,
-    independently of each other and the same for both arms.
 
     Args:
         arm: seed -> metric of a record, with `by_document`.
@@ -90,49 +100,75 @@ def paired_change(
     if any(v is None for row in a_SD + b_SD for v in row):
         return "a loss is not finite"
     assert tokens_D is not None
-    return _bootstrap(
-        np.array(a_SD) - np.array(b_SD), np.array([n for _, n in tokens_D], dtype=np.float64)
-    )
+    scored_D = np.array([n for _, n in tokens_D], dtype=np.float64)
+    difference_SD = np.array(a_SD) - np.array(b_SD)
+    return _change(difference_SD[:, scored_D > 0], scored_D[scored_D > 0])
 
 
-def _bootstrap(difference_SD: np.ndarray, tokens_D: np.ndarray) -> Change:
+def _change(difference_SD: np.ndarray, tokens_D: np.ndarray) -> Change:
     seeds, documents = difference_SD.shape
-    point = _percent(difference_SD.sum() / (seeds * tokens_D.sum()))
-    resampled = [
-        f"{count} {unit}s"
-        for count, unit in ((seeds, "seed"), (documents, "document"))
-        if count >= 2
+    log_ratio = clustered_mean(difference_SD, tokens_D)
+    interval = log_ratio.interval()
+    low, high = map(_percent, interval) if interval else (None, None)
+    basis = _basis(seeds, documents, log_ratio)
+    return Change(_percent(log_ratio.value), low, high, seeds, documents, basis, log_ratio)
+
+
+def _basis(seeds: int, documents: int, log_ratio: Estimate) -> str:
+    count = [
+        f"{number} {unit}{'s' if number > 1 else ''}"
+        for number, unit in ((seeds, "seed"), (documents, "document"))
     ]
-    if not resampled:
-        return Change(point, None, None, seeds, documents, "one seed and one document: no interval")
-    rng = np.random.default_rng(_SEED)
-    draws = np.empty(DRAWS)
-    step = max(1, 4_000_000 // documents)
-    for first in range(0, DRAWS, step):
-        n = min(step, DRAWS - first)
-        # How often each seed and each document is drawn, [n, S] and [n, D].
-        seeds_nS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n).astype(np.float64)
-        documents_nD = rng.multinomial(documents, np.full(documents, 1 / documents), n)
-        total_n = np.einsum("ns,sd,nd->n", seeds_nS, difference_SD, documents_nD, optimize=True)
-        draws[first : first + n] = total_n / (seeds * (documents_nD @ tokens_D))
-    tail = (1 - LEVEL) / 2
-    low, high = (_percent(float(v)) for v in np.quantile(draws, (tail, 1 - tail)))
-    basis = f"paired bootstrap over {' and '.join(resampled)}, {DRAWS} draws"
+    if max(seeds, documents) < FEWEST:
+        return f"{' and '.join(count)}: no interval below three of either"
+    if log_ratio.df is None:
+        return "one document holds most of the tokens: no interval"
+    shared = [text for text, number in zip(count, (seeds, documents), strict=True) if number > 1]
+    basis = f"paired, clustered by {' and '.join(shared)}, t with {log_ratio.df:.1f} df"
     if seeds == 1:
-        basis += "; one seed: the spread between seeds is not in it"
-    return Change(point, low, high, seeds, documents, basis)
+        basis += f"; one seed: {ONE_SEED}"
+    elif seeds == 2:
+        basis += "; two seeds: the spread between seeds is hardly known"
+    if documents == 1:
+        basis += "; one document: the spread between documents is not in it"
+    return basis
 
 
 def _percent(log_ratio: float) -> float:
     return 100 * math.expm1(log_ratio) if log_ratio < 700 else math.inf
 
 
-def params_per_percent(trainable: int, change: Change | str) -> float | None:
-    """Trainable parameters for each percent of perplexity gained; None without a gain.
+@dataclass(frozen=True)
+class Price:
+    """Parameters for each percent of perplexity gained, with the ends of its 95 % interval."""
 
-    Against the extended, untrained base: 811,008 parameters and 57.40 in place of 69.00 are 16.8 %,
-    so 48,243 parameters for 1 %.
+    value: float
+    low: float
+    high: float
+
+
+def params_per_percent(parameters: int, change: Change | str) -> Price | str:
+    """Parameters for each percent of perplexity gained, by those that an arm has more.
+
+    811,008 parameters and 57.40 in place of 69.00 are 16.8 %, so 48,243 parameters for 1 %. The
+    number of parameters has no error, so the ends are those of the gain's interval, turned over;
+    where that reaches 0 the quotient has no bound, and is no number to print.
+
+    Args:
+        parameters: that the arm trains more than the other one.
+        change: of its perplexity against the other one's.
+
+    Returns:
+        The price, or in words why there is none.
     """
-    if isinstance(change, str) or not trainable or change.percent >= 0:
-        return None
-    return trainable / -change.percent
+    if isinstance(change, str):
+        return change
+    if parameters <= 0:
+        return "no more parameters"
+    if change.percent >= 0:
+        return "no gain"
+    if change.low is None or change.high is None:
+        return "gain without an interval"
+    if change.high >= 0:
+        return "gain not above 0"
+    return Price(parameters / -change.percent, parameters / -change.low, parameters / -change.high)

@@ -53,11 +53,14 @@ def test_without_such_numbers_nothing_is_said_of_them():
 def test_the_mean_stands_in_the_table_and_each_task_below_it():
     table, rows = table_of(with_scores(make_record("lora"), 4), make_record("hylorada"))
     assert rows[BASE]["longbench"].value == 25.0
-    assert rows["lora"]["longbench"].text == "29.00 [24.00, 34.00]"
+    assert rows["lora"]["longbench"].text == "29.00 [24.00, 34.00], one seed"
     assert "longbench" not in rows["hylorada"]  # which reads "not measured"
     notes = "\n".join(table.notes)
     assert "the first 20 examples of each task, by lm-eval 0.4.13" in notes
-    assert "LongBench, lora: trec 24.00 [19.00, 29.00]; qasper 34.00 [29.00, 39.00]." in notes
+    assert (
+        "LongBench, lora, one seed: trec 24.00 [19.00, 29.00]; qasper 34.00 [29.00, 39.00]."
+        in notes
+    )
     assert f"LongBench, {BASE}: trec 20.00 [15.00, 25.00]" in notes
 
 

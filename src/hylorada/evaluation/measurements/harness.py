@@ -138,13 +138,15 @@ class Harness(Measurement):
         self, record: Mapping[str, Any], metrics: Metrics, arms: Sequence[tuple[str, Metrics]]
     ) -> list[Lines]:
         """A row for each task, since there are too many for one line."""
+        from hylorada.statistics.clustered import ONE_SEED
+
         names = [name for name in metrics if name.startswith(self.metrics)]
         if not names:
             return []
         first = metrics[names[0]]
         lines = Lines(
             f"scores from 0 to 100, window {first['window']}, 95 % intervals, by lm-eval "
-            f"{first['lm_eval']} with the official cut and scores",
+            f"{first['lm_eval']} with the official cut and scores; one seed: {ONE_SEED}",
             ["examples", "cut", *(label for label, _ in arms)],
             first="task",
             wraps=True,
@@ -182,13 +184,16 @@ class Harness(Measurement):
         for kind, name in _shown(comparison).items():
             alike = subject.alike(name, agreed(comparison, name))
             if alike:
-                cells[kind] = _cell([metrics[name] for metrics in alike])
+                found = [metrics[name] for metrics in alike]
+                cells[kind] = _cell(found, trained=subject.arm is not None)
             elif any(subject.values(other) for k, other in _names(comparison) if k == kind):
                 cells[kind] = Cell("other questions")
         return cells
 
     def notes(self, comparison: Comparison) -> list[str]:
         """What was asked, and the score of every task, base and arms."""
+        from hylorada.statistics.clustered import few_seeds
+
         notes = []
         for kind, title in KINDS.items():
             names = [name for k, name in _names(comparison) if k == kind and "/average" not in name]
@@ -203,18 +208,20 @@ class Harness(Measurement):
                 notes.append(f"{title}{which}: {question}{_CUT[kind]}; official scores.")
             others = []
             for subject in subjects(comparison):
-                scores = []
+                scores, seeds = [], 0
                 for name in names:
                     task = name.partition("/")[2]
                     alike = [metrics[name] for metrics in subject.alike(name, wanted[name])]
                     if alike:
                         scores.append(f"{task} {_cell(alike).text}")
+                        seeds = max(seeds, len(alike))
                     for label, metric in subject.others(name, wanted[name]):
                         others.append(
                             f"{label}: {task} {_cell([metric]).text} ({_questions(metric)})"
                         )
                 if scores:
-                    notes.append(f"{title}, {subject.label}: {'; '.join(scores)}.")
+                    one = f", {few_seeds(1)}" if subject.arm is not None and seeds == 1 else ""
+                    notes.append(f"{title}, {subject.label}{one}: {'; '.join(scores)}.")
             if others:
                 notes.append(
                     f"{title}, asked other questions and so not compared: {'; '.join(others)}."
@@ -250,10 +257,10 @@ def _shown(comparison: Comparison) -> dict[str, str]:
     return shown | {k: name for k, name in _AVERAGES.items() if (k, name) in names}
 
 
-def _cell(metrics: Sequence[Metric]) -> Cell:
+def _cell(metrics: Sequence[Metric], *, trained: bool = False) -> Cell:
     from hylorada.comparison.means import mean_cell
 
-    return mean_cell(metrics, 1, 2)
+    return mean_cell(metrics, 1, 2, trained=trained)
 
 
 MEASUREMENT = Harness()

@@ -218,7 +218,7 @@ class Perplexity(Measurement):
                 for convention, name in OTHERS.items()
                 if any(held(comparison, name) for comparison in report)
             ),
-            Column("params_per_percent", "parameters per 1 % gain", cost=True),
+            Column("params_per_percent", "parameters per 1 % gain", interval=True, cost=True),
         ]
 
     def cells(
@@ -228,7 +228,7 @@ class Perplexity(Measurement):
         from hylorada.evaluation.perplexity_cells import arm_cells, base_cells
 
         arm = subject.arm
-        return base_cells(subject) if arm is None else arm_cells(subject, arm, against)
+        return base_cells(subject) if arm is None else arm_cells(comparison, subject, arm, against)
 
     def notes(self, comparison: Comparison) -> list[str]:
         """One sentence for each convention measured, from the first run that has it."""
@@ -252,7 +252,7 @@ class Perplexity(Measurement):
 
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the columns mean."""
-        from hylorada.statistics.paired import LEVEL
+        from hylorada.statistics.clustered import LEVEL, ONE_SEED
 
         compared = (
             next((c for c, name in COMPARED.items() if arm.metrics(name)), None)
@@ -267,15 +267,16 @@ class Perplexity(Measurement):
             "PPL: exp(sum of NLL / scored tokens), pooled over seeds; ± standard deviation between "
             "seeds. Lower is better.",
             f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
-            f"better. [Intervals]: {LEVEL:.0%}, paired bootstrap over seeds and documents, as far "
-            "as there are two of them."
+            f"better. [Intervals]: {LEVEL:.0%}, paired, clustered by documents and seeds; none "
+            f"below three of either. One seed: {ONE_SEED}; two seeds: it is hardly known."
             + (
                 " The base in its own window is compared in the sliding convention."
                 if reach
                 else ""
             ),
-            "Parameters per 1 % gain: trainable parameters / percent of PPL gained on the "
-            f"{untrained}.",
+            "Parameters per 1 % gain: those that an arm trains more than the arm nested in it "
+            f"(the {untrained}, if no arm is) / percent of PPL gained on that; no number where the "
+            "interval of the gain reaches 0.",
         ]
 
     def figures(self, comparison: Comparison, name: str) -> list[Picture]:
@@ -294,17 +295,19 @@ class Perplexity(Measurement):
 
 
 def params_per_percent(record: Mapping[str, Any]) -> float | None:
-    """Trainable parameters per 1 % of perplexity gained on the extended base; None without gain."""
+    """Trainable parameters per 1 % of perplexity gained on the extended base.
+
+    None without a gain, and where the interval of the gain reaches 0.
+    """
+    from hylorada.statistics import paired
+
     metrics, extended = record["metrics"], record["base"]["extended"]
     name = _compared(metrics, extended)
     if name is None:
         return None
-    base, value = extended[name]["value"], metrics[name]["value"]
-    if not base or value is None:
-        return None
-    percent = (base - value) / base * 100
-    trainable = record["parameters"]["trainable"]
-    return trainable / percent if trainable and percent > 0 else None
+    change = paired.paired_change({0: metrics[name]}, {0: extended[name]})
+    price = paired.params_per_percent(record["parameters"]["trainable"], change)
+    return price.value if isinstance(price, paired.Price) else None
 
 
 def _compared(metrics: Metrics, extended: Metrics) -> str | None:

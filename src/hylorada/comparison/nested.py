@@ -1,0 +1,30 @@
+"""Which arm another one contains, so that what it trains more can be weighed against its gain."""
+
+from __future__ import annotations
+
+from hylorada.comparison.arms import Arm, Comparison, differing_settings
+
+
+def nested_in(arm: Arm, comparison: Comparison) -> Arm | None:
+    """The arm whose trained groups are a part of this one's; None: only the untrained base is.
+
+    A group is the same if it has as many parameters. Of several such arms the one with the most
+    trained parameters is taken, and of equals the one whose settings differ in the fewest.
+    """
+    own = _groups(arm)
+    candidates = [
+        other
+        for other in comparison.arms
+        if other.ok and (groups := _groups(other)) and groups.items() < own.items()
+    ]
+    return max(
+        candidates,
+        key=lambda other: (sum(_groups(other).values()), -differing_settings(arm, other)),
+        default=None,
+    )
+
+
+def _groups(arm: Arm) -> dict[str, int]:
+    """Trained groups with their parameters."""
+    found = (run.part("parameters").get("by_group") for run in arm.ok)
+    return {name: count for name, count in next(filter(None, found), {}).items() if count}
