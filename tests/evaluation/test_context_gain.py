@@ -13,6 +13,7 @@ from helpers.families import make_model
 from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.context_gain import evaluate_context_gain
+from hylorada.statistics.clustered import clustered_mean
 
 SHORT = ContextGainConfig(contexts=[4, 16], targets=4, places=3)
 EIGHT = ContextGainConfig(contexts=[4, 16], targets=8)
@@ -40,8 +41,25 @@ def test_scores_identical_targets_with_only_the_context_changed():
         assert score.sum_nll == pytest.approx(total, rel=1e-5)
     assert scores[0].gain == 0.0
     assert scores[1].gain == pytest.approx((scores[0].sum_nll - scores[1].sum_nll) / 28)
-    assert scores[1].gain_low < scores[1].gain < scores[1].gain_high
+    assert scores[1].gain_low is None  # of two documents nobody knows how documents differ
+    assert [d["places"] for d in scores[1].by_document] == [3, 1]
+    weighted = sum(d["places"] * d["gain"] for d in scores[1].by_document) / 4
+    assert weighted == pytest.approx(scores[1].gain)
     json.dumps([s.to_dict() for s in scores], allow_nan=False)
+
+
+def test_places_of_one_document_are_one_cluster():
+    """Nine places in four documents; with equal documents it would be scipy's t test."""
+    scores = evaluate_context_gain(
+        make_model("gpt2"), make_documents([20, 60, 60, 40]), 64,
+        ContextGainConfig(contexts=[4, 16], targets=4, places=100),
+    )  # fmt: skip
+    last = scores[-1]
+    assert [d["places"] for d in last.by_document] == [1, 3, 3, 2]
+    sums = np.array([[d["places"] * d["gain"] for d in last.by_document]])
+    expected = clustered_mean(sums, np.array([1, 3, 3, 2])).interval()
+    assert (last.gain_low, last.gain_high) == pytest.approx(expected)
+    assert scores[0].gain_low is None
 
 
 def test_places_are_spread_and_counted():

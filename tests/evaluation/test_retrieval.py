@@ -121,7 +121,10 @@ def test_a_model_blind_to_the_first_half_is_at_chance_there():
     gap = (1 / 12 + 1) / 2 - (2 / 12 + 1) / 3
     result = results["ranked"]
     assert result.middle_gap == pytest.approx(gap)
-    assert result.middle_gap_low == pytest.approx(gap)
+    # All three examples agree, which is no certainty.
+    assert result.middle_gap_low < gap - 0.1 < gap + 0.1 < result.middle_gap_high
+    assert result.by_example == [pytest.approx([1 / 12] * 3 + [1.0] * 2)] * 3
+    assert result.low < result.accuracy < result.high
 
 
 def test_a_real_model_scores_the_same_after_an_interruption():

@@ -21,14 +21,16 @@ from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import TokenDocument
 from hylorada.evaluation.perplexity_result import perplexity
 from hylorada.evaluation.scoring import evaluation_mode, token_nll
+from hylorada.statistics.clustered import clustered_mean
 
 
 @dataclass(frozen=True)
 class ContextScore:
     """The loss of the targets with one amount of context.
 
-    `gain` is the loss with the shortest context less this one, in nats per token; the interval is
-    normal, over places, 95 %; None for the shortest context itself or a single place.
+    `gain` is the loss with the shortest context less this one, in nats per token. Its 95 % interval
+    is clustered by document, since places of one document gain alike; None for the shortest context
+    itself and below three documents. `by_document` holds name, places and mean gain of each.
     """
 
     context: int
@@ -37,10 +39,13 @@ class ContextScore:
     gain: float
     gain_low: float | None
     gain_high: float | None
+    by_document: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """With the perplexity."""
-        return {**vars(self), "ppl": perplexity(self.sum_nll, self.tokens)}
+        """With the perplexity, without the documents."""
+        found = {**vars(self), "ppl": perplexity(self.sum_nll, self.tokens)}
+        del found["by_document"]
+        return found
 
 
 def evaluate_context_gain(
@@ -100,7 +105,8 @@ def evaluate_context_gain(
                 raise DivergedError(f"context gain: the loss is not finite on {name}")
             if progress is not None:
                 progress(nll_PC[: p + 1].tolist(), count)
-    return [_score(nll_PC, c, context, targets) for c, context in enumerate(fitting)]
+    names_P = [(number, documents[number].name) for number, _ in chosen]
+    return [_score(nll_PC, c, context, targets, names_P) for c, context in enumerate(fitting)]
 
 
 def contexts_that_fit(
@@ -128,11 +134,19 @@ def contexts_that_fit(
     return fitting
 
 
-def _score(nll_PC: np.ndarray, c: int, context: int, targets: int) -> ContextScore:
+def _score(
+    nll_PC: np.ndarray, c: int, context: int, targets: int, names_P: Sequence[tuple[int, str]]
+) -> ContextScore:
     gains_P = (nll_PC[:, 0] - nll_PC[:, c]) / targets
-    count = len(gains_P)
-    mean, low, high = float(gains_P.mean()), None, None
-    if c and count > 1:
-        spread = 1.96 * float(gains_P.std(ddof=1)) / count**0.5
-        low, high = mean - spread, mean + spread
-    return ContextScore(context, float(nll_PC[:, c].sum()), count * targets, mean, low, high)
+    of_document: dict[tuple[int, str], list[float]] = {}
+    for name, gain in zip(names_P, gains_P.tolist(), strict=True):
+        of_document.setdefault(name, []).append(gain)
+    by_document = [
+        {"name": name, "places": len(gains), "gain": sum(gains) / len(gains)}
+        for (_, name), gains in of_document.items()
+    ]
+    sums_1D = np.array([[sum(gains) for gains in of_document.values()]])
+    found = clustered_mean(sums_1D, np.array([len(gains) for gains in of_document.values()]))
+    low, high = (found.interval() if c else None) or (None, None)
+    nll, tokens = float(nll_PC[:, c].sum()), len(gains_P) * targets
+    return ContextScore(context, nll, tokens, float(gains_P.mean()), low, high, by_document)

@@ -8,7 +8,6 @@ every depth, so that depths are compared within examples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,12 @@ from hylorada.evaluation.retrieval_scores import (
     rank_credit,
 )
 from hylorada.evaluation.scoring import evaluation_mode
-from hylorada.statistics.shares import wilson_interval
+from hylorada.statistics.shares import (
+    Mean,
+    clustered_difference,
+    clustered_share,
+    wilson_interval,
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,12 @@ class RetrievalResult:
         window: the most tokens that a prompt and its answer may have.
         prompt_tokens: the shortest and the longest prompt.
         by_depth: from the first place to the last.
+        by_example: for each example its credit at each depth, in the order of `by_depth`; empty if
+            some example was not asked at every depth.
+        low: lower end of the 95 % interval of the accuracy, clustered by example; None below three.
+        high: upper end.
         middle_gap: accuracy at the two ends less accuracy between them; None below three depths.
-        middle_gap_low: lower end of its 95 % interval, over examples.
+        middle_gap_low: lower end of its 95 % interval, clustered by example; None below three.
         middle_gap_high: upper end.
     """
 
@@ -77,6 +85,9 @@ class RetrievalResult:
     window: int
     prompt_tokens: tuple[int, int]
     by_depth: list[DepthScore]
+    by_example: list[list[float]]
+    low: float | None
+    high: float | None
     middle_gap: float | None
     middle_gap_low: float | None
     middle_gap_high: float | None
@@ -91,11 +102,14 @@ class RetrievalResult:
         """The metric as it stands in result.json."""
         return {
             "value": self.accuracy,
+            "low": self.low,
+            "high": self.high,
             "scoring": self.scoring,
             "chance": self.chance,
             "window": self.window,
             "prompt_tokens": list(self.prompt_tokens),
             "by_depth": [vars(score).copy() for score in self.by_depth],
+            "by_example": self.by_example,
             "middle_gap": self.middle_gap,
             "middle_gap_low": self.middle_gap_low,
             "middle_gap_high": self.middle_gap_high,
@@ -280,14 +294,20 @@ def _summary(answers: Sequence[Answer], scoring: str, window: int) -> RetrievalR
         by_depth.append(DepthScore(depth, len(values), sum(values) / len(values), low, high))
     chance = float(np.mean([1 / a.candidates for a in answers])) if scoring == "ranked" else 0.0
     lengths = [answer.prompt_tokens for answer in answers]
-    gap = _middle_gap(credit, depths)
-    return RetrievalResult(scoring, chance, window, (min(lengths), max(lengths)), by_depth, *gap)
+    examples = sorted(set.union(*(set(by_example) for by_example in credit.values())))
+    whole = all(len(by_example) == len(examples) for by_example in credit.values())
+    by_example = [[credit[depth][e] for depth in depths] for e in examples] if whole else []
+    share = clustered_share(np.mean(by_example, axis=1)[None]) if whole else Mean(0.0, None, None)
+    return RetrievalResult(
+        scoring, chance, window, (min(lengths), max(lengths)), by_depth, by_example, share.low,
+        share.high, *_middle_gap(credit, depths),
+    )  # fmt: skip
 
 
 def _middle_gap(
     credit: dict[float, dict[int, float]], depths: Sequence[float]
 ) -> tuple[float | None, float | None, float | None]:
-    """Edges minus middle, paired within examples; the interval is normal, over examples."""
+    """Edges minus middle, paired within examples, with the ends of its interval."""
     if len(depths) < 3:
         return None, None, None
     common = set.intersection(*(set(by_example) for by_example in credit.values()))
@@ -298,8 +318,5 @@ def _middle_gap(
         - sum(credit[d][e] for d in depths[1:-1]) / (len(depths) - 2)
         for e in sorted(common)
     ]
-    mean = float(np.mean(gaps))
-    if len(gaps) < 2:
-        return mean, None, None
-    spread = 1.96 * float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
-    return mean, mean - spread, mean + spread
+    found = clustered_difference(np.array([gaps]))
+    return float(np.mean(gaps)), found.low, found.high

@@ -61,6 +61,15 @@ def clustered_difference(difference_SE: np.ndarray) -> Mean:
     return _mean(bounded_intervals(difference_SE, -1.0, 1.0))
 
 
+def edges_less_middle(credit_SEK: np.ndarray) -> np.ndarray:
+    """For each seed and example the credit at the two ends less that between them, [S, E].
+
+    Args:
+        credit_SEK: at three depths or more, from the first to the last.
+    """
+    return credit_SEK[..., [0, -1]].mean(axis=-1) - credit_SEK[..., 1:-1].mean(axis=-1)
+
+
 def _mean(found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Mean:
     value, low, high = map(float, found)
     return Mean(value, low, high) if math.isfinite(low) else Mean(value, None, None)
