@@ -94,6 +94,11 @@ class Comparison:
     apart: str = ""
 
     @property
+    def heading(self) -> str:
+        """Length, and the settings that tell it from another of that length."""
+        return f"length {self.length:,}" + (f" ({self.label})" if self.label else "")
+
+    @property
     def known(self) -> Known:
         """What is known of its runs and must be equal in all."""
         return together([apart(run.data) for arm in self.arms for run in arm.runs])
@@ -176,6 +181,12 @@ def _method_key(record: Record) -> str:
 def differing_settings(arm: Arm, other: Arm) -> int:
     """In how many settings of the method two arms differ."""
     return len(_differing_keys([_method(each.runs[0]) for each in (arm, other)]))
+
+
+def other_draw(arm: Arm, other: Arm) -> bool:
+    """Whether an arm is another one but for `method.adapter_seed`, of which the other has none."""
+    ours, theirs = _method(arm.runs[0]), _method(other.runs[0])
+    return _differing_keys([ours, theirs]) == ["adapter_seed"] and not theirs["adapter_seed"]
 
 
 def _method(record: Record) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hylorada.comparison.cells import Cell, with_interval
 from hylorada.comparison.subjects import Metric
-from hylorada.statistics.clustered import few_seeds
+from hylorada.statistics.clustered import clustered_mean, few_seeds
 from hylorada.statistics.paired import deviation
 
 
@@ -38,3 +38,29 @@ def mean_cell(
     low, high = scale * low, scale * high
     ends = (f"{low:{sign}.{digits}f}", f"{high:{sign}.{digits}f}")
     return Cell(with_interval(text, *ends, few_seeds(1) if trained else ""), value, low, high)
+
+
+def clustered_cell(
+    sums_SD: Sequence[Sequence[float]],
+    weights_D: Sequence[float],
+    digits: int,
+    sign: str = "",
+    *,
+    trained: bool = True,
+) -> Cell:
+    """The weighted mean over seeds and documents, with an interval where one can be given.
+
+    Args:
+        sums_SD: for each seed and document the value times its weight.
+        weights_D: of each document.
+        digits: behind the point.
+        sign: "+" to write one before positive numbers too.
+        trained: whether another seed would give another number; False for a base.
+    """
+    found = clustered_mean(np.array(sums_SD), np.array(weights_D))
+    text, interval = f"{found.value:{sign}.{digits}f}", found.interval()
+    if interval is None:
+        return Cell(text, found.value)
+    ends = [f"{end:{sign}.{digits}f}" for end in interval]
+    text = with_interval(text, ends[0], ends[1], few_seeds(len(sums_SD)) if trained else "")
+    return Cell(text, found.value, *interval)

@@ -8,15 +8,18 @@ from matplotlib.ticker import PercentFormatter
 from hylorada.comparison.arms import Comparison
 from hylorada.comparison.drawing import figure_and_axes, finish, lines_of, picture, where
 from hylorada.comparison.picture import Picture
+from hylorada.evaluation.retrieval_cells import credits
 from hylorada.records.metric_names import SCORINGS
-from hylorada.statistics.shares import wilson_interval
+from hylorada.statistics.clustered import ONE_SEED
+from hylorada.statistics.shares import clustered_share, wilson_interval
 
 
 def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture | None:
     """The share of right answers against the depth of what was asked for, and the chance level.
 
-    A point is the mean over seeds; its bar is the 95 % Wilson interval for the prompts at that
-    depth, which are the same for every seed and so are counted once.
+    A point is the mean over seeds; its bar is the 95 % interval for the prompts at that depth,
+    which are the same for every seed and so are counted once: Wilson's of one seed, that of
+    examples and seeds of several.
     """
     lines = lines_of(comparison, f"lim/accuracy{suffix}")
     if not lines:
@@ -27,6 +30,7 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
     with figure_and_axes() as (figure, axes):
         for i, (label, style, metrics) in enumerate(lines):
             shares, errors = [], []
+            credit_SEK = credits(metrics)
             for k in range(len(depths)):
                 scores = [m["by_depth"][k] for m in metrics]
                 share, prompts = (
@@ -34,6 +38,10 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
                     scores[0]["prompts"],
                 )
                 low, high = wilson_interval(share * prompts, prompts)
+                if credit_SEK is not None and len(metrics) > 1:
+                    found = clustered_share(credit_SEK[:, :, k])
+                    if found.low is not None and found.high is not None:
+                        share, low, high = found.value, found.low, found.high
                 shares.append(share)
                 errors.append((share - low, high - share))
             # Side by side, so that bars do not hide one another.
@@ -58,8 +66,8 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
         caption = (
             f"Right answers by depth, {where(comparison)}: {some['form']} ({some['source']}), "
             f"{some['prompts']} prompts of {low:,} to {high:,} tokens with {some['items']} items, "
-            f"{SCORINGS[suffix]}; bars: 95 % Wilson intervals for the prompts at a depth"
-            + ("; mean over seeds." if seeds > 1 else "; one seed.")
+            f"{SCORINGS[suffix]}; bars: 95 % intervals for the prompts at a depth"
+            + (" and seeds; mean over seeds." if seeds > 1 else f"; one seed: {ONE_SEED}.")
         )
         finish(figure, axes, f"Right answers by depth, {where(comparison)}", comparison)
         return picture(figure, name, caption)

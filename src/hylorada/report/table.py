@@ -101,9 +101,7 @@ class _Notes:
 def _section(
     comparison: Comparison, reference: str, notes: _Notes, results: Sequence[Column]
 ) -> Section:
-    heading = f"length {comparison.length:,}"
-    if comparison.label:
-        heading += f" ({comparison.label})"
+    heading = comparison.heading
     section = Section(heading)
     asked = [text for each in measurements() for text in each.notes(comparison)]
     for text in [*difference_notes(comparison), *_texts(comparison), *asked]:

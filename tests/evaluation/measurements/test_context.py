@@ -6,6 +6,7 @@ import csv
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.records import make_record, with_context
 
@@ -16,6 +17,7 @@ from hylorada.evaluation.context_gain_picture import loss_by_context
 from hylorada.evaluation.retrieval_picture import accuracy_by_depth
 from hylorada.report import figures, render
 from hylorada.report.table import build_tables
+from hylorada.statistics.clustered import clustered_mean
 
 
 def compared(*records):
@@ -191,3 +193,26 @@ def test_only_answers_to_the_same_prompts_share_a_picture():
     assert "x-context-gain" in names
     picture = accuracy_by_depth(comparison, "", "x")
     assert "500 prompts of 3,890 to 3,950 tokens" in picture.caption
+
+
+def test_the_gain_of_context_is_clustered_by_document_and_seed():
+    records = [with_context(make_record("lora", seed)) for seed in range(3)]
+    places = [1, 3, 9, 2]
+    for record in records:
+        for metrics, lift in ((record["base"]["extended"], 0.0), (record["metrics"], 0.1)):
+            metrics["context_gain/gain"]["by_document"] = [
+                {"name": str(d), "places": n, "gain": 0.3 + lift + 0.02 * d + 0.01 * record["seed"]}
+                for d, n in enumerate(places)
+            ]
+    (table,) = build_tables(compared(*records))
+    found = rows(table)
+    sums = [[n * (0.4 + 0.02 * d + 0.01 * s) for d, n in enumerate(places)] for s in range(3)]
+    expected = clustered_mean(np.array(sums), np.array(places))
+    cell = found["lora"]["context_gain"]
+    assert cell.value == pytest.approx(expected.value)
+    assert (cell.low, cell.high) == pytest.approx(expected.interval())
+    assert "±" not in cell.text
+    assert found["base, extended, untrained"]["context_gain"].text.endswith("]")  # has no seed
+    (table,) = build_tables(compared(records[0]))
+    assert rows(table)["lora"]["context_gain"].text.endswith("], one seed")
+    assert any("clustered by document" in note for note in table.notes)

@@ -9,13 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hylorada.comparison.arms import Comparison
+from hylorada.comparison.arms import Arm, Comparison
+from hylorada.comparison.cells import Cell
 from hylorada.comparison.picture import Picture
-from hylorada.comparison.subjects import Metric, others, reference
+from hylorada.comparison.subjects import Metric, Subject, agreed, others, reference
 from hylorada.config import ContextGainConfig, RunConfig
 from hylorada.errors import ConfigError
 from hylorada.evaluation.attempt import Attempt
-from hylorada.evaluation.measurement import Lines, Measurement, Metrics, Shown, Sources, Text
+from hylorada.evaluation.measurement import (
+    Lines,
+    Measurement,
+    Metrics,
+    Shown,
+    Sources,
+    Text,
+    held,
+)
 from hylorada.records.metric_names import GAIN
 
 
@@ -114,6 +123,7 @@ class ContextGain(Measurement):
                 "split": asked.split,
                 "text_sha256": asked.text.sha256,
                 "by_context": [score.to_dict() for score in scores],
+                "by_document": last.by_document,
             }
         }
         for score in scores:
@@ -148,6 +158,34 @@ class ContextGain(Measurement):
         return [lines]
 
     # --- the report ---
+
+    def cells(
+        self, comparison: Comparison, subject: Subject, against: Arm | None
+    ) -> dict[str, Cell]:
+        """The mean gain, clustered by document and by seed where the records know documents."""
+        from hylorada.comparison.means import clustered_cell
+
+        (gain,) = self.shown
+        cells = super().cells(comparison, subject, against)
+        alike = subject.alike(GAIN, agreed(comparison, GAIN))
+        documents = [metrics[GAIN].get("by_document") or [] for metrics in alike]
+        weights = [[(d["name"], d["places"]) for d in each] for each in documents]
+        if weights and weights[0] and all(each == weights[0] for each in weights):
+            cells[gain.key] = clustered_cell(
+                [[d["places"] * d["gain"] for d in each] for each in documents],
+                [places for _, places in weights[0]],
+                gain.digits, gain.sign, trained=subject.arm is not None,
+            )  # fmt: skip
+        return cells
+
+    def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
+        """What the interval is of."""
+        if not any(held(comparison, GAIN) for comparison in comparisons):
+            return []
+        return [
+            "Gain of context: [intervals] 95 %, clustered by document, whose places gain alike, "
+            "and by seed; none below three of either."
+        ]
 
     def notes(self, comparison: Comparison) -> list[str]:
         """What was scored, and who was asked otherwise."""

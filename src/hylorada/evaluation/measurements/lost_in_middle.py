@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hylorada.comparison.arms import Comparison
-from hylorada.comparison.cells import Cell
+from hylorada.comparison.arms import Arm, Comparison
+from hylorada.comparison.cells import Cell, Column
 from hylorada.comparison.picture import Picture
-from hylorada.comparison.subjects import Metric, Subject, others, reference
+from hylorada.comparison.subjects import Metric, Subject, all_metrics, others, reference
 from hylorada.config import LostInMiddleConfig, RunConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.attempt import Attempt
-from hylorada.evaluation.measurement import Lines, Measurement, Metrics, Shown, Sources
+from hylorada.evaluation.measurement import Lines, Measurement, Metrics, Shown, Sources, held
 from hylorada.records.metric_names import SCORINGS, SUFFIXES
 
 _SCORES = ("depth", "prompts", "accuracy", "low", "high")
+SCORING_METRICS = tuple(f"lim/accuracy{suffix}" for suffix in SCORINGS)
 COLUMNS = ["model", "scoring", *_SCORES, "chance"]
 
 
@@ -204,21 +205,64 @@ class LostInMiddle(Measurement):
 
     # --- the report ---
 
-    def cells(self, comparison: Comparison, subject: Subject, against: Any) -> dict[str, Cell]:
-        """As by default; the gap of other prompts than those of most rows is left out with them."""
-        from hylorada.comparison.means import mean_cell
-        from hylorada.comparison.subjects import agreed
+    def columns(
+        self, report: Sequence[Comparison], table: Sequence[Comparison], reference: str
+    ) -> list[Column]:
+        """As by default; with answers by example also the difference from another arm."""
+        columns = super().columns(report, table, reference)
+        for accuracy, scoring in zip(self.shown[::2], SCORINGS.values(), strict=True):
+            if any(
+                metric.get("by_example")
+                for comparison in report
+                for metric in all_metrics(comparison, accuracy.metric)
+            ):
+                place = [column.key for column in columns].index(accuracy.key) + 1
+                heading = f"retrieval against {reference}, {scoring}, points"
+                columns.insert(place, Column(_against(accuracy), heading, interval=True))
+        return columns
 
-        cells = {}
+    def cells(
+        self, comparison: Comparison, subject: Subject, against: Arm | None
+    ) -> dict[str, Cell]:
+        """Accuracy, its difference from another arm, and the gap between edges and middle."""
+        from hylorada.evaluation.retrieval_cells import difference_cell, retrieval_cells
+
+        cells: dict[str, Cell] = {}
         for accuracy, gap in zip(self.shown[::2], self.shown[1::2], strict=True):
-            alike = subject.alike(accuracy.metric, agreed(comparison, accuracy.metric))
-            for each in (accuracy, gap):
-                found = [metrics[each.metric] for metrics in alike if each.metric in metrics]
-                if found:
-                    cells[each.key] = mean_cell(found, each.scale, each.digits, each.sign)
-                elif not alike and subject.values(accuracy.metric):
-                    cells[each.key] = Cell(accuracy.other)
+            cells |= retrieval_cells(comparison, subject, accuracy, gap)
+            difference = difference_cell(comparison, subject, against, accuracy)
+            if difference is not None and accuracy.key in cells:
+                cells[_against(accuracy)] = difference
+            elif subject.arm is None:
+                cells[_against(accuracy)] = Cell("-")
         return cells
+
+    def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
+        """What the intervals are of, and the family of arms against one."""
+        from hylorada.comparison.family import family
+        from hylorada.evaluation.retrieval_cells import reversal_p_values
+
+        if not any(held(comparison, *SCORING_METRICS) for comparison in comparisons):
+            return []
+        notes = [
+            "Retrieval: [intervals] 95 %, clustered by example, which is asked at every depth, and "
+            "by seed; arms are compared example by example, on the same prompts."
+        ]
+        for comparison in comparisons:
+            against = comparison.reference(reference)
+            for suffix, scoring in SCORINGS.items():
+                contrasts = (
+                    reversal_p_values(comparison, against, f"lim/accuracy{suffix}")
+                    if against is not None
+                    else []
+                )
+                if contrasts:
+                    notes.append(
+                        f"{comparison.heading}: retrieval, {scoring}, against {reference}, "
+                        f"p-values by reversing examples, {len(contrasts)} by Holm: "
+                        f"{family(contrasts)}."
+                    )
+        return notes
 
     def notes(self, comparison: Comparison) -> list[str]:
         """What was asked, and who was asked otherwise."""
@@ -256,6 +300,10 @@ class LostInMiddle(Measurement):
             for suffix, scoring in SCORINGS.items()
         ]
         return [(suffix, each) for suffix, each in drawn if each is not None]
+
+
+def _against(accuracy: Shown) -> str:
+    return accuracy.key.replace("retrieval", "retrieval_reference")
 
 
 def check(lim: LostInMiddleConfig) -> None:

@@ -252,6 +252,7 @@ class Perplexity(Measurement):
 
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the columns mean."""
+        from hylorada.evaluation.perplexity_contrasts import contrast_notes
         from hylorada.statistics.clustered import LEVEL, ONE_SEED
 
         compared = (
@@ -261,6 +262,12 @@ class Perplexity(Measurement):
             if arm.ok
         )
         main = " and ".join(dict.fromkeys(name for name in compared if name)) or "blocks"
+        contrasts = [
+            f"{comparison.heading}: {note}"
+            for comparison in comparisons
+            if (against := comparison.reference(reference)) is not None
+            for note in contrast_notes(comparison, against)
+        ]
         reach = _reach(comparisons)
         untrained = "extended, untrained base" if reach else "base"
         return [
@@ -277,6 +284,7 @@ class Perplexity(Measurement):
             "Parameters per 1 % gain: those that an arm trains more than the arm nested in it "
             f"(the {untrained}, if no arm is) / percent of PPL gained on that; no number where the "
             "interval of the gain reaches 0.",
+            *contrasts,
         ]
 
     def figures(self, comparison: Comparison, name: str) -> list[Picture]:

@@ -1,0 +1,29 @@
+"""What the arms of one comparison say together: p-values of a family, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hylorada.statistics.clustered import ONE_SEED
+from hylorada.statistics.contrasts import holm
+
+
+def family(contrasts: Sequence[tuple[str, float, int]]) -> str:
+    """The contrasts of a family with their p-values by Holm: "a 0.41; b < 0.001".
+
+    Args:
+        contrasts: label, p-value and number of seeds of each.
+    """
+    adjusted = holm([p for _, p, _ in contrasts])
+    listed = "; ".join(
+        f"{label} {_shown(p)}" for (label, _, _), p in zip(contrasts, adjusted, strict=True)
+    )
+    single = [label for label, _, seeds in contrasts if seeds == 1]
+    if not single:
+        return listed
+    who = "" if len(single) == len(contrasts) else f" of {', '.join(single)}"
+    return f"{listed} (one seed{who}: {ONE_SEED})"
+
+
+def _shown(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.0995 else f"{p:.2f}"

@@ -1,0 +1,108 @@
+"""Right answers in a table: intervals by example and seed, arms paired on the same prompts.
+
+Records from before answers were kept by example have a mean and the deviation between seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hylorada.comparison.arms import Arm, Comparison
+from hylorada.comparison.cells import Cell, with_interval
+from hylorada.comparison.means import mean_cell
+from hylorada.comparison.subjects import Metric, Subject, agreed, asked, shown_arms
+from hylorada.evaluation.measurement import Shown
+from hylorada.statistics.clustered import few_seeds
+from hylorada.statistics.shares import (
+    Mean,
+    clustered_difference,
+    clustered_share,
+    edges_less_middle,
+    sign_flip_p,
+)
+
+
+def credits(metrics: Sequence[Metric]) -> np.ndarray | None:
+    """What each seed got for each example at each depth, [S, E, K]; None where it is not known."""
+    rows = [metric.get("by_example") or [] for metric in metrics]
+    if len({(len(row), len(row[0]) if row else 0) for row in rows}) != 1 or not rows[0]:
+        return None
+    return np.array(rows, dtype=np.float64)
+
+
+def retrieval_cells(
+    comparison: Comparison, subject: Subject, accuracy: Shown, gap: Shown
+) -> dict[str, Cell]:
+    """The accuracy and the gap between edges and middle, of those prompts that most were asked."""
+    alike = subject.alike(accuracy.metric, agreed(comparison, accuracy.metric))
+    if not alike:
+        other = Cell(accuracy.other)
+        return {accuracy.key: other, gap.key: other} if subject.values(accuracy.metric) else {}
+    trained = subject.arm is not None
+    cells, credit_SEK = {}, credits([metrics[accuracy.metric] for metrics in alike])
+    for shown in (accuracy, gap):
+        found = [metrics[shown.metric] for metrics in alike if shown.metric in metrics]
+        if not found:
+            continue
+        if credit_SEK is None or (shown is gap and credit_SEK.shape[2] < 3):
+            cells[shown.key] = mean_cell(
+                found, shown.scale, shown.digits, shown.sign, trained=trained
+            )
+            continue
+        if shown is accuracy:
+            mean = clustered_share(credit_SEK.mean(axis=-1))
+        else:
+            mean = clustered_difference(edges_less_middle(credit_SEK))
+        cells[shown.key] = _cell(mean, shown, few_seeds(len(alike)) if trained else "")
+    return cells
+
+
+def difference_cell(
+    comparison: Comparison, subject: Subject, against: Arm | None, accuracy: Shown
+) -> Cell | None:
+    """The accuracy less that of another arm on the same prompts under the same seeds."""
+    if against is None or subject.arm is None:
+        return None
+    if subject.arm is against:
+        return Cell("reference", 0.0)
+    difference_SEK = _differences(comparison, subject.arm, against, accuracy.metric)
+    if difference_SEK is None:
+        return None
+    mean = clustered_difference(difference_SEK.mean(axis=-1))
+    shown = Shown(accuracy.metric, "", "", accuracy.scale, accuracy.digits, "+")
+    return _cell(mean, shown, few_seeds(len(difference_SEK)))
+
+
+def reversal_p_values(
+    comparison: Comparison, against: Arm, metric: str
+) -> list[tuple[str, float, int]]:
+    """Label, p-value and seeds of each arm against another one, by reversing whole examples."""
+    found = []
+    for arm in shown_arms(comparison):
+        difference_SEK = None if arm is against else _differences(comparison, arm, against, metric)
+        if difference_SEK is not None:
+            p = sign_flip_p(difference_SEK.sum(axis=(0, 2)))
+            found.append((arm.label, p, len(difference_SEK)))
+    return found
+
+
+def _differences(comparison: Comparison, arm: Arm, against: Arm, metric: str) -> np.ndarray | None:
+    """Credits less those of the other arm, [S, E, K], over the seeds that both have."""
+    wanted = agreed(comparison, metric)
+    ours, theirs = (
+        {seed: m for seed, m in each.metrics(metric).items() if asked(m) == wanted}
+        for each in (arm, against)
+    )
+    seeds = sorted(set(ours) & set(theirs))
+    together = credits([*(ours[s] for s in seeds), *(theirs[s] for s in seeds)])
+    return None if together is None else together[: len(seeds)] - together[len(seeds) :]
+
+
+def _cell(mean: Mean, shown: Shown, remark: str) -> Cell:
+    text = shown.text(mean.value)
+    if mean.low is None or mean.high is None:
+        return Cell(text, shown.scale * mean.value)
+    text = with_interval(text, shown.text(mean.low), shown.text(mean.high), remark)
+    return Cell(text, *(shown.scale * each for each in (mean.value, mean.low, mean.high)))
