@@ -81,6 +81,10 @@ class Perplexity(Metric):
     by_document: Annotated[list[Document], About("documents of which something was scored")]
 
 
+_FEW_EXAMPLES = "fewer than 3 depths or examples"
+_FEW_DOCUMENTS = "the shortest context, or fewer than 3 documents"
+
+
 class Depth(TypedDict):
     """The prompts whose answer lies at one depth."""
 
@@ -99,9 +103,19 @@ class Retrieval(Metric):
     window: Annotated[int, About("the most tokens of a prompt with its answer", "tokens")]
     prompt_tokens: Annotated[list[int], About("of the shortest and of the longest prompt")]
     by_depth: Annotated[list[Depth], About("accuracy at each depth")]
+    by_example: NotRequired[
+        Annotated[
+            list[list[float]],
+            About(
+                "for each example its credit, 0 to 1, at each depth in the order of `by_depth`; "
+                "empty if some example was not asked at every depth",
+                absent="records from before it was kept",
+            ),
+        ]
+    ]
     middle_gap: Annotated[float | None, About("as `lim/middle_gap`", null="fewer than 3 depths")]
-    middle_gap_low: Annotated[float | None, About("its 95 % interval", null="as `middle_gap`")]
-    middle_gap_high: Annotated[float | None, About("its 95 % interval", null="as `middle_gap`")]
+    middle_gap_low: Annotated[float | None, About("its 95 % interval", null=_FEW_EXAMPLES)]
+    middle_gap_high: Annotated[float | None, About("its 95 % interval", null=_FEW_EXAMPLES)]
     prompts: Annotated[int, About("asked", "prompts")]
     form: Annotated[str, About("`kv`, `nq` or `passkey`")]
     source: Annotated[str, About("`generated`, or name of the file and start of its sha256")]
@@ -130,9 +144,17 @@ class Context(TypedDict):
     sum_nll: Annotated[float, About("of the targets", "nats")]
     tokens: Annotated[int, About("targets", "tokens")]
     gain: Annotated[float, About("nats per token less than with the shortest context")]
-    gain_low: Annotated[float | None, About("its 95 % interval", null="the shortest context")]
-    gain_high: Annotated[float | None, About("its 95 % interval", null="the shortest context")]
+    gain_low: Annotated[float | None, About("its 95 % interval", null=_FEW_DOCUMENTS)]
+    gain_high: Annotated[float | None, About("its 95 % interval", null=_FEW_DOCUMENTS)]
     ppl: Annotated[float | None, About("exp(sum_nll / tokens)", null="it is not finite")]
+
+
+class DocumentGain(TypedDict):
+    """What the longest context is worth over the shortest in one document."""
+
+    name: Annotated[str, About("name of the document")]
+    places: Annotated[int, About("scored in it", "places")]
+    gain: Annotated[float, About("mean over its places", "nats per token")]
 
 
 class ContextGain(Metric):
@@ -146,6 +168,12 @@ class ContextGain(Metric):
     split: Annotated[str, About("name of the split")]
     text_sha256: Annotated[str, About("of the split")]
     by_context: Annotated[list[Context], About("each amount of context")]
+    by_document: NotRequired[
+        Annotated[
+            list[DocumentGain],
+            About("the gain in each document", absent="records from before it was kept"),
+        ]
+    ]
 
 
 class LossAtContext(Metric):
