@@ -67,7 +67,7 @@ def test_all_promised_options_exist() -> None:
     assert set(options("method")) == (
         {"baseline", "lora", "rslora", "dora", "longlora", "hylorada", "hylorada_leaky_landmark"}
         | {f"hylorada_no_{name}" for name in single}
-        | {f"rslora_{name}" for name in single}
+        | {f"rslora_{name}" for name in {*single, "noise_floor"}}
         | {"vera", "ia3", "loha"}
     )
     assert set(options("model")) == {

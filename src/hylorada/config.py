@@ -115,6 +115,10 @@ class MethodConfig:
     position_range: PositionRangeConfig = part(PositionRangeConfig)
     train_embeddings: str = switch("auto", means="the position embeddings")
     train_norms: str = switch("auto")
+    # The same method, data and order with other initial weights: the noise floor.
+    adapter_seed: int = number(
+        0, "added to the seed that the adapter is drawn by", least=0, most=2**32 - 1
+    )
     # As in {peft_type: VERA, r: 256}: the keys of that method's PeftConfig; target_modules may also
     # be auto or attention, as in method.lora.
     peft: dict[str, Any] = several(

@@ -93,6 +93,7 @@ ERRORS = [
     ("hydra.run.dir=x", "output_root"),
     ("launcher=slrm", "launcher=slrm: there is no such option; did you mean slurm?"),
     ("train.max_steps=0", "exactly one of train.epochs, train.max_steps, train.max_tokens"),
+    ("method=baseline method.adapter_seed=1", "method.adapter_seed=1 has no effect"),
     ("length=512 method=rslora_s2", "set a smaller group_size"),
     ("--multirn", "unrecognized arguments: --multirn"),
     ("--cfg jb", "choose from"),

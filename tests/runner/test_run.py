@@ -262,6 +262,21 @@ def test_the_seed_changes_the_run_and_nothing_else_does(done, root, tmp_path):
     assert other["metrics"] != record["metrics"]
 
 
+def test_the_noise_floor_is_the_same_run_with_another_adapter(done, root, tmp_path):
+    """The first step, at which an adapter is the identity, sees the same data; then they part."""
+    config, _, directory = done
+    run(make_config(root, method__adapter_seed=1000), tmp_path / "floor")
+    lines, other = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (directory, tmp_path / "floor")
+    )
+    trained, again = ([e for e in each if "train/loss" in e] for each in (lines, other))
+    assert again[0]["train/loss"] == pytest.approx(trained[0]["train/loss"], rel=1e-6)
+    assert again[-1]["train/loss"] != trained[-1]["train/loss"]
+    assert [e["train/tokens"] for e in again] == [e["train/tokens"] for e in trained]
+    assert fingerprint(make_config(root, method__adapter_seed=1000)) != fingerprint(config)
+
+
 def test_process_state_is_put_back(root, tmp_path):
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     loggers = [list(logging.getLogger(name).handlers) for name in ("", "hylorada")]

@@ -239,14 +239,15 @@ class _Run:
         config, model = self.config, backbone.model
         length = config.length.max_length
         left_out: dict[str, str] = {}
+        seed = config.seed + config.method.adapter_seed
         if config.method.peft:
-            attached = attach_peft_method(model, config.method, length, seed=config.seed)
+            attached = attach_peft_method(model, config.method, length, seed=seed)
             model, reached = attached.model, attached.range_report
             left_out |= attached.left_out
         elif (method := from_method(config.method, length, model.config)) is None:
             reached = extend(model, length, config.method.position_range)
         else:
-            adapted: Any = adapt(model, method, length, seed=config.seed)
+            adapted: Any = adapt(model, method, length, seed=seed)
             model, reached = adapted, adapted.base_model.range_report
             left_out |= adapted.peft_config["default"].left_out
         self.record["position_range"] = reached.to_dict()

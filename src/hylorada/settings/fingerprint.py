@@ -48,6 +48,7 @@ IMPLIED: dict[str, Any] = {
     "method.position_range.rope_factor": 0,
     "method.train_embeddings": "auto",
     "method.train_norms": "auto",
+    "method.adapter_seed": 0,
     "method.peft": {},
     "model.name": "tiny",
     "model.path": "embedded",

@@ -80,6 +80,11 @@ def _method(method: MethodConfig, max_length: int) -> None:
                 f"{key}=true has no effect with method.lora.enabled=false (nothing is attached); "
                 f"set {key}=false or method.lora.enabled=true"
             )
+    if method.adapter_seed and not method.trains:
+        raise ConfigError(
+            f"method.adapter_seed={method.adapter_seed} has no effect with "
+            "method.lora.enabled=false (nothing is drawn); set method.adapter_seed=0"
+        )
     check_peft(method)
     if not lora.target_modules or not all(lora.target_modules):
         raise ConfigError("method.lora.target_modules is empty; write [auto] or names of modules")
