@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from helpers.records import make_record, metrics
+from scipy import stats
 
 from hylorada.comparison.arms import compare
 from hylorada.comparison.collect import Record
@@ -79,3 +81,23 @@ def test_without_an_interval_nothing_is_said():
             metric["by_document"] = metric["by_document"][:2]
     notes = notes_of(*records)
     assert not any("by Holm" in note or "shown to match" in note for note in notes)
+
+
+def test_the_noise_floor_says_what_could_have_been_found():
+    records = arms(3, rslora=3.9)
+    for record in arms(3, rslora_noise_floor=3.901):
+        record["config"]["method"] |= {"adapter_seed": 1000}
+        records.append(record)
+    records += arms(3, lora=3.95)
+    (note,) = [n for n in notes_of(*records) if "noise floor: " in n]
+    assert "rslora_noise_floor is rslora with another draw of the adapter" in note
+    by_method = {
+        method: {r["seed"]: r["metrics"]["eval/ppl"] for r in records if r["method"] == method}
+        for method in ("rslora", "rslora_noise_floor")
+    }
+    change = paired_change(by_method["rslora_noise_floor"], by_method["rslora"])
+    assert f"{change.percent:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]. A change" in note
+    log_ratio = change.log_ratio
+    reach = stats.t.ppf(0.975, log_ratio.df) + stats.t.ppf(0.8, log_ratio.df)
+    smallest = 100 * math.expm1(reach * log_ratio.se)
+    assert f"A change of {smallest:.2f} % would be found by 80% of studies" in note

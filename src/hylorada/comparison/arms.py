@@ -178,15 +178,16 @@ def _method_key(record: Record) -> str:
     return json.dumps([record.data["method"], _method(record)], sort_keys=True)
 
 
-def differing_settings(arm: Arm, other: Arm) -> int:
-    """In how many settings of the method two arms differ."""
-    return len(_differing_keys([_method(each.runs[0]) for each in (arm, other)]))
+def differing_settings(arm: Arm, other: Arm) -> list[str]:
+    """The settings of the method in which two arms differ, their names aside."""
+    trees = [_method(each.runs[0]) for each in (arm, other)]
+    return [key for key in _differing_keys(trees) if key != "name"]
 
 
 def other_draw(arm: Arm, other: Arm) -> bool:
-    """Whether an arm is another one but for `method.adapter_seed`, of which the other has none."""
-    ours, theirs = _method(arm.runs[0]), _method(other.runs[0])
-    return _differing_keys([ours, theirs]) == ["adapter_seed"] and not theirs["adapter_seed"]
+    """Whether an arm is another one but for `method.adapter_seed`, which the other leaves at 0."""
+    seed = _method(other.runs[0])["adapter_seed"]
+    return differing_settings(arm, other) == ["adapter_seed"] and not seed
 
 
 def _method(record: Record) -> dict[str, Any]:

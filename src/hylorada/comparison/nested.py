@@ -19,7 +19,7 @@ def nested_in(arm: Arm, comparison: Comparison) -> Arm | None:
     ]
     return max(
         candidates,
-        key=lambda other: (sum(_groups(other).values()), -differing_settings(arm, other)),
+        key=lambda other: (sum(_groups(other).values()), -len(differing_settings(arm, other))),
         default=None,
     )
 
