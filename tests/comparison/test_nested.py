@@ -48,7 +48,7 @@ def test_the_price_is_of_what_is_trained_more():
     gain, price = row["change_reference"], row["params_per_percent"]
     assert price.value == 900 / -gain.value
     assert (price.low, price.high) == (900 / -gain.low, 900 / -gain.high)
-    assert price.text.endswith("] over rslora")
+    assert price.text.startswith(f"{price.value:,.0f} over rslora [")
 
 
 def test_a_gain_that_may_be_nothing_has_no_price():

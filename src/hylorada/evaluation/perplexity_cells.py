@@ -82,9 +82,8 @@ def _price_cells(
     if not isinstance(price, Price):
         return {"params_per_percent": Cell(f"{price} over {over}")}
     ends = (f"{price.low:,.0f}", f"{price.high:,.0f}")
-    text = with_interval(f"{price.value:,.0f}", *ends, change.remark)
-    cell = Cell(f"{text} over {over}", price.value, price.low, price.high)
-    return {"params_per_percent": cell}
+    text = with_interval(f"{price.value:,.0f} over {over}", *ends, change.remark)
+    return {"params_per_percent": Cell(text, price.value, price.low, price.high)}
 
 
 def ppl_cell(metrics: Sequence[Mapping[str, Any]]) -> Cell:
