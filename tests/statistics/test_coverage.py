@@ -111,6 +111,20 @@ def test_the_minimum_detectable_effect_is_found_in_four_studies_of_five():
     assert 75 <= found <= 85
 
 
+@pytest.mark.parametrize("effect", [-0.01, -0.02, -0.05])
+@pytest.mark.parametrize(("seeds", "documents"), [(1, 11), (3, 5), (3, 11), (5, 62)])
+def test_parameters_per_percent_are_covered_where_they_are_a_number(seeds, documents, effect):
+    study = studies(seeds, documents, 0.005 * (seeds > 1), effect=effect)
+    value, se, df = study.estimated()
+    reach = t_quantile(0.975, df) * se
+    printed = (df >= 1) & (value + reach < 0)
+    low, high = 1 / -np.expm1(value - reach), 1 / -np.expm1(np.where(printed, value + reach, -1))
+    price = 1 / -math.expm1(effect)
+    covered = share(((low <= price) & (price <= high))[printed])
+    say(f"price {effect} {seeds} {documents}: {share(printed):.1f} printed, {covered:.1f} covered")
+    assert 92 <= covered <= 97
+
+
 SHARES = [
     (seeds, examples, level, alike)
     for seeds, examples in ((1, 10), (1, 40), (1, 200), (3, 40), (5, 200))
