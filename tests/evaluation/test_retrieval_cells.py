@@ -85,7 +85,7 @@ def test_arms_are_paired_on_the_same_prompts():
     headings = {column.key: column.heading for column in table.columns}
     assert headings["retrieval_reference"] == "retrieval against lora, ranked, points"
     assert "retrieval_reference_low" in render.as_csv([table]).splitlines()[0]
-    (note,) = [n for n in table.notes if "by reversing examples, 1 by Holm" in n]
+    (note,) = [n for n in table.notes if "ranked, against lora, p-values of 1 by Holm" in n]
     assert "hylorada < 0.001" in note
 
 
@@ -99,7 +99,7 @@ def test_one_seed_and_one_depth_are_mcnemars_test():
     difference = answers(0.6)[:, 0] - answers(0.5)[:, 0]
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     expected = stats.binomtest(better, better + worse).pvalue
-    (note,) = [n for n in table.notes if "by reversing examples" in n]
+    (note,) = [n for n in table.notes if "ranked, against lora, p-values" in n]
     p = float(note.partition("rslora ")[2].split(" (one seed: the spread between seeds is not")[0])
     assert p == pytest.approx(expected, abs=0.01)
     assert rows["rslora"]["retrieval_reference"].text.endswith("], one seed")
@@ -115,7 +115,7 @@ def test_other_prompts_are_not_paired():
     assert rows["hylorada"]["retrieval"].text == "other prompts"
     assert "retrieval_reference" not in rows["hylorada"]
     assert rows["rslora"]["retrieval_reference"].value > 0
-    (note,) = [n for n in table.notes if "by reversing examples" in n]
+    (note,) = [n for n in table.notes if "ranked, against lora, p-values" in n]
     assert "hylorada" not in note
 
 
@@ -124,7 +124,7 @@ def test_records_without_answers_by_example_read_as_before():
     table, rows = table_of(*records)
     assert "retrieval_reference" not in {column.key for column in table.columns}
     assert rows["lora"]["retrieval"].low is None
-    assert not any("by reversing examples" in note for note in table.notes)
+    assert not any("ranked, against" in note for note in table.notes)
 
 
 def test_the_bars_of_several_seeds_hold_the_spread_between_them():

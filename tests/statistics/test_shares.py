@@ -10,6 +10,7 @@ from hylorada.statistics.shares import (
     Mean,
     clustered_difference,
     clustered_share,
+    difference_p,
     sign_flip_p,
     wilson_interval,
 )
@@ -75,3 +76,15 @@ def test_many_differences_are_drawn_and_give_the_same_each_time():
     assert sign_flip_p(difference) == pytest.approx(expected, abs=0.004)
     assert sign_flip_p(difference) == sign_flip_p(difference)
     assert sign_flip_p(np.zeros(5)) == 1.0
+
+
+def test_the_p_value_of_several_seeds_agrees_with_their_interval():
+    """Seeds that differ more than examples: reversing examples alone would find too much."""
+    rng = np.random.default_rng(0)
+    for shift in np.linspace(-0.2, 0.6, 17):
+        of_seed = shift + np.array([[-0.3], [0.0], [0.3]])
+        difference = np.clip(of_seed + rng.normal(0, 0.2, (3, 40)), -1, 1)
+        found = clustered_difference(difference)
+        assert (difference_p(difference) < 0.05) == (not found.low <= 0 <= found.high)
+    one = np.array([[1.0] * 9 + [-1.0] * 2 + [0.0] * 30])
+    assert difference_p(one) == sign_flip_p(one[0])

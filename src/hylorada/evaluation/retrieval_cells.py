@@ -19,8 +19,8 @@ from hylorada.statistics.shares import (
     Mean,
     clustered_difference,
     clustered_share,
+    difference_p,
     edges_less_middle,
-    sign_flip_p,
 )
 
 
@@ -75,15 +75,13 @@ def difference_cell(
     return _cell(mean, shown, few_seeds(len(difference_SEK)))
 
 
-def reversal_p_values(
-    comparison: Comparison, against: Arm, metric: str
-) -> list[tuple[str, float, int]]:
-    """Label, p-value and seeds of each arm against another one, by reversing whole examples."""
+def contrasts(comparison: Comparison, against: Arm, metric: str) -> list[tuple[str, float, int]]:
+    """Label, p-value and number of seeds of each arm against another one."""
     found = []
     for arm in shown_arms(comparison):
         difference_SEK = None if arm is against else _differences(comparison, arm, against, metric)
         if difference_SEK is not None:
-            p = sign_flip_p(difference_SEK.sum(axis=(0, 2)))
+            p = difference_p(difference_SEK.mean(axis=-1))
             found.append((arm.label, p, len(difference_SEK)))
     return found
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hylorada.statistics.clustered import FEWEST, LEVEL, two_way
-from hylorada.statistics.student import t_quantile
+from hylorada.statistics.student import t_quantile, t_two_sided
 
 _Z = 1.959963984540054  # 95 %, two-sided
 _ENUMERATED = 14  # examples whose 2^n signs are gone through one by one
@@ -97,14 +97,34 @@ def bounded_intervals(
     value = value_SE.mean(axis=(-2, -1))
     if examples < FEWEST:
         return value, np.full(value.shape, np.nan), np.full(value.shape, np.nan)
-    quarters = lowest + np.array([0.25, 0.75]) * (highest - lowest)
-    more_S2 = np.broadcast_to(quarters, (*value_SE.shape[:-1], 2))
-    widened_SE = np.concatenate([value_SE, more_S2], axis=-1)
-    ones_E = np.ones((*value_SE.shape[:-2], examples + 2))
-    centre, variance, df = two_way(widened_SE, ones_E)
+    centre, variance, df = _with_two_more(value_SE, lowest, highest)
     reach = t_quantile((1 + LEVEL) / 2, df) * np.sqrt(variance)
     low = np.maximum(lowest, np.minimum(value, centre - reach))
     return value, low, np.minimum(highest, np.maximum(value, centre + reach))
+
+
+def _with_two_more(
+    value_SE: np.ndarray, lowest: float, highest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    quarters = lowest + np.array([0.25, 0.75]) * (highest - lowest)
+    more_S2 = np.broadcast_to(quarters, (*value_SE.shape[:-1], 2))
+    widened_SE = np.concatenate([value_SE, more_S2], axis=-1)
+    return two_way(widened_SE, np.ones((*value_SE.shape[:-2], widened_SE.shape[-1])))
+
+
+def difference_p(difference_SE: np.ndarray) -> float:
+    """The p-value of no difference between two arms on the same prompts.
+
+    Of one seed by `sign_flip_p`, which is exact; of several by the interval of
+    `clustered_difference`, since reversing examples would hold the seeds fixed.
+
+    Args:
+        difference_SE: for each seed and example, between -1 and 1.
+    """
+    if len(difference_SE) == 1:
+        return sign_flip_p(difference_SE[0])
+    centre, variance, df = _with_two_more(difference_SE, -1.0, 1.0)
+    return float(t_two_sided(centre / np.sqrt(variance), df))
 
 
 def sign_flip_p(difference_E: np.ndarray) -> float:
@@ -115,7 +135,7 @@ def sign_flip_p(difference_E: np.ndarray) -> float:
     20,000 are drawn and the observed one is counted among them.
 
     Args:
-        difference_E: one for each example, over its depths and over seeds.
+        difference_E: one for each example, over its depths.
     """
     moved_E = difference_E[difference_E != 0]
     observed = abs(moved_E.sum()) * (1 - 1e-9)

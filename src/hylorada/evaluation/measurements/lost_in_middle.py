@@ -240,27 +240,28 @@ class LostInMiddle(Measurement):
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the intervals are of, and the family of arms against one."""
         from hylorada.comparison.family import family
-        from hylorada.evaluation.retrieval_cells import reversal_p_values
+        from hylorada.evaluation.retrieval_cells import contrasts
 
         if not any(held(comparison, *SCORING_METRICS) for comparison in comparisons):
             return []
         notes = [
             "Retrieval: [intervals] 95 %, clustered by example, which is asked at every depth, and "
-            "by seed; arms are compared example by example, on the same prompts."
+            "by seed; arms are compared example by example, on the same prompts. p-values of one "
+            "seed: whole examples reversed (McNemar's exact test where each is asked once)."
         ]
         for comparison in comparisons:
             against = comparison.reference(reference)
             for suffix, scoring in SCORINGS.items():
-                contrasts = (
-                    reversal_p_values(comparison, against, f"lim/accuracy{suffix}")
+                known = (
+                    contrasts(comparison, against, f"lim/accuracy{suffix}")
                     if against is not None
                     else []
                 )
-                if contrasts:
+                if known:
                     notes.append(
                         f"{comparison.heading}: retrieval, {scoring}, against {reference}, "
-                        f"p-values by reversing examples, {len(contrasts)} by Holm: "
-                        f"{family(contrasts)}."
+                        f"p-values of {len(known)} by Holm: "
+                        f"{family(known)}."
                     )
         return notes
 
