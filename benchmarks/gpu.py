@@ -56,16 +56,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def plan(place: Any, args: argparse.Namespace, rows: Any) -> list[Any]:
-    """The cells of all stages, in order."""
+    """The cells of all stages, the most valuable first."""
     from gpu_parts import checks, evaluation, machine, real, runs, steps
 
     before, after = ([], []) if args.no_suite else ([cell] for cell in runs.suites(place))
+    timed = steps.cells(place, rows)
     return [
         *machine.cells(place),
         *checks.cells(place),
-        *runs.cells(place),
         *before,
-        *steps.cells(place, rows),
+        *timed[:2],  # steps at 8K of both small models: most of what is asked
+        *runs.cells(place),
+        *timed[2:],
         *evaluation.cells(place),
         *real.cells(place, args.model, args.tokens),
         *after,

@@ -46,7 +46,7 @@ call() {
   run+=" && PYTHONPATH=$site $PYTHON benchmarks/gpu.py --done benchmarks/results/gpu.jsonl"
   run+=" --out \${OUT:-.}/gpu-$number.jsonl"
   case $number in
-    1) echo "$run --stages 0,1,2a --deadline-s 330" ;;
+    1) echo "$run --stages 0,1,2a --deadline-s 380" ;;
     2) echo "$run --stages 1,2b --only 2b/,1/suite --deadline-s 290" ;;
     3) local model=""
       if [ -d "$kit/base" ]; then

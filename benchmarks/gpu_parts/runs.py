@@ -220,26 +220,22 @@ CPU_TESTS = [
 
 
 def suites(place: Place) -> tuple[Cell, Cell]:
-    """Kernels on the GPU now, before anything is timed; at the end of a call whole runs there.
+    """Kernels on the GPU, at once; and what takes longer, at the end of a call.
 
-    Those for a processor begin beside what lies between.
+    None runs beside anything that is timed.
     """
-    beside: list[Suite] = []
 
     def kernels(keys: list[str]) -> Found:
-        beside.append(Suite(place, CPU_TESTS, hidden=True))
-        yield from _ended(
-            "suite/kernels", Suite(place, [*GPU, "tests/cuda/test_kernels.py"], False)
-        )
+        words = [*GPU, "tests/cuda/test_kernels.py"]
+        yield from _ended("suite/kernels", Suite(place, words, hidden=False))
 
     def rest(keys: list[str]) -> Found:
-        first = beside[0] if beside else Suite(place, CPU_TESTS, hidden=True)
-        yield from _ended("suite/cpu", first)
-        words = [*GPU, "tests/cuda/test_runs.py"]
+        words = [*GPU, "tests/cuda", "--deselect", "tests/cuda/test_kernels.py"]
         yield from _ended("suite/runs", Suite(place, words, hidden=False))
+        yield from _ended("suite/cpu", Suite(place, CPU_TESTS, hidden=True))
 
     now = Cell("1", ["suite/kernels"], 20, kernels)
-    return now, Cell("1", ["suite/cpu", "suite/runs"], 90, rest)
+    return now, Cell("1", ["suite/runs", "suite/cpu"], 120, rest)
 
 
 GPU = ("-m", "cuda")
