@@ -45,7 +45,7 @@ def test_the_values_of_every_method_are_of_its_types(name):
         ({"peft_type": "VERA", "r": "8"}, "method.peft.r is '8'; .* takes a whole number"),
         ({"peft_type": "VERA", "r": 1.5}, "method.peft.r is 1.5"),
         ({"peft_type": "VERA", "r": True}, "method.peft.r is True"),
-        ({"peft_type": "VERA", "target_modules": 3}, "takes a text or a list or null"),
+        ({"peft_type": "VERA", "target_modules": 3}, "takes a list or a text or null"),
         ({"peft_type": "VERA", "target_modules": [3]}, "target_modules is"),
         ({"peft_type": "VERA", "task_type": "SEQ_CLS"}, "task_type follows from the run"),
         (

@@ -145,15 +145,17 @@ def _fits(value: Any, hint: Any) -> bool:
 def _in_words(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_in_words(one) for one in inner)
+        # In one order: Python hands out a union in that in which the process first met its parts.
+        words = {_in_words(one) for one in inner}
+        return " or ".join(sorted(words, key=lambda word: (word == "null", word)))
     if origin is Literal:
         return " or ".join(repr(one) for one in inner)
-    words = {
+    names = {
         int: "a whole number", float: "a number", bool: "true or false", str: "a text",
         type(None): "null", list: "a list", tuple: "a list", set: "a list",
         dict: "settings in braces",
     }  # fmt: skip
-    return words.get(origin or hint, getattr(hint, "__name__", str(hint)))
+    return names.get(origin or hint, getattr(hint, "__name__", str(hint)))
 
 
 def _first(error: BaseException) -> str:
