@@ -203,7 +203,7 @@ class TrainConfig:
         1, "forward passes of an optimizer step", least=1, changes="rounding"
     )  # the product of the two is compared
     lr: float = number(3e-3, "learning rate at its peak", above=0)  # the paper has 2e-4
-    # To lr * min_lr_ratio, or not at all:
+    # After the warm-up: down to lr * min_lr_ratio, or level (training/optim.py):
     lr_scheduler: str = choice("cosine", "constant")
     min_lr_ratio: float = number(0.0, "share of lr", least=0, most=1)
     warmup_ratio: float = number(0.03, "share of the steps", least=0, below=1)

@@ -106,9 +106,10 @@ def _check_keys(config_class: type[PeftConfig], asked: Mapping[str, Any]) -> Non
         if key in _OF_THE_RUN:
             raise ConfigError(f"method.peft.{key} follows from the run; leave it out")
         if key not in known:
+            free = sorted(k for k in known if k not in _OF_THE_RUN)
             raise ConfigError(
                 f"method.peft.{key}: peft's {config_class.__name__} has no such key"
-                f"{did_you_mean(key, [k for k in known if k not in _OF_THE_RUN])}"
+                f"{did_you_mean(key, free) or '; it has ' + ', '.join(free)}"
             )
         if key in hints and not _fits(value, hints[key]):
             raise ConfigError(

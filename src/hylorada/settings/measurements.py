@@ -61,10 +61,10 @@ def check_slot(asked: EvalConfig) -> None:
         if name in there and name not in added:
             raise ConfigError(f"{SLOT}.{name}: its settings are in eval.{name}; set them there")
         if name not in there:
-            known = f"there are {', '.join(added)}" if added else "none is added here"
+            known = f"there are {', '.join(added)}" if added else "no installed package adds one"
             raise ConfigError(
                 f"{SLOT}: there is no measurement {name!r}{did_you_mean(name, added)}; {known} "
-                "(docs/EXTENDING.md says how to add one)"
+                "(how to add one, and where it must be installed: docs/EXTENDING.md)"
             )
 
 

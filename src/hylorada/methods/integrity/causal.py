@@ -43,7 +43,10 @@ def causality(probe: Probe, allow_leak: bool) -> Check:
 def cure(part: str) -> str:
     """What to do about a part that reads the future."""
     if part == "landmark":
-        return "use landmark_pooling=prefix_mean, or integrity.allow_leak=true for a control arm"
+        return (
+            "use method=hylorada (method.landmark.pooling=prefix_mean; landmark_pooling in "
+            "Python), or integrity.allow_leak=true to run it as a control arm"
+        )
     return "it must not see later tokens; switch it off"
 
 
