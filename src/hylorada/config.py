@@ -297,18 +297,6 @@ class ContextGainConfig:
     targets: int = number(256, "tokens scored at each place", least=1)
     places: int = number(64, "places at most, spread over the split", least=1)
 
-    def fitting(self, window: int) -> list[int]:
-        """The contexts that fit a window of so many tokens together with the targets.
-
-        If some do not, the most that fit takes their place, so that the whole window is used; but
-        not beside another of nearly that length.
-        """
-        most = window - self.targets + 1  # the last target is predicted and never read
-        found = sorted({c for c in self.contexts if 1 <= c <= most})
-        if any(c > most for c in self.contexts) and most > 1.25 * max(found, default=0):
-            found.append(most)
-        return found
-
 
 @dataclass
 class HarnessConfig:

@@ -13,6 +13,7 @@ from helpers.families import make_model
 from hylorada.config import ContextGainConfig
 from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.context_gain import evaluate_context_gain
+from hylorada.settings.context_lengths import fitting_contexts
 from hylorada.statistics.clustered import clustered_mean
 
 SHORT = ContextGainConfig(contexts=[4, 16], targets=4, places=3)
@@ -126,7 +127,7 @@ def test_what_cannot_be_measured_is_refused():
 )
 def test_the_longest_context_fills_the_window(window, targets, fitting):
     settings = ContextGainConfig(contexts=[512, 128, 2048, 4096, 8192], targets=targets)
-    assert settings.fitting(window) == fitting
+    assert fitting_contexts(settings, window) == fitting
 
 
 def test_a_split_of_short_documents_is_measured_as_far_as_they_reach():

@@ -21,6 +21,7 @@ from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import TokenDocument
 from hylorada.evaluation.perplexity_result import perplexity
 from hylorada.evaluation.scoring import evaluation_mode, token_nll
+from hylorada.settings.context_lengths import fitting_contexts
 from hylorada.statistics.clustered import clustered_mean
 
 
@@ -119,13 +120,13 @@ def contexts_that_fit(
         DataError: no document is long enough.
     """
     targets = settings.targets
-    if len(settings.fitting(window)) < 2:
+    if len(fitting_contexts(settings, window)) < 2:
         raise ConfigError(
             f"context gain: contexts {settings.contexts} with {targets} targets do not fit the "
             f"window of {window} tokens at least twice; use fewer targets or shorter contexts"
         )
     longest = max((len(document.tokens) for document in documents), default=0)
-    fitting = [c for c in settings.fitting(window) if c + targets <= longest]
+    fitting = [c for c in fitting_contexts(settings, window) if c + targets <= longest]
     if len(fitting) < 2:
         raise DataError(
             f"context gain: the longest document has {longest} tokens, too few for two of the "

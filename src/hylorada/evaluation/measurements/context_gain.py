@@ -26,6 +26,7 @@ from hylorada.evaluation.measurement import (
     held,
 )
 from hylorada.records.metric_names import GAIN
+from hylorada.settings.context_lengths import fitting_contexts
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ContextGain(Measurement):
         gain, window = config.eval.context_gain, config.length.max_length
         if not gain.enabled:
             return
-        fitting = gain.fitting(window)
+        fitting = fitting_contexts(gain, window)
         if len(fitting) < 2:
             raise ConfigError(
                 f"eval.context_gain.contexts: of {gain.contexts} with {gain.targets} targets, "
@@ -70,7 +71,7 @@ class ContextGain(Measurement):
     def longest_text(self, config: RunConfig) -> int:
         """The two shortest contexts must fit a document."""
         gain = config.eval.context_gain
-        return sorted(gain.fitting(config.length.max_length))[1] + gain.targets
+        return sorted(fitting_contexts(gain, config.length.max_length))[1] + gain.targets
 
     # --- measuring ---
 
