@@ -382,6 +382,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"train.epochs": -1}, "train.epochs"),
     ("", {"train.lr": 0}, "train.lr"),
     ("", {"train.lr": math.inf}, "train.lr"),
+    ("", {"train.lr_scale.lora_B": 0}, "train.lr_scale.lora_B is 0; it must be above 0"),
+    ("method=lora", {"train.lr_scale.landmark": 2}, "method.landmark.enabled=false: nothing of"),
+    ("method=hylorada_no_norms", {"train.lr_scale.norms": 2}, "or method.train_norms to true"),
+    ("method=vera", {"train.lr_scale.position_bias": 2}, "no effect with method.peft (VERA)"),
     ("", {"train.warmup_ratio": 1}, "train.warmup_ratio"),
     ("", {"train.min_lr_ratio": 1.5}, "train.min_lr_ratio"),
     ("", {"train.precision": "fp8"}, "train.precision"),
@@ -458,6 +462,13 @@ def test_wrong_settings_are_refused_in_one_line(
         check_settings(config)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_learning_rates_of_groups_are_typed_and_carried_by_the_baseline(hydra: Hydra) -> None:
+    for method in ("lora", "baseline", "vera"):
+        config = typed(hydra, f"method={method}", "train=paper", "train.lr_scale.lora_B=16")
+        check_settings(config)
+        assert (config.train.lr_scale.lora_B, config.train.lr_scale.lora_A) == (16.0, 1.0)
 
 
 def test_s2_by_the_adaptive_rule_is_never_refused_for_its_group(hydra: Hydra) -> None:

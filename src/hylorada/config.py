@@ -188,6 +188,18 @@ class RetrievalTaskConfig:
 
 
 @dataclass
+class LrScaleConfig:
+    """Learning rates by group of parameters. One other than 1 is for a group that trains."""
+
+    lora_A: float = number(1.0, "times train.lr", above=0)
+    lora_B: float = number(1.0, "times train.lr", above=0)  # LoRA+ (arXiv 2402.12354) has 16
+    position_bias: float = number(1.0, "times train.lr", above=0)
+    landmark: float = number(1.0, "times train.lr", above=0)
+    embeddings: float = number(1.0, "times train.lr", above=0)  # of positions and of tokens
+    norms: float = number(1.0, "times train.lr", above=0)
+
+
+@dataclass
 class TrainConfig:
     """The optimiser and its budget. Exactly one of epochs, max_steps, max_tokens is above 0."""
 
@@ -203,6 +215,7 @@ class TrainConfig:
         1, "forward passes of an optimizer step", least=1, changes="rounding"
     )  # the product of the two is compared
     lr: float = number(3e-3, "learning rate at its peak", above=0)  # the paper has 2e-4
+    lr_scale: LrScaleConfig = part(LrScaleConfig)
     # After the warm-up: down to lr * min_lr_ratio, or level (training/optim.py):
     lr_scheduler: str = choice("cosine", "constant")
     min_lr_ratio: float = number(0.0, "share of lr", least=0, most=1)

@@ -84,6 +84,10 @@ REFUSED = {
         {"method__lora__use_dora": True, "method__position_bias__enabled": "true"},
         ConfigError, "DoRA and the position bias",
     ),
+    "a learning rate for what the length leaves out": (
+        {"method__landmark__enabled": "auto", "train__lr_scale__landmark": 2.0},
+        ConfigError, "lr_scale.landmark=2 has no effect",
+    ),
     "prompts that never fit": (
         {"eval__lost_in_middle__enabled": True}, DataError, "not even two uuid pairs fit",
     ),

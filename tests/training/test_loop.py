@@ -8,7 +8,7 @@ import torch
 from helpers.families import VOCAB, make_model, tokens
 
 from hylorada.architecture import anatomy
-from hylorada.config import TrainConfig
+from hylorada.config import LrScaleConfig, TrainConfig
 from hylorada.data.order import block_order
 from hylorada.errors import DivergedError, Interrupted
 from hylorada.process.progress import Reporter
@@ -103,6 +103,36 @@ def test_training_equals_a_naive_loop_with_plain_cross_entropy(tmp_path):
         assert line["train/lr"] == learning_rate(step, 4, other.settings)
     for (name, a), (_, b) in zip(training.trainables, other.trainables, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_a_group_with_a_rate_of_its_own_moves_by_it_and_goes_on_from_a_checkpoint(tmp_path):
+    def train(name, checkpoint=None, **settings):
+        settings = {"lr": 2**-7, "save_every": 1, "keep_checkpoints": 4, **settings}
+        training = make_training(tmp_path / name, model=make_model("gpt2"), **settings)
+        training.run(checkpoint)
+        return training
+
+    def after_the_first_step(name):  # whose gradients are the same in all
+        return read_checkpoint(tmp_path / name / "checkpoints" / "step-00000001").trainables
+
+    settings = {"lr_scale": LrScaleConfig(norms=8.0)}
+    scaled = train("scaled", **settings)
+    train("slow")
+    train("fast", lr=2**-4)
+    moved, slow, fast = map(after_the_first_step, ("scaled", "slow", "fast"))
+    for name, values in moved.items():
+        assert torch.equal(values, (fast if "ln_" in name else slow)[name]), name
+        assert not torch.equal(fast[name], slow[name]), name
+    rates = [learning_rate(step, 4, scaled.settings) for step in range(1, 5)]
+    assert [line["train/lr"] for line in lines(tmp_path / "scaled")] == rates
+
+    shutil.copytree(tmp_path / "scaled", tmp_path / "on")
+    halfway = read_checkpoint(tmp_path / "on" / "checkpoints" / "step-00000002")
+    shutil.rmtree(tmp_path / "on" / "checkpoints")
+    continued = train("on", halfway, **settings)
+    assert lines(tmp_path / "on") == lines(tmp_path / "scaled")
+    for (name, a), (_, b) in zip(scaled.trainables, continued.trainables, strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_tokens_count_what_is_scored(tmp_path):

@@ -80,6 +80,40 @@ def test_rate_reaches_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 
+def test_parameters_with_a_rate_of_their_own_move_as_under_an_optimizer_of_their_own():
+    """Decay included, which AdamW multiplies by the rate."""
+    torch.manual_seed(0)
+    shapes = {"a": (3, 2), "v": (3,), "b": (3, 2), "w": (2,)}
+    rates = {"b": 16.0, "w": 4.0}
+    start = {name: torch.randn(shape) for name, shape in shapes.items()}
+    gradients = [{name: torch.randn(shape) for name, shape in shapes.items()} for _ in range(3)]
+
+    def trained(names, rates, base):
+        parameters = {name: nn.Parameter(start[name].clone()) for name in names}
+        optimizer = make_optimizer(parameters.items(), TrainConfig(weight_decay=0.5), rates)
+        for rate, gradient in zip((base, base / 2, base), gradients, strict=True):
+            set_learning_rate(optimizer, rate)
+            for name, parameter in parameters.items():
+                parameter.grad = gradient[name].clone()
+            optimizer.step()
+        return {name: parameter.detach() for name, parameter in parameters.items()}
+
+    together = trained(list(shapes), rates, 2**-6)
+    for name, moved in together.items():
+        alone = trained([name], {}, 2**-6 * rates.get(name, 1.0))
+        assert torch.equal(moved, alone[name]), name
+    assert not torch.equal(together["b"], trained(["b"], {}, 2**-6)["b"])
+
+
+def test_without_rates_of_their_own_there_are_two_groups_in_the_order_of_the_model():
+    names = {"m": (2, 2), "v": (2,), "n": (3, 2), "w": (3,)}
+    parameters = {name: nn.Parameter(torch.ones(shape)) for name, shape in names.items()}
+    optimizer = make_optimizer(parameters.items(), TrainConfig(lr=0.1))
+    found = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    assert found == [[id(parameters[name]) for name in pair] for pair in ("mn", "vw")]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
 @pytest.mark.parametrize("numbers", [(math.nan, 1.0), (1.0, math.inf), (-math.inf, math.nan)])
 def test_a_step_that_is_not_finite_is_none_at_all(numbers):
     """Also not for AdamW's counter, by which it corrects its moments."""

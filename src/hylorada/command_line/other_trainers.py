@@ -17,6 +17,8 @@ _LENGTH = "length, as in length=4k or length=3000"
 # One line for all names of one thing; "name=value" where the value decides.
 _MEANT = {
     "train.lr": "learning_rate peak_lr",
+    "train.lr_scale.lora_B": "loraplus_lr_ratio loraplus_ratio",
+    "train.lr_scale.embeddings": "embedding_lr_scale",
     _EPOCHS: "epochs num_train_epochs num_epochs n_epochs epoch",
     "train.max_steps": "num_steps total_steps num_training_steps max_train_steps "
     "max_steps_per_epoch iterations max_iters",

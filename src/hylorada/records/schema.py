@@ -335,7 +335,7 @@ TrainingLine = TypedDict(
     {
         "step": Annotated[int, About("from 1", "steps")],
         "train/loss": Annotated[float, About("mean of the step", "nats per token")],
-        "train/lr": Annotated[float, About("learning rate of the step")],
+        "train/lr": Annotated[float, About("learning rate of the step, before train.lr_scale")],
         "train/grad_norm": Annotated[float, About("of all gradients, before clipping")],
         "train/tokens": Annotated[int, About("scored so far", "tokens")],
     },

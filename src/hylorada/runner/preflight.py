@@ -42,6 +42,7 @@ from hylorada.process.device import choose_autocast, choose_device, choose_dtype
 from hylorada.process.session import session
 from hylorada.records.outcome import recorded
 from hylorada.records.result import blank_result
+from hylorada.training.group_rates import rates_by_name
 from hylorada.training.loss import refuse_adapted_head
 from hylorada.training.retrieval_blocks import RetrievalBlocks
 
@@ -83,7 +84,8 @@ class Preflight:
         base = ["base", config.model]
         opened = self._once(base, lambda: open_base(config.model))
         if trains:
-            method = [*base, config.method, window, config.train.gradient_checkpointing]
+            of_train = [config.train.gradient_checkpointing, config.train.lr_scale]
+            method = [*base, config.method, window, *of_train]
             self._once(method, lambda: _check_method(config, opened))
         else:
             self._once([*base, "skeleton"], lambda: _skeleton(config.model, opened))
@@ -210,6 +212,7 @@ def _check_method(config: RunConfig, opened: Blueprint) -> None:
         with warnings.catch_warnings(action="ignore"):  # the run itself will warn
             adapted = adapt(model, method, length)
             refuse_adapted_head(adapted)
+            rates_by_name(adapted, config.train.lr_scale)
             if method.s2_attn_enabled:
                 enable_s2(adapted, method.s2_group_size, method.s2_shift, max_length=length)
     except HyloradaError:
@@ -228,6 +231,7 @@ def _check_peft_method(config: RunConfig, model: Any) -> None:
         with warnings.catch_warnings(action="ignore"):  # the run itself will warn
             attached = attach_peft_method(model, config.method, config.length.max_length)
             refuse_adapted_head(attached.model)
+            rates_by_name(attached.model, config.train.lr_scale)
     except (NotImplementedError, RuntimeError) as error:
         logger.debug("preflight: not tried without weights: %s", error)
 

@@ -63,6 +63,7 @@ from hylorada.settings import check_settings, fingerprint
 from hylorada.tracking.final_numbers import mirror
 from hylorada.tracking.tracker import Tracker, start_tracker
 from hylorada.training.checkpoint import Checkpoint, load_newest
+from hylorada.training.group_rates import rates_by_name
 from hylorada.training.loop import (
     BlockSource,
     Counters,
@@ -256,6 +257,8 @@ class _Run:
         self.record["left_out"] = left_out
         for component, reason in left_out.items():
             logger.info("left out: %s, because %s", component, reason)
+        if config.method.trains:
+            rates_by_name(model, config.train.lr_scale)  # where only a whole model tells
         by_group = count_by_component(model)
         self.record["parameters"] = {
             "total": parameter_count(model),

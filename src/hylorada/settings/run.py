@@ -24,6 +24,7 @@ from hylorada.extensions import DATA_KINDS, TRACKERS
 from hylorada.settings.checks import choice, fields
 from hylorada.settings.evaluation import check_eval
 from hylorada.settings.peft_method import check_peft
+from hylorada.settings.rates import check_rates
 
 SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
 BUDGETS = ("epochs", "max_steps", "max_tokens")
@@ -45,6 +46,7 @@ def check_settings(config: RunConfig) -> None:
     _model(config.model)
     _dataset(config.dataset)
     _train(config.train)
+    check_rates(config)
     _retrieval_task(config)
     check_eval(config)
     choice("track.kind", config.track.kind, [*TRACKERS.names(), "off"])

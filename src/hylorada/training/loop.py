@@ -35,6 +35,7 @@ from hylorada.records.manifest import beginning_sha256
 from hylorada.records.provenance import PeakMemory
 from hylorada.records.result import JsonLines
 from hylorada.training.checkpoint import Checkpoint, Named, restore, save_checkpoint
+from hylorada.training.group_rates import rates_by_name
 from hylorada.training.launched import Launched, Outcome, launch_reading
 from hylorada.training.loss_scale import LossScale, searching
 from hylorada.training.optim import (
@@ -108,7 +109,9 @@ class Training:
 
     def __post_init__(self) -> None:
         self.trainables: Named = trainable(self.model)
-        self.optimizer = make_optimizer(self.trainables, self.settings)
+        self.optimizer = make_optimizer(
+            self.trainables, self.settings, rates_by_name(self.model, self.settings.lr_scale)
+        )
         self.plan = make_plan(len(self.blocks), self.blocks.length, self.settings)
         self.counters = Counters()
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from hylorada.config import TrainConfig
 
 
 def make_optimizer(
-    trainables: Iterable[tuple[str, nn.Parameter]], settings: TrainConfig
+    trainables: Iterable[tuple[str, nn.Parameter]],
+    settings: TrainConfig,
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) over the trainable parameters.
 
@@ -21,16 +23,24 @@ def make_optimizer(
     norms' gains, the 65 numbers of the position bias and scalar gates are left free. So are the
     vectors that other methods of peft keep as matrices of one row or column (IA3's, which start at
     one); LoRA's A and B of rank 1 are matrices all the same.
+
+    Args:
+        trainables: the parameters, with their full names.
+        settings: `lr` is the base rate.
+        rates: name -> multiple of the base rate, of those that have one of their own. AdamW's decay
+            is multiplied by the rate, and so grows with it.
     """
+    rates = rates or {}
     named = list(trainables)
-    matrices = [p for name, p in named if _is_matrix(name, p)]
-    others = [p for name, p in named if not _is_matrix(name, p)]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for matrices, decay in ((True, settings.weight_decay), (False, 0.0)):
+        members = [item for item in named if _is_matrix(*item) is matrices]
+        for rate in dict.fromkeys(rates.get(name, 1.0) for name, _ in members):
+            alike = [p for name, p in members if rates.get(name, 1.0) == rate]
+            group = {"lr": settings.lr * rate, "weight_decay": decay, "rate": rate}
+            groups.append({"params": alike, **group})
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings.lr,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
@@ -84,6 +94,6 @@ def learning_rate(step: int, total_steps: int, settings: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Give every parameter group the same learning rate."""
+    """Give every parameter group of `make_optimizer` its multiple of this learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["rate"]
