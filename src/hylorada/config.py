@@ -210,6 +210,8 @@ class TrainConfig:
     epochs: float = number(0.0, "epochs", above=0, zero="another budget")
     max_steps: int = number(40, "optimizer steps", least=1, zero="another budget")
     max_tokens: int = number(0, "scored tokens", least=1, zero="another budget")
+    # Beside one of these three, which the schedule follows: the end may come before theirs.
+    max_seconds: float = number(0.0, "seconds in training steps", above=0, zero="no limit")
     micro_batch_size: int = number(1, "sequences of a forward pass", least=1, changes="rounding")
     gradient_accumulation_steps: int = number(
         1, "forward passes of an optimizer step", least=1, changes="rounding"

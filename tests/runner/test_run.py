@@ -95,6 +95,16 @@ def test_the_record_holds_what_the_run_was_and_found(done):
         assert metric["split"] == "test"
 
 
+def test_a_run_whose_time_is_over_is_done_and_says_what_ended_it(done, root):
+    assert "ended_by" not in done[1]["training"]
+    config = make_config(root, train__max_seconds=1e-9, integrity__enabled=False)
+    record = run(config)
+    assert (record["status"], record["training"]["ended_by"]) == ("ok", "seconds")
+    assert record["training"]["steps"] == 1
+    assert set(record["metrics"]) == set(done[1]["metrics"])
+    assert run(config) == record
+
+
 def test_both_measurements_of_the_base_score_the_same_tokens_as_the_run(done):
     _, record, _ = done
     own = record["base"]["own_window"]["eval/ppl_sliding"]

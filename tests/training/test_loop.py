@@ -292,6 +292,71 @@ def test_evaluation_comes_every_so_often_but_not_at_the_end(tmp_path):
     assert found == [{"step": 2, "validation/ppl": 2.0}, {"step": 4, "validation/ppl": 4.0}]
 
 
+class Ticking:
+    """A clock that goes on by one second whenever it is read."""
+
+    def __init__(self, start):
+        self.now = start
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_training_ends_with_the_step_in_which_its_time_is_over(tmp_path, late):
+    def train(name, checkpoint=None, start=0.0, **settings):
+        settings = {"max_steps": 9, "save_every": 1, "keep_checkpoints": 9, **settings}
+        training = make_training(
+            tmp_path / name, model=make_model("gpt2"), late=late, log_every=4, eval_every=3,
+            evaluate=lambda step: {"validation/ppl": 1.0}, **settings,
+        )  # fmt: skip
+        training.clock = Ticking(start)
+        training.run(checkpoint)
+        return training
+
+    training, whole = train("timed", max_seconds=5.5), train("whole")
+    assert (training.ended_by, whole.ended_by) == ("seconds", "steps")
+    steps = training.counters.step
+    assert steps == 6
+    assert load_newest(tmp_path / "timed" / "checkpoints").state["step"] == steps
+    # The rates are those of the plan, whenever the end comes; the last step is logged.
+    timed = [line for line in lines(tmp_path / "timed") if "train/lr" in line]
+    assert [line["step"] for line in timed] == [4, 6]
+    assert timed[1]["train/lr"] == learning_rate(6, 9, training.settings)
+    assert timed[0] == next(line for line in lines(tmp_path / "whole") if line["step"] == 4)
+
+    # Continued by another process, whose clock reads something else: the time before it counts.
+    shutil.copytree(tmp_path / "timed", tmp_path / "on")
+    halfway = read_checkpoint(tmp_path / "on" / "checkpoints" / "step-00000002")
+    shutil.rmtree(tmp_path / "on" / "checkpoints")
+    continued = train("on", halfway, start=1e6, max_seconds=5.5)
+    assert continued.counters.step == steps
+    assert lines(tmp_path / "on") == lines(tmp_path / "timed")
+    # And once more when all is done.
+    again = train("on", load_newest(tmp_path / "on" / "checkpoints"), max_seconds=5.5)
+    assert (again.counters.step, again.ended_by) == (steps, "seconds")
+    assert lines(tmp_path / "on") == lines(tmp_path / "timed")
+
+
+@pytest.mark.parametrize(
+    ("late", "eval_every", "steps"),
+    # On a GPU a step's time is known when the next was launched, or when it is evaluated.
+    [(False, 0, 1), (True, 0, 2), (True, 1, 1)],
+)
+def test_time_that_is_over_at_once_leaves_what_was_trained(tmp_path, late, eval_every, steps):
+    training = make_training(
+        tmp_path, max_steps=9, max_seconds=1e-9, late=late, eval_every=eval_every,
+        evaluate=lambda step: {"validation/ppl": 1.0},
+    )  # fmt: skip
+    training.clock = Ticking(0.0)
+    training.run()
+    newest = load_newest(tmp_path / "checkpoints")
+    assert newest.state["step"] == training.counters.step == steps
+    logged = [line["step"] for line in lines(tmp_path) if "train/lr" in line]
+    assert logged == list(range(1, steps + 1))
+
+
 def test_log_every_and_metrics_hold_no_times(tmp_path):
     make_training(tmp_path, max_steps=5, log_every=2).run()
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 5]

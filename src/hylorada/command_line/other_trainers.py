@@ -22,6 +22,7 @@ _MEANT = {
     _EPOCHS: "epochs num_train_epochs num_epochs n_epochs epoch",
     "train.max_steps": "num_steps total_steps num_training_steps max_train_steps "
     "max_steps_per_epoch iterations max_iters",
+    "train.max_seconds": "max_time max_train_time time_limit",
     "train.max_tokens": "num_tokens total_tokens",
     "train.micro_batch_size": "per_device_train_batch_size batch_size train_batch_size bs "
     "micro_batch_size",

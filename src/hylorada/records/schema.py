@@ -87,6 +87,17 @@ class Training(TypedDict):
     skipped_steps: Annotated[int, About("with a loss or gradient that is not finite", "steps")]
     tokens: Annotated[int, About("scored, in steps that moved the weights", "tokens")]
     seconds: Annotated[float, About("in steps, over all attempts", "seconds")]
+    ended_by: NotRequired[
+        Annotated[
+            str | None,
+            About(
+                "the budget that came to its end: `seconds`, or `steps` (of epochs, steps or "
+                "tokens)",
+                null="stopped before",
+                absent="without `train.max_seconds`, and where nothing trains",
+            ),
+        ]
+    ]
     tokens_per_second: Annotated[float | None, About("tokens / seconds", null="nothing trained")]
     final_loss: Annotated[
         float | None, About("of the last step", "nats per token", null="nothing trained")

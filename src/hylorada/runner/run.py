@@ -325,6 +325,8 @@ class _Run:
                 training.run(checkpoint)
         finally:
             self._describe_training(training.counters)
+            if config.train.max_seconds:
+                self.record["training"]["ended_by"] = training.ended_by
 
     def _describe_training(self, counters: Counters) -> None:
         speed = counters.tokens / counters.seconds if counters.seconds else None

@@ -74,6 +74,7 @@ IMPLIED: dict[str, Any] = {
     "train.epochs": 0,
     "train.max_steps": 40,
     "train.max_tokens": 0,
+    "train.max_seconds": 0,
     "train.micro_batch_size": 1,
     "train.gradient_accumulation_steps": 1,
     "train.lr": 0.003,

@@ -91,6 +91,7 @@ class Training:
         identity: of the run, kept in each checkpoint.
         on_metrics: mirrors each line of metrics.jsonl with that of timing.jsonl (a tracker).
         evaluate: called with a step when ``eval_every`` says so; its values become a line.
+        clock: in seconds; what a step takes is read from it.
     """
 
     model: nn.Module
@@ -106,6 +107,7 @@ class Training:
     identity: dict[str, Any] = field(default_factory=dict)
     on_metrics: Callable[[dict[str, Any], dict[str, Any] | None], None] = lambda line, timing: None
     evaluate: Callable[[int], dict[str, Any]] | None = None
+    clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
         self.trainables: Named = trainable(self.model)
@@ -123,7 +125,7 @@ class Training:
         self._settled = 0.0  # when the numbers of a step were last read
 
     def run(self, checkpoint: Checkpoint | None = None) -> Counters:
-        """Train to the end of the plan, from a checkpoint if there is one.
+        """Train to the end of the plan or of `max_seconds`, from a checkpoint if there is one.
 
         Raises:
             DivergedError: too many non-finite steps in a row; nothing is saved.
@@ -142,9 +144,17 @@ class Training:
                     self._evaluate()
                 if counters.step >= self.plan.steps:
                     return counters
+                if self.time_is_over:
+                    self._settle()
+                    self._save()  # where only reading the last step told; otherwise it is there
+                    logger.info(
+                        "train.max_seconds is over after %d of %d steps (%.1f s)",
+                        counters.step, self.plan.steps, counters.seconds,
+                    )  # fmt: skip
+                    return counters
                 counters.step += 1
                 self._step(counters.step)
-                last = counters.step == self.plan.steps
+                last = counters.step == self.plan.steps or self.time_is_over
                 every = settings.eval_every
                 counters.evaluation_due = bool(every) and counters.step % every == 0 and not last
                 every = settings.save_every
@@ -153,6 +163,19 @@ class Training:
                     self._save()
                 fault_point("after_step", counters.step)
                 self.stop.check()
+
+    @property
+    def ended_by(self) -> str | None:
+        """Which budget came to its end: "steps", those of the plan, or "seconds"; None: neither."""
+        if self.counters.step >= self.plan.steps:
+            return "steps"
+        return "seconds" if self.time_is_over else None
+
+    @property
+    def time_is_over(self) -> bool:
+        """Whether the steps whose numbers were read took `max_seconds`, over all attempts."""
+        limit = self.settings.max_seconds
+        return bool(limit) and self.counters.seconds >= limit
 
     def _step(self, step: int) -> None:
         """One optimizer step; on a GPU the numbers of the step before are read while it runs."""
@@ -165,7 +188,7 @@ class Training:
     def _launch(self, step: int) -> Launched:
         """Tell the device all that the step does. Nothing that it computes is read here."""
         settings = self.settings
-        started = time.perf_counter()
+        started = self.clock()
         micro_batches = list(self._micro_batches(self.plan.of_step(step, self.seed)))
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -221,11 +244,12 @@ class Training:
             }
         else:
             line = {"step": step, "train/skipped": self._skip(step, read)}
-        now = time.perf_counter()
+        now = self.clock()
         seconds = now - max(launched.started, self._settled)
         self._settled = now
         counters.seconds += seconds
-        if step % settings.log_every == 0 or step == self.plan.steps or counters.skipped_in_row:
+        last = step == self.plan.steps or self.time_is_over
+        if step % settings.log_every == 0 or last or counters.skipped_in_row:
             counters.peak_memory_bytes = max(counters.peak_memory_bytes, self.memory.peak())
             timing = {
                 "step": step,
