@@ -142,6 +142,8 @@ class ModelConfig:
     # Of the frozen weights: auto (the files' own on a GPU that runs bf16, float32 otherwise),
     # float32, or file (bfloat16 as it lies there; float16 becomes float32, in which runs compute).
     dtype: str = choice("auto", "float32", "file")
+    # Of the linear layers below the output head: 4-bit NormalFloat, for a GPU (extra `quantized`).
+    quantization: str = choice("none", "nf4")
     trained_length: int = number(
         0,
         "tokens of a text it was trained on, as it lies there",

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hylorada.kernels import linear
 from hylorada.kernels.frozen_layers import restore, use_frozen_kernels
+from hylorada.kernels.frozen_weights import keep_products_in
 from hylorada.methods import HyloradaConfig, adapt
 
 
@@ -328,3 +329,26 @@ def test_the_gradient_of_b_is_rounded_to_bf16_once():
     (got,) = torch.autograd.grad(y, layer.lora_B["default"].weight, g)
     u = F.linear(x.bfloat16(), layer.lora_A["default"].weight.bfloat16())
     assert torch.equal(got, torch.mm(u.t(), g).t().float() * (5 / 3))
+
+
+class PackedLinear(nn.Linear):
+    """As a 4-bit layer looks: a subclass with a packed weight and a forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 20)
+        packed = torch.zeros(120, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def forward(self, x):
+        return x.new_zeros(*x.shape[:-1], 20)
+
+
+def test_a_layer_with_packed_weights_is_left_alone():
+    model = nn.Sequential(PackedLinear(), nn.Linear(20, 5)).requires_grad_(False)
+    assert use_frozen_kernels(model) == 1
+    assert type(model[0]) is PackedLinear
+    assert keep_products_in(model, torch.bfloat16) == 105
+    assert model[0].weight.dtype == torch.uint8
+    assert model[0].bias.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.ones(3, 12)).shape == (3, 5)

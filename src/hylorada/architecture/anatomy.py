@@ -11,6 +11,7 @@ import re
 from enum import StrEnum
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -224,6 +225,17 @@ def trained_length(config: Any) -> int:
             "set model.trained_length to that number of tokens"
         )
     return found[1]
+
+
+def quantised_products(model: nn.Module) -> set[torch.dtype]:
+    """The precisions that layers with packed weights (bitsandbytes' 4-bit ones) compute in."""
+    return {
+        module.compute_dtype
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        and not module.weight.is_floating_point()
+        and isinstance(getattr(module, "compute_dtype", None), torch.dtype)
+    }
 
 
 def position_embedding(model: nn.Module) -> tuple[str, nn.Embedding, int] | None:

@@ -9,7 +9,7 @@ import re
 
 _NOT_OFFERED = "is not offered here"
 _ADAMW = f"another optimiser than AdamW {_NOT_OFFERED}"
-_QUANTISED = f"a quantised base {_NOT_OFFERED}"
+_QUANTISED = f"a base in 8 bits {_NOT_OFFERED}; 4 are: model.quantization=nf4"
 _TOKEN = "tokens are read from the environment: HF_TOKEN, WANDB_API_KEY"
 _EPOCHS = "train.epochs, with train.max_steps=0"
 _LENGTH = "length, as in length=4k or length=3000"
@@ -47,7 +47,9 @@ _MEANT = {
     "model.attn_implementation": "flash_attention flash_attn flash_attention_2 use_flash_attention "
     "sdp_attention",
     "remote code is never run here": "trust_remote_code",
-    _QUANTISED: "load_in_4bit load_in_8bit quantization_bit quantization qlora bnb_4bit_quant_type",
+    "model.quantization=nf4": "load_in_4bit load_in_4bit=true qlora bnb_4bit_quant_type",
+    "model.quantization": "quantization quantization_bit quantization_config",
+    _QUANTISED: "load_in_8bit",
     "output_root, or group for the folder below it": "output_dir out_dir save_dir log_dir "
     "logging_dir result_dir run_dir workdir",
     "group": "run_name wandb_name wandb_run_name wandb_group exp_name experiment_name name",

@@ -8,6 +8,7 @@ weights in safetensors stay where they lie, mapped into memory.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -28,7 +29,15 @@ from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.kernels import grouped_heads
 from hylorada.loading.gguf_file import SUFFIX as GGUF
 from hylorada.loading.gguf_file import check_read, refuse_unreadable, unpacking
-from hylorada.loading.weight_precision import stored_dtype
+from hylorada.loading.quantized import (
+    NONE,
+    files_sha256,
+    full_config_sha256,
+    quantizing,
+    refuse_elsewhere,
+    refuse_quantized_before,
+)
+from hylorada.loading.weight_precision import stored_dtype, weight_files
 from hylorada.loading.whole_weights import check_loaded, refuse_other_task, reported_here
 from hylorada.process.device import choose_dtype
 from hylorada.records.provenance import config_sha256, name_of, weights_sha256
@@ -48,6 +57,8 @@ class Backbone:
         dtype: of its weights, float32 or bfloat16; bfloat16 is to be run under bf16 autocast.
         trained_length: in tokens, as the user or its config says.
         logits: its `probe_logits` when it was loaded.
+        quantization: of its linear layers, as ``model.quantization`` says. If there is one, the two
+            hashes are of what the files hold, and `dtype` is of the other weights.
     """
 
     model: Any
@@ -57,16 +68,20 @@ class Backbone:
     dtype: torch.dtype
     trained_length: int
     logits: Tensor
+    quantization: str = NONE
 
     @property
     def identity(self) -> dict[str, Any]:
         """What the provenance of a record says of it."""
-        return {
+        told: dict[str, Any] = {
             "base_model_sha256": self.sha256,
             "base_model_config_sha256": self.config_sha256,
             "base_model_dtype": name_of(self.dtype),
             "base_model_trained_length": self.trained_length,
         }
+        if self.quantization != NONE:
+            told["base_model_quantization"] = self.quantization
+        return told
 
 
 @dataclass
@@ -96,8 +111,8 @@ def open_base(settings: ModelConfig) -> Blueprint:
     Raises:
         DataError: not there, not reachable, gated, damaged, made for another task, or only with
             own code.
-        ConfigError: not a causal language model of transformers, or the package that reads the
-            file is not installed.
+        ConfigError: not a causal language model of transformers, the package that reads the file is
+            not installed, or it is to be quantised and is so already.
     """
     source, where = _locate(settings)
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -112,6 +127,7 @@ def open_base(settings: ModelConfig) -> Blueprint:
     with explained(settings, where):
         config = AutoConfig.from_pretrained(source, **options)
         refuse_other_task(config, _named(settings, where))
+        refuse_quantized_before(settings, config)
         _without_dropout(config)
         _tell_trained_length(config, settings.trained_length)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -143,15 +159,18 @@ def load_backbone(
         DataError: not there, not reachable, gated, damaged, incomplete, made for another task, or
             only as pickle or with own code.
         ConfigError: not a causal language model of transformers, one whose logits are no known
-            function of its output head, or a precision that does not go with the other.
+            function of its output head, a precision that does not go with the other, or 4-bit
+            layers where they are not computed.
     """
+    refuse_elsewhere(settings, device)
     opened = opened or open_base(settings)
     what = _named(settings, opened.where)
     grouped_heads.use_here(device)
     gguf = opened.options.get("gguf_file")
     with explained(settings, opened.where), reported_here():
         dtype = choose_dtype(settings.dtype, precision, device, lambda: stored(opened))
-        way: Any = unpacking() if gguf else contextlib.nullcontext({})
+        four_bit = quantizing(settings, device, precision)
+        way: Any = unpacking() if gguf else contextlib.nullcontext(four_bit)
         with way as more:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 opened.source,
@@ -171,12 +190,19 @@ def load_backbone(
     # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
     model.name_or_path = settings.path
     model.requires_grad_(False)
-    sha256 = weights_sha256(model)  # where it was read: from a GPU all of it would come back
-    model.eval().to(device)
+    model.eval()
+    if four_bit:
+        files = weight_files(opened.source, opened.config, **opened.options)
+        sha256 = files_sha256(files, settings.quantization, what)
+        config_hash = full_config_sha256(model.config)
+    else:
+        sha256 = weights_sha256(model)  # where it was read: from a GPU all of it would come back
+        config_hash = config_sha256(model.config)
+        model.to(device)
     output_head(model)  # whether its loss can be computed at all, before anything is measured
     return Backbone(
-        model, opened.tokenizer, sha256, config_sha256(model.config), dtype,
-        anatomy.trained_length(model.config), probe_logits(model),
+        model, opened.tokenizer, sha256, config_hash, dtype,
+        anatomy.trained_length(model.config), probe_logits(model), settings.quantization,
     )  # fmt: skip
 
 
@@ -348,5 +374,6 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """All parameters of a model, shared ones once."""
-    return sum(p.numel() for p in model.parameters())
+    """All parameters of a model, shared ones once; of 4-bit layers as many as they stand for."""
+    states = ((p, getattr(p, "quant_state", None)) for p in model.parameters())
+    return sum(p.numel() if state is None else math.prod(state.shape) for p, state in states)

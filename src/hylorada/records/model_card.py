@@ -293,6 +293,13 @@ def _loading(record: Record, settings: Record) -> str:
     elif _on_hub(record):
         options["revision"] = model["revision"]
     told = "".join(f', {name}="{value}"' for name, value in options.items() if value)
+    quantization = record["provenance"].get("base_model_quantization")
+    if quantization:
+        imports.append("from transformers import BitsAndBytesConfig")
+        told += (
+            f', device_map="cuda", quantization_config=BitsAndBytesConfig(load_in_4bit=True, '
+            f'bnb_4bit_quant_type="{quantization}", bnb_4bit_use_double_quant=True)'
+        )
     code = [
         *imports, "", place, 'adapter = "adapter"  # the folder of this file',
         f"model = AutoModelForCausalLM.from_pretrained(base{told})",

@@ -12,15 +12,18 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hylorada
 
-_PACKAGES = ("torch", "transformers", "peft", "datasets", "safetensors", "numpy")
+_PACKAGES = (
+    "torch", "transformers", "peft", "bitsandbytes", "datasets", "safetensors", "numpy",
+)  # fmt: skip
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -115,8 +118,18 @@ def weights_sha256(model: nn.Module) -> str:
     loaded from another folder, has the same hash. So has a bfloat16 model kept as it is, and the
     same in float32, which holds the same numbers.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    return tensors_sha256(sorted(model.state_dict().items()))
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, Tensor]], of: str = "") -> str:
+    """As `weights_sha256`, of tensors by name, in the order that they come in.
+
+    Args:
+        tensors: name and tensor.
+        of: what else is to be told by the hash.
+    """
+    digest = hashlib.sha256(of.encode())
+    for name, tensor in tensors:
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor = tensor.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -193,6 +193,9 @@ class Provenance(Machine):
     base_model_dtype: NotRequired[
         Annotated[str, About("of its frozen weights", absent="ended early")]
     ]
+    base_model_quantization: NotRequired[
+        Annotated[str, About("`nf4`; the two hashes are of the files", absent="as it is")]
+    ]
     base_model_trained_length: NotRequired[
         Annotated[int, About("that it was trained on", "tokens", absent="ended early")]
     ]

@@ -28,6 +28,7 @@ from hylorada.loading.backbone import Backbone
 from hylorada.loading.finished_run import load_finished
 from hylorada.methods.own_range import adopt_range
 from hylorada.methods.peft_settings import kind_of
+from hylorada.process.device import choose_device
 from hylorada.process.disk import disk_errors, exclusive, make_directory
 from hylorada.process.fault_points import fault_point
 from hylorada.records.model_card import CARD, base_name, merged_card, model_card
@@ -60,6 +61,12 @@ def export(run_dir: Path, to: Path | None = None, merge: bool = False) -> Path:
     method = record["config"]["method"]
     trained = method["lora"]["enabled"] or bool(method.get("peft"))
     adapter = run_dir / "adapter" if trained else None
+    if merge and _quantized(record):
+        raise ConfigError(
+            f"run={run_dir}: merge=true is not exact for a 4-bit base "
+            f"(model.quantization={record['config']['model']['quantization']}), whose weights "
+            "would be rounded once more; leave merge out and keep the adapter"
+        )
     if merge and adapter is not None:
         _refuse_merge(run_dir, json.loads((adapter / ADAPTER_SETTINGS).read_text(encoding="utf-8")))
     if not merge and adapter is None:
@@ -124,10 +131,15 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _load(run_dir: Path, record: dict[str, Any]) -> tuple[Any, Backbone]:
-    """The run's model in float32 on the CPU, whatever it was trained in."""
+    """The run's model in float32 on the CPU, whatever it was trained in; in 4 bits on a GPU."""
     record = copy.deepcopy(record)
     record["config"]["model"]["dtype"] = "float32"
-    return load_finished(run_dir, record, torch.device("cpu"), "fp32")
+    device = choose_device("auto") if _quantized(record) else torch.device("cpu")
+    return load_finished(run_dir, record, device, "fp32")
+
+
+def _quantized(record: dict[str, Any]) -> bool:
+    return record["config"]["model"].get("quantization", "none") != "none"
 
 
 def _write_merged(model: Any, backbone: Backbone, folder: Path) -> None:
@@ -169,10 +181,10 @@ def _quiet() -> Iterator[None]:
 @torch.no_grad()
 def _logits(model: Any, length: int) -> list[Tensor]:
     """At the first positions, and where the model takes their numbers, at the last ones."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings = model.get_input_embeddings().weight
     count = min(_PROBE, length)
-    ids_1T = torch.arange(count)[None] * 7 % rows
-    last_1T = torch.arange(length - count, length)[None]
+    ids_1T = torch.arange(count, device=embeddings.device)[None] * 7 % embeddings.shape[0]
+    last_1T = torch.arange(length - count, length, device=embeddings.device)[None]
     found = [model(input_ids=ids_1T, use_cache=False).logits]
     with suppress(TypeError):
         found.append(model(input_ids=ids_1T, position_ids=last_1T, use_cache=False).logits)

@@ -29,6 +29,7 @@ from hylorada.data.readers import read_documents
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.evaluation.measurement import asked_for
 from hylorada.loading.backbone import Blueprint, explained, open_base, stored
+from hylorada.loading.quantized import refuse_elsewhere
 from hylorada.loading.weight_precision import weight_files
 from hylorada.loading.whole_weights import check_names, reported_here
 from hylorada.methods import adapt
@@ -76,6 +77,7 @@ class Preflight:
         if here:
             device = choose_device(config.device)
             choose_autocast(config.train.precision, device)
+            refuse_elsewhere(config.model, device)
             if trains and config.train.gradient_checkpointing_offload and device.type == "cpu":
                 raise ConfigError(
                     "train.gradient_checkpointing_offload=true has no effect on a CPU, whose "

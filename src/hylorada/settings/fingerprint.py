@@ -55,6 +55,7 @@ IMPLIED: dict[str, Any] = {
     "model.revision": "",
     "model.attn_implementation": "sdpa",
     "model.dtype": "auto",
+    "model.quantization": "none",
     "model.trained_length": 0,
     "dataset.name": "stdlib",
     "dataset.kind": "stdlib",

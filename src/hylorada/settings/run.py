@@ -44,6 +44,7 @@ def check_settings(config: RunConfig) -> None:
         )
     _method(config.method, config.length.max_length)
     _model(config.model)
+    _quantization(config.model, config.method)
     _dataset(config.dataset)
     _train(config.train)
     check_rates(config)
@@ -144,6 +145,28 @@ def _model(model: ModelConfig) -> None:
                 f"model.path: there is no {what} {folder}; give an existing one, or a hub id "
                 "such as openai-community/gpt2"
             )
+
+
+def _quantization(model: ModelConfig, method: MethodConfig) -> None:
+    what = f"model.quantization={model.quantization}"
+    if model.quantization == "none":
+        return
+    if model.path.endswith(".gguf"):
+        raise ConfigError(
+            f"{what}: a GGUF file has a quantisation of its own, from which it is unpacked; set "
+            "model.quantization=none, or give the model that it was made from"
+        )
+    if model.dtype == "file":
+        raise ConfigError(
+            f"{what} does not keep the weights as they lie in the file (model.dtype=file); set "
+            "model.dtype to auto or float32, of which the other weights are"
+        )
+    if method.peft or method.lora.use_dora:
+        key = "method.peft" if method.peft else "method.lora.use_dora=true"
+        raise ConfigError(
+            f"{key}: computes from the weights of the base, which {what} packs; use LoRA "
+            "(method=lora, rslora, longlora, hylorada), or set model.quantization=none"
+        )
 
 
 def _dataset(dataset: DatasetConfig) -> None:

@@ -75,8 +75,10 @@ class Probe:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the model's weights."""
-        return self.lm.get_input_embeddings().weight.dtype
+        """Of the model's weights; or the coarser one that its 4-bit layers compute in."""
+        computed = anatomy.quantised_products(self.lm)
+        own: torch.dtype = self.lm.get_input_embeddings().weight.dtype
+        return max({own, *computed}, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
     def group_size(self) -> int:
