@@ -273,6 +273,9 @@ def _integrity(record: Record) -> str:
     return "## Integrity\n\n" + "\n\n".join([*lines, *allowed])
 
 
+_COMPUTES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
 def _loading(record: Record, settings: Record) -> str:
     """A program that loads the adapter; it runs as it stands where its two places are true."""
     plain, model = _plain(settings), record["config"]["model"]
@@ -296,9 +299,11 @@ def _loading(record: Record, settings: Record) -> str:
     quantization = record["provenance"].get("base_model_quantization")
     if quantization:
         imports.append("from transformers import BitsAndBytesConfig")
+        computes = _COMPUTES.get(record["provenance"].get("precision", ""), "float32")
         told += (
-            f', device_map="cuda", quantization_config=BitsAndBytesConfig(load_in_4bit=True, '
-            f'bnb_4bit_quant_type="{quantization}", bnb_4bit_use_double_quant=True)'
+            ', device_map="cuda", quantization_config=BitsAndBytesConfig(load_in_4bit=True, '
+            f'bnb_4bit_quant_type="{quantization}", bnb_4bit_use_double_quant=True, '
+            f'bnb_4bit_compute_dtype="{computes}")'
         )
     code = [
         *imports, "", place, 'adapter = "adapter"  # the folder of this file',
