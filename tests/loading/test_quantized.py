@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.families import make_model
@@ -12,9 +14,10 @@ from hylorada import config as configs
 from hylorada.config import ModelConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.loading import quantized as module
-from hylorada.loading.backbone import load_backbone, open_base
+from hylorada.loading.backbone import load_backbone, open_base, parameter_count
 from hylorada.loading.quantized import files_sha256, quantizing, refuse_elsewhere
 from hylorada.loading.weight_precision import weight_files
+from hylorada.methods.integrity.probe import Probe
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.run import run
 from hylorada.settings.run import check_settings
@@ -128,3 +131,17 @@ def test_a_base_is_known_by_the_numbers_in_its_files(root, tmp_path):
         else:
             with pytest.raises(DataError, match=rf"{name} in its weights has numbers that are not"):
                 files_sha256([file], "nf4", "m")
+
+
+def test_packed_layers_are_counted_and_their_precision_is_the_gates():
+    """On a layer of the shape that bitsandbytes gives; that it loads so, tests/cuda asks."""
+    model = make_model("llama")
+    before = parameter_count(model)
+    layer = model.model.layers[0].mlp.up_proj
+    shape, layer.compute_dtype = layer.weight.shape, torch.bfloat16
+    assert Probe(model, 50, 12, 0).dtype == torch.float32  # it is not packed
+    packed = torch.zeros(shape.numel() // 2, 1, dtype=torch.uint8)
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    layer.weight.quant_state = SimpleNamespace(shape=shape)
+    assert parameter_count(model) == before
+    assert Probe(model, 50, 12, 0).dtype == torch.bfloat16

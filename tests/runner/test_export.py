@@ -296,3 +296,13 @@ def test_the_command_has_help_a_version_and_a_script(capsys):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     module, _, name = project["project"]["scripts"]["hylorada-export"].partition(":")
     assert getattr(import_module(module), name) is cli.export
+
+
+def test_a_4_bit_run_is_not_merged(runs, tmp_path, monkeypatch):
+    record = json.loads((runs["plain"] / "result.json").read_text())
+    record["config"]["model"]["quantization"] = "nf4"
+    monkeypatch.setattr("hylorada.runner.export.finished_record", lambda *_: record)
+    with pytest.raises(ConfigError, match="merge=true is not exact for a 4-bit base"):
+        export(runs["plain"], tmp_path / "new", merge=True)
+    with pytest.raises(ConfigError, match="4-bit layers are for CUDA devices"):  # nor read here
+        export(runs["plain"], tmp_path / "new")
