@@ -9,6 +9,7 @@ that goes, or comes to mean something else, does. docs/RECORDS.md is made from t
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from hylorada.records.base_schema import BaseModel
 from hylorada.records.described import About, flaws
 from hylorada.records.metric_schema import Metric, Metrics, metric_kind
 
@@ -165,7 +166,7 @@ class Machine(TypedDict):
     time: Annotated[str, About("when it started, ISO 8601, UTC")]
 
 
-class Provenance(Machine):
+class Provenance(Machine, BaseModel):
     """Where the numbers came from; a run that ended early has what it knew by then."""
 
     dataset: NotRequired[
@@ -183,21 +184,6 @@ class Provenance(Machine):
                 absent="trains on no text, or measures the train split",
             ),
         ]
-    ]
-    base_model_sha256: NotRequired[
-        Annotated[str, About("of the base's tensors as loaded", absent="ended early")]
-    ]
-    base_model_config_sha256: NotRequired[
-        Annotated[str, About("of its configuration as loaded", absent="ended early")]
-    ]
-    base_model_dtype: NotRequired[
-        Annotated[str, About("of its frozen weights", absent="ended early")]
-    ]
-    base_model_quantization: NotRequired[
-        Annotated[str, About("`nf4`; the two hashes are of the files", absent="as it is")]
-    ]
-    base_model_trained_length: NotRequired[
-        Annotated[int, About("that it was trained on", "tokens", absent="ended early")]
     ]
     precision: NotRequired[Annotated[str, About("`fp32`, `bf16` or `fp16`", absent="ended early")]]
     tokenizer_sha256: NotRequired[Annotated[str, About("of the tokenizer", absent="ended early")]]
