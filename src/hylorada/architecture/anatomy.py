@@ -229,13 +229,13 @@ def trained_length(config: Any) -> int:
 
 def quantised_products(model: nn.Module) -> set[torch.dtype]:
     """The precisions that layers with packed weights (bitsandbytes' 4-bit ones) compute in."""
-    return {
-        module.compute_dtype
+    packed = (
+        module
         for module in model.modules()
-        if isinstance(module, nn.Linear)
-        and not module.weight.is_floating_point()
-        and isinstance(getattr(module, "compute_dtype", None), torch.dtype)
-    }
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    )
+    found: list[Any] = [getattr(module, "compute_dtype", None) for module in packed]
+    return {dtype for dtype in found if isinstance(dtype, torch.dtype)}
 
 
 def position_embedding(model: nn.Module) -> tuple[str, nn.Embedding, int] | None:

@@ -133,7 +133,7 @@ def tensors_sha256(tensors: Iterable[tuple[str, Tensor]], of: str = "") -> str:
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor = tensor.float()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        data: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(memoryview(data.numpy()))
     return digest.hexdigest()
 
