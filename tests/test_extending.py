@@ -90,7 +90,11 @@ def run(root: Path, added: str, group: str, *words: str) -> tuple[dict, Path]:
     return json.loads(record.read_text()), record.parent
 
 
-@pytest.mark.parametrize("added", [FOLDERS, ENTRY_POINTS], ids=["folders", "entry_points"])
+@pytest.mark.parametrize(
+    "added",
+    [FOLDERS, pytest.param(ENTRY_POINTS, marks=pytest.mark.slow)],
+    ids=["folders", "entry_points"],
+)
 def test_a_kind_of_data_set_a_tracker_and_a_measurement_are_a_file_and_a_yaml_each(
     root, added, request
 ):
@@ -110,6 +114,7 @@ def test_a_kind_of_data_set_a_tracker_and_a_measurement_are_a_file_and_a_yaml_ea
     assert rows[-1]["step"] == "end"
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_hubs_layout_needs_no_file_at_all(root):
     words = ("dataset=hub", f"dataset.path={root}/texts", f"dataset.cache_dir={root}/cache")
     record, of_hub = run(root, ENTRY_POINTS, "hub", *words)

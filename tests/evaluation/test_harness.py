@@ -379,6 +379,7 @@ class Served:
         return {"data": [{"paragraphs": [paragraph(i) for i in range(10)]}]}
 
 
+@pytest.mark.slow
 def test_the_best_reference_counts_where_lm_eval_averages(tokenizer, monkeypatch):
     from lm_eval.tasks.ruler.common_utils import process_results_part
 
