@@ -1,6 +1,6 @@
 """One run, from a typed config to a record: the sentence of data flow, as code.
 
-`run` refuses what cannot be (`standing`, `preflight`), reads the text, loads the backbone, `adapt`
+`run` refuses what cannot be (`earlier_attempt`, `preflight`), reads the text, loads the backbone, `adapt`
 attaches what the config enables, `check_integrity` proves that it acts and does not leak, the base
 is measured, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation measures,
 and result.json says how it ended, however it ended.
