@@ -156,7 +156,7 @@ def load_token_corpus(
         split: train, validation or test.
         tokenizer: A transformers tokenizer.
         tokenizer_id: Its name, for messages and the entry's description; identity is by content.
-        unit: What a document of the corpus is: one of `UNITS` of `corpora`.
+        unit: What a document of the corpus is: one of `UNITS` of `readers`.
         progress: Called with the number of tokens after each batch; may raise to stop, and
             nothing is left behind then.
 

@@ -1,7 +1,7 @@
 """The configuration of the method (paper 2.3): rsLoRA and the components that come with the length.
 
 `HyloradaConfig` is a `peft.LoraConfig`, saved as the `adapter_config.json` of an adapter. It holds
-resolved switches only; "follow the length" is `for_length` here, and `presets` for a run.
+resolved switches only; "follow the length" is `for_length` here, and `adaptive_rule` for a run.
 """
 
 from __future__ import annotations
