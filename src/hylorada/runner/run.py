@@ -1,9 +1,9 @@
 """One run, from a typed config to a record: the sentence of data flow, as code.
 
-`run` refuses what cannot be (`earlier_attempt`, `preflight`), reads the text, loads the backbone, `adapt`
-attaches what the config enables, `check_integrity` proves that it acts and does not leak, the base
-is measured, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation measures,
-and result.json says how it ended, however it ended.
+`run` refuses what cannot be (`earlier_attempt`, `preflight`), reads the text, loads the backbone,
+`adapt` attaches what the config enables, `check_integrity` proves that it acts and does not leak,
+the base is measured, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation
+measures, and result.json says how it ended, however it ended.
 """
 
 from __future__ import annotations
