@@ -11,7 +11,7 @@ from hylorada.config import LoraConfig, MethodConfig, PositionRangeConfig, S2Att
 from hylorada.errors import ConfigError
 from hylorada.methods import adapt
 from hylorada.methods.adaptive_rule import from_method
-from hylorada.methods.parameter_groups import count_by_group
+from hylorada.methods.integrity.adapters import count_by_component
 
 OFF = {"train_embeddings": "false", "train_norms": "false"}
 GPT2 = GPT2Config()
@@ -51,7 +51,7 @@ def longlora() -> MethodConfig:
 def test_what_trains_on_gpt2_at_each_length(length, counts):
     config = from_method(method(), length, GPT2)
     model = GPT2LMHeadModel(GPT2Config(n_layer=2, vocab_size=64))
-    got = count_by_group(adapt(model, config))
+    got = count_by_component(adapt(model, config))
     per_layer = {"lora": counts["lora"] // 12 * 2}
     if "norms" in counts:
         per_layer["norms"] = 768 * 2 * (2 * 2 + 1)

@@ -12,6 +12,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from hylorada.architecture.packed_rows import one_document_a_row
 from hylorada.methods import HyloradaConfig, adapt
+from hylorada.methods.integrity.adapters import count_by_component
 from hylorada.methods.landmarks import (
     Landmark,
     LandmarkCacheLayer,
@@ -19,7 +20,6 @@ from hylorada.methods.landmarks import (
     prefix_sum,
     running_mean,
 )
-from hylorada.methods.parameter_groups import count_by_group
 
 BOTH = {"position_bias_enabled": True, "landmark_enabled": True}
 
@@ -128,7 +128,7 @@ def test_parameters_of_gpt2s_landmarks(position_buckets, count):
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())
     config = HyloradaConfig(landmark_enabled=True, landmark_position_buckets=position_buckets)
-    assert count_by_group(adapt(model, config)) == {"lora": 811_008, "landmark": count}
+    assert count_by_component(adapt(model, config)) == {"lora": 811_008, "landmark": count}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

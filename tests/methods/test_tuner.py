@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hylorada.architecture import anatomy
 from hylorada.errors import ConfigError, DataError
 from hylorada.methods import HyloradaConfig, adapt
-from hylorada.methods.parameter_groups import count_by_group
+from hylorada.methods.integrity.adapters import count_by_component
 from hylorada.methods.position_range import extend_range
 
 LENGTH = 150  # of models trained on 64 tokens; no multiple of anything
@@ -73,7 +73,7 @@ def test_attached_saved_loaded_disabled_and_unloaded(family, tmp_path):
     assert torch.equal(logits(renamed), trained)
     assert not any(p.requires_grad for p in loaded.parameters())
     resumed = PeftModel.from_pretrained(make_model(family), tmp_path, is_trainable=True)
-    assert count_by_group(resumed) == count_by_group(model)
+    assert count_by_component(resumed) == count_by_component(model)
     for again in (loaded, renamed):  # S2 is back for training, in every layer
         assert again.base_model.s2_layers == 3
     assert (logits(loaded.train()) - trained).abs().max() > 1e-4
@@ -163,7 +163,7 @@ def test_arms_with_one_seed_share_a_and_adapt_leaves_the_generator_alone():
 def test_gpt2_gets_the_papers_811k_and_no_c_fc():
     with torch.device("meta"):
         model = adapt(GPT2LMHeadModel(GPT2Config()), HyloradaConfig())
-    assert count_by_group(model) == {"lora": 811_008}
+    assert count_by_component(model) == {"lora": 811_008}
     assert not any("c_fc" in n and "lora" in n for n, _ in model.named_parameters())
 
 

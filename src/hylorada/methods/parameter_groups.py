@@ -27,14 +27,6 @@ def parameter_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
     return {group: members for group, members in groups.items() if members}
 
 
-def count_by_group(model: nn.Module) -> dict[str, int]:
-    """The number of trainable values in each group that has any."""
-    return {
-        group: sum(parameter.numel() for _, parameter in members)
-        for group, members in parameter_groups(model).items()
-    }
-
-
 def _homes(model: nn.Module) -> dict[str, str]:
     """The group of each norm and embedding, by its path in the transformers model."""
     lm = anatomy.causal_lm(model)

@@ -76,21 +76,6 @@ class LongBenchRow:
     all_classes: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class LongBenchV2Row:
-    """One question of LongBench-v2: four choices, one of them the answer."""
-
-    id: str
-    domain: str
-    sub_domain: str
-    difficulty: str
-    length: str  # short, medium or long
-    question: str
-    choices: tuple[str, str, str, str]
-    answer: str  # A, B, C or D
-    context: str
-
-
 def read_longbench(dataset: DatasetConfig, split: str) -> Iterator[Document]:
     """Yield the contexts, without their questions, as documents for perplexity.
 
@@ -104,8 +89,7 @@ def read_longbench(dataset: DatasetConfig, split: str) -> Iterator[Document]:
         )
     source = _source(dataset)
     if source.suffix == ".json":
-        for question in _v2_rows(dataset, source):
-            yield document(f"longbench-v2/{question.id}", question.context)
+        yield from _v2_documents(dataset, source)
     else:
         for row in _v1_rows(dataset, source, dataset.tasks):
             yield document(f"{row.task}/{row.id}", row.context)
@@ -123,18 +107,6 @@ def read_tasks(dataset: DatasetConfig, tasks: Sequence[str] = ()) -> Iterator[Lo
         DataError: A task that is not there, or a source that is not available or cannot be trusted.
     """
     yield from _v1_rows(dataset, _source(dataset), tasks or dataset.tasks)
-
-
-def read_v2(dataset: DatasetConfig) -> Iterator[LongBenchV2Row]:
-    """Yield the rows of LongBench-v2.
-
-    Raises:
-        DataError: The source is not available or is LongBench's first version.
-    """
-    source = _source(dataset)
-    if source.suffix != ".json":
-        raise DataError(f"{source}: LongBench-v2 is one file, data.json")
-    yield from _v2_rows(dataset, source)
 
 
 def _source(dataset: DatasetConfig) -> Path:
@@ -280,7 +252,8 @@ _V2_TEXTS = (
 )  # fmt: skip
 
 
-def _v2_rows(dataset: DatasetConfig, source: Path) -> Iterator[LongBenchV2Row]:
+def _v2_documents(dataset: DatasetConfig, source: Path) -> Iterator[Document]:
+    """The contexts of the questions that are whole."""
     if dataset.tasks:
         raise ConfigError("dataset.tasks: LongBench-v2 has no tasks; leave it empty")
     account = RowAccount(f"dataset {dataset.name}, {source.name}")
@@ -294,18 +267,7 @@ def _v2_rows(dataset: DatasetConfig, source: Path) -> Iterator[LongBenchV2Row]:
             account.usable -= 1
             account.reject(row, f"{', '.join(wrong or ['answer'])} missing or of the wrong type")
             continue
-        choices = tuple(values[f"choice_{letter}"] for letter in "ABCD")
-        yield LongBenchV2Row(
-            id=values["_id"],
-            domain=values["domain"],
-            sub_domain=values["sub_domain"],
-            difficulty=values["difficulty"],
-            length=values["length"],
-            question=values["question"],
-            choices=choices,  # type: ignore[arg-type]
-            answer=values["answer"],
-            context=context,
-        )
+        yield document(f"longbench-v2/{values['_id']}", context)
     account.close()
 
 
