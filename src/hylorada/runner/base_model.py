@@ -99,7 +99,6 @@ def base_metrics(
             extension, below.extended, part, f"base, extended to {length}"
         )
     below.release()
-    below.release()
     return measured
 
 
