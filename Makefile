@@ -9,24 +9,45 @@ SCALE ?= tiny
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXPERIMENTS := $(filter-out smoke,$(basename $(notdir $(wildcard conf/experiment/*.yaml))))
 
+# Tables are overlays: conf/experiment/t2_*.yaml at the scale of the embedded base, smollm2_t2_*.yaml and gpt2_t2_*.yaml at others.
 ifeq ($(SCALE),tiny)
-  ROOT := outputs
-  SCALED :=
-  SCALED_TEXT :=
-else ifeq ($(SCALE),gpt2)
-  ROOT := outputs/gpt2
-  SCALED := model=gpt2 dataset=wikitext103 output_root=$(ROOT)
-  SCALED_TEXT := train=paper eval=default
+  PREFIX :=
+  ROOT := outputs/tables
+else ifneq ($(filter smollm2 gpt2,$(SCALE)),)
+  PREFIX := $(SCALE)_
+  ROOT := outputs/tables_$(SCALE)
 else
-  $(error SCALE=$(SCALE): choose tiny or gpt2)
+  $(error SCALE=$(SCALE): choose tiny, smollm2 or gpt2)
 endif
+# Where a core is enough for a run, one run a core is faster than one run on all of them.
+ifneq ($(SCALE),gpt2)
+  CELLS := env OMP_NUM_THREADS=1 $(BIN)/hylorada-train -m launcher=processes
+else
+  CELLS := $(BIN)/hylorada-train -m
+endif
+# A plan for the machine that is here, but for the paper's scale where no GPU is.
+PLANNED := $(if $(filter gpt2,$(SCALE)),$(if $(shell command -v nvidia-smi),true,elsewhere),true)
+# A step against peft's (benchmarks/README.md), on the architecture of the embedded base or on one of SmolLM2's size.
+STEP = $(BIN)/python benchmarks/step.py --model $(if $(PREFIX),gpt2,tiny) --precision fp32 --repeats 3 --out $(ROOT)/step
+# More words for each run, as in WORDS="dataset.path=FOLDER seed=0".
+WORDS ?=
+overlays = $(sort $(foreach table,$(1),$(basename $(notdir $(wildcard conf/experiment/$(PREFIX)$(table)*.yaml)))))
+TABLES := t1_ t2_ t3_ t8_ t9_
+empty :=
+comma := ,
+experiments = experiment=$(subst $(empty) $(empty),$(comma),$(call overlays,$(1)))
 
-.PHONY: help setup train test lint types reproduce clean
+# Every cell of every overlay runs, whatever happens to the others; the first failure gives the exit code.
+define run
+@code=0; $(CELLS) $(call experiments,$(1)) $(WORDS) || code=$$?; \
+$(BIN)/hylorada-report $(ROOT) || code=$$?; exit $$code
+endef
+
+.PHONY: help setup train smollm2 test lint types audit reproduce plan table-t1 table-t2 table-t2-best table-t3 table-t4 table-t5 table-t6 table-t7 table-t8 table-t9 clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(INSTALLED) ## install into .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu: no CUDA)
 
@@ -34,15 +55,18 @@ setup: $(INSTALLED) ## install into .venv (TORCH_INDEX=https://download.pytorch.
 $(INSTALLED): pyproject.toml constraints.txt src/hylorada/__init__.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,joblib]'
 	touch $@
 
 train: setup ## the main job: base, LoRA and HyLoRADA at 4K tokens, then the table; minutes on two cores
 	$(BIN)/hylorada-train -m experiment=demo_4k
 	$(BIN)/hylorada-report outputs/demo_4k
 
+smollm2: setup ## fetch the base model SmolLM2-135M-Instruct into the user's cache (98 MB), for model=smollm2
+	$(BIN)/hylorada-fetch smollm2
+
 test: setup ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style, format and who may import whom
 	$(BIN)/ruff check .
@@ -52,13 +76,47 @@ lint: setup ## style, format and who may import whom
 types: setup ## mypy
 	$(BIN)/mypy
 
-reproduce: setup ## every experiment, then the report; done runs are kept (SCALE=gpt2: the paper's)
-	@code=0; for name in $(EXPERIMENTS); do \
-	  case $$name in retrieval*) text= ;; *) text="$(SCALED_TEXT)" ;; esac; \
-	  $(BIN)/hylorada-train -m experiment=$$name $(SCALED) $$text || code=$$?; \
-	done; \
-	$(BIN)/hylorada-report $(ROOT) || code=$$?; \
-	exit $$code
+audit: setup ## known weaknesses of the installed packages, asked of the package index (needs a network)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit \
+	  && .venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1; } \
+	  || { echo "make audit: pip-audit cannot be installed; nothing was audited" >&2; exit 2; }
+	@$(BIN)/python scripts/audit.py $(BIN)/python .venv-audit/bin/python
+
+reproduce: $(if $(filter gpt2,$(SCALE)),plan) table-t5 ## every table, then the report; done runs are kept (SCALE=smollm2, SCALE=gpt2: hours, the paper's)
+	$(call run,$(TABLES))
+
+plan: setup ## what the tables would take in hours and memory; nothing runs (SCALE=gpt2: without a GPU and a hub, too)
+	@$(CELLS) $(call experiments,$(TABLES)) dry_run=$(PLANNED) $(WORDS)
+
+table-t1: setup ## the ablation at 512 tokens
+	$(call run,t1_)
+
+table-t4 table-t6 table-t7: table-t2 ## context gain, parameters per 1 % gain, short context: of the runs of table-t2
+
+table-t2: setup ## the methods at 2K, 4K and 8K tokens, and the components at 4K
+	$(call run,t2_)
+
+table-t2-best: setup ## table 2 at 4K with each method at its own learning rate, chosen on validation
+	@$(CELLS) experiment=$(PREFIX)rates_t2_4k $(WORDS)
+	$(BIN)/hylorada-eval chosen=$(ROOT)_best select=train.lr eval=$(if $(filter gpt2,$(SCALE)),full,table)
+	$(BIN)/hylorada-report $(ROOT)_best --select train.lr
+
+table-t3: setup ## accuracy by depth
+	$(call run,t3_)
+
+table-t5: setup ## a step's seconds and memory, on an idle machine
+ifeq ($(SCALE),gpt2)
+	$(BIN)/python benchmarks/gpu.py --stages 2a,2b --out $(ROOT)/gpu.jsonl
+else
+	$(STEP) --lengths 512,2048,4096 --arms peft-sdpa,peft-eager,loss+kernels,hylorada
+	$(STEP) --lengths 8192 --arms peft-sdpa,loss+kernels,hylorada
+endif
+
+table-t8: setup ## controls: landmarks that read the future
+	$(call run,t2_main_2k t8_)
+
+table-t9: setup ## the thresholds of the adaptive rule
+	$(call run,t2_factorial t9_)
 
 clean: ## caches and built packages; never outputs/
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -15,13 +15,20 @@ from typing import Any, Literal, get_args, get_origin, is_typeddict
 from hylorada.records import metric_schema, schema
 from hylorada.records.described import fields
 from hylorada.records.run_files import LEFT
+from hylorada.records.training_schema import (
+    RetrievalLine,
+    SkippedLine,
+    TimingLine,
+    TrainingLine,
+    ValidationLine,
+)
 
 DOCUMENT = Path(__file__).parents[1] / "docs/RECORDS.md"
 WIDTH = 160
 
 HEAD = (
-    "Made from `src/hylorada/records/schema.py` and `metric_schema.py` by `python "
-    "scripts/records_document.py`; a test compares. Do not edit it here.",
+    "Made from `src/hylorada/records/schema.py`, `training_schema.py` and `metric_schema.py` by "
+    "`python scripts/records_document.py`; a test compares. Do not edit it here.",
     "A run is a directory `<output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>`. Its "
     f"record is `result.json`, schema version {schema.VERSION} (field `schema`; a record that does "
     "not say is of version 1). A field may be added without a new version; one that goes, or comes "
@@ -140,9 +147,14 @@ def document() -> str:
     for kind in inner.values():
         out += section(kind, "###")
     out += chapter("## metrics.jsonl", *LINES)
-    for kind in (schema.TrainingLine, schema.SkippedLine, schema.ValidationLine):
+    for kind in (
+        TrainingLine,
+        RetrievalLine,
+        SkippedLine,
+        ValidationLine,
+    ):
         out += section(kind, "###")
-    out += [*chapter("## timing.jsonl"), *section(schema.TimingLine, "###")]
+    out += [*chapter("## timing.jsonl"), *section(TimingLine, "###")]
     out += chapter("## integrity.json", *GATE)
     text = "\n".join(out).rstrip() + "\n"
     long = [line for line in text.splitlines() if len(line) > WIDTH]

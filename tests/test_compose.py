@@ -6,12 +6,14 @@ import copy
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.marks import LONG, SLOW, thinned
 
 from hylorada import compose
 from hylorada.command_line.hydra_internals import Hydra
@@ -67,11 +69,16 @@ def test_all_promised_options_exist() -> None:
     assert set(options("method")) == (
         {"baseline", "lora", "rslora", "dora", "longlora", "hylorada", "hylorada_leaky_landmark"}
         | {f"hylorada_no_{name}" for name in single}
-        | {f"rslora_{name}" for name in {*single, "noise_floor"}}
+        | {
+            f"rslora_{name}"
+            for name in {*single, "noise_floor", "placebo", "position_bias_landmark"}
+        }
+        | {"lora_embeddings_norms", "pose"}
         | {"vera", "ia3", "loha"}
     )
     assert set(options("model")) == {
         "tiny", "gpt2", "gpt2-medium", "pythia-160m", "qwen2.5-0.5b", "llama-3.2-1b", "custom",
+        "smollm2", "smollm2-hub",
     }  # fmt: skip
 
 
@@ -86,6 +93,7 @@ def test_a_length_is_its_name_in_tokens_and_sets_the_batch_of_the_demo(
     assert tokens * LENGTHS[length] == max(4096, LENGTHS[length])
 
 
+@pytest.mark.slow
 def test_each_method_is_valid_at_each_length(hydra: Hydra) -> None:
     refused = set()
     for method, length in itertools.product(options("method"), LENGTHS):
@@ -133,7 +141,10 @@ def test_every_method_extends_the_position_range_alike(hydra: Hydra) -> None:
 
 
 @pytest.mark.parametrize("group", ["model", "dataset", "train", "eval", "track"])
-def test_every_option_of_a_group_is_valid(hydra: Hydra, group: str) -> None:
+def test_every_option_of_a_group_is_valid(
+    hydra: Hydra, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # as on a machine that fetched no model
     needs = {
         "model=custom": "model.path=a/b",
         "dataset=local": "dataset.path=.",
@@ -143,27 +154,59 @@ def test_every_option_of_a_group_is_valid(hydra: Hydra, group: str) -> None:
     for option in options(group):
         word = f"{group}={option}"
         config = typed(hydra, word, *([needs[word]] if word in needs else []))
-        check_settings(config)
+        if word == "model=smollm2":
+            with pytest.raises(DataError, match="run: hylorada-fetch smollm2") as refusal:
+                check_settings(config)
+            assert "\n" not in str(refusal.value)
+        else:
+            check_settings(config)
         part = getattr(config, group)
         expected = "a/b" if option in ("custom", "hub") else option
         assert (part.kind if group == "track" else part.name) == expected
 
 
-@pytest.mark.parametrize("overlay", options("experiment"))
-def test_every_experiment_overlay_gives_valid_runs(hydra: Hydra, overlay: str) -> None:
-    text = (compose.conf_dir() / "experiment" / f"{overlay}.yaml").read_text()
-    sweep = "params:" in text
-    command = f"# hylorada-train {'-m ' if sweep else ''}experiment={overlay}"
-    assert command in text.splitlines()[:2]
-    if sweep:
-        runs = grid(hydra, f"experiment={overlay}", "seed=0")  # one seed: time
-        assert len(runs) > 1
-    else:
-        runs = [typed(hydra, f"experiment={overlay}")]
-    for config in runs:
+def valid(overlay: str, configs: list[RunConfig]) -> None:
+    for config in configs:
+        if config.model.name == "smollm2":
+            config.model.path = "a/b"  # not fetched on every machine
         check_settings(config)
         assert config.experiment == overlay
-    assert len({run_dir(config) for config in runs}) == len(runs)
+    assert len({run_dir(config) for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize("overlay", options("experiment"))
+def test_every_experiment_overlay_gives_valid_runs(hydra: Hydra, overlay: str) -> None:
+    """Those at both ends of its axes, which differ the most; each of them: slow."""
+    lines = (compose.conf_dir() / "experiment" / f"{overlay}.yaml").read_text().splitlines()
+    master = compose.compose(hydra, rewrite([f"experiment={overlay}"]), multirun=True)
+    axes = {
+        key: re.split(r",\s*", str(values).strip())
+        for key, values in (master.hydra.sweeper.params or {}).items()
+    }
+    command = f"# hylorada-train {'-m ' if axes else ''}experiment={overlay}"
+    assert any(line.split(" dataset.path=")[0] == command for line in lines[1:3])
+    assert set(axes.get("method", [])) <= set(options("method"))
+    ends = [
+        typed(
+            hydra,
+            f"experiment={overlay}",
+            *(f"{key}={values[end]}" for key, values in axes.items()),
+        )
+        for end in ((0, -1) if axes else (0,))
+    ]
+    valid(overlay, ends)
+
+
+@pytest.mark.parametrize("overlay", thinned(options("experiment"), 3, often=SLOW, seldom=LONG))
+def test_every_run_of_a_sweep_is_valid(hydra: Hydra, overlay: str) -> None:
+    """Two methods, one seed: time."""
+    master = compose.compose(hydra, rewrite([f"experiment={overlay}"]), multirun=True)
+    if axes := master.hydra.sweeper.params:
+        methods = re.split(r",\s*", axes.method.strip())
+        ends = f"method={','.join(dict.fromkeys([methods[0], methods[-1]]))}"  # or the only one
+        runs = grid(hydra, f"experiment={overlay}", "seed=0", ends)
+        assert len(runs) > 1
+        valid(overlay, runs)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -207,6 +250,26 @@ def test_a_sweep_in_an_overlay_may_or_may_not_quote_its_lengths(
     runs = grid(hydra, *words)
     assert [c.length.max_length for c in runs] == [512, 2048]
     assert {c.seed for c in runs} == {3}
+
+
+@pytest.mark.slow
+def test_several_overlays_are_one_sweep_after_the_other(hydra: Hydra) -> None:
+    def cells(words: str) -> list[RunConfig]:
+        sweeps = compose.by_experiment(hydra, rewrite(words.split(), multirun=True))
+        found = []
+        for sweep in sweeps:
+            master = compose.compose(hydra, sweep, multirun=True)
+            alone = len(sweeps) == 1
+            found += [cell.config for cell in compose.cells(hydra, master, alone=alone)]
+        return found
+
+    first, second = cells("experiment=demo_4k seed=0,1"), cells("experiment=retrieval_2k seed=0,1")
+    assert cells("experiment=demo_4k,retrieval_2k seed=0,1") == [*first, *second]
+    assert len(first) == len(second) == 6
+    both = cells("experiment=smoke,demo_4k")
+    assert [config.experiment for config in both] == ["smoke"] + 3 * ["demo_4k"]
+    with pytest.raises(ConfigError, match="experiment=dmo: there is no such overlay"):
+        cells("experiment=demo_4k,dmo")
 
 
 def test_the_command_line_replaces_an_axis_of_an_overlay(hydra: Hydra) -> None:
@@ -391,7 +454,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("", {"train.precision": "fp8"}, "train.precision"),
     ("", {"train.gradient_checkpointing_every": 2}, "gradient_checkpointing=false"),
     ("", {"train.gradient_checkpointing_offload": True}, "gradient_checkpointing=false"),
-    ("", {"train.loss_chunk": 0}, "train.loss_chunk"),
+    ("", {"train.loss_chunk": -1}, "train.loss_chunk"),
+    ("", {"train.compile": "all"}, "train.compile"),
+    ("train=paper", {"train.compile": "layers"}, "exclude each other"),
+    (
+        "",
+        {"train.compile": "layers", "method.s2_attn.largest_group": 4096},
+        "train.compile=layers and method.s2_attn.largest_group exclude each other",
+    ),
     ("eval=quick", {"eval.perplexity.conventions": []}, "eval measures nothing"),
     ("", {"eval.perplexity.conventions": ["blocks", "blocks"]}, "each once"),
     ("", {"eval.perplexity.conventions": ["block"]}, "did you mean blocks"),

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import runpy
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hylorada import config_fields
 from hylorada.commands.evaluate import _of_finished_run
 from hylorada.comparison.arms import setting
 from hylorada.comparison.collect import Record
-from hylorada.config import RunConfig, to_dict
-from hylorada.config_rules import FACTS, OPEN_KEYS, choices
+from hylorada.config import RunConfig, fields, to_dict
+from hylorada.config.rules import FACTS, OPEN_KEYS, choices
 from hylorada.errors import ConfigError, DataError
 from hylorada.runner.earlier_attempt import check_continuation
 from hylorada.settings import checks
 from hylorada.settings.fingerprint import fingerprint
 
+ROOT = Path(__file__).parents[1]
 BASE = RunConfig()
 BASE.eval.context_gain.enabled = BASE.eval.harness.enabled = True  # what is off does not count
 BASE.train.task = "retrieval"
@@ -47,6 +48,13 @@ def other(key: str) -> Any:
     if FACTS[key].choices:
         return next(choice for choice in FACTS[key].choices if choice != value)
     return f"{value}x" if isinstance(value, str) else value + 1
+
+
+def test_the_document_of_the_settings_is_made_from_them():
+    """`python scripts/settings_document.py` writes it again."""
+    made = runpy.run_path(str(ROOT / "scripts/settings_document.py"))["document"]()
+    assert (ROOT / "docs/SETTINGS.md").read_text(encoding="utf-8") == made
+    assert all(f"`{key}` (" in made for key, facts in FACTS.items() if facts.unit or facts.means)
 
 
 def test_every_field_says_what_it_is() -> None:
@@ -98,7 +106,7 @@ def test_what_changes_nothing_is_outside_of_the_fingerprint_and_no_obstacle_to_r
 ) -> None:
     state = {"identity": {"config": to_dict(BASE), "inputs": {}}}
     for key in LEAVES:
-        config, aside = changed(key), FACTS[key].changes == "nothing"
+        config, aside = changed(key), FACTS[key].changes in ("nothing", "beside")
         assert (fingerprint(config) == fingerprint(BASE)) == aside, key
         if aside:
             check_continuation(state, config, tmp_path)
@@ -135,10 +143,10 @@ def test_what_is_said_of_a_part_holds_within() -> None:
     assert FACTS["method.name"].changes == "nothing"  # says otherwise
     assert FACTS["eval.perplexity.split"].remeasured
     assert choices("train.precision") == ("auto", "fp32", "bf16", "fp16")
-    assert config_fields.topmost(["a", "a.b", "c.d", "c.d.e"]) == ("a", "c.d")
+    assert fields.topmost(["a", "a.b", "c.d", "c.d.e"]) == ("a", "c.d")
 
 
 def test_a_field_without_facts_is_no_field_of_the_config() -> None:
     bare = dataclasses.make_dataclass("Bare", [("novel", int, dataclasses.field(default=3))])
     with pytest.raises(KeyError):
-        config_fields.described(bare())
+        fields.described(bare())

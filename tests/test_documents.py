@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from helpers.markdown_files import FILES, ROOT, anchors, links, named
+from helpers.markdown_files import FILES, ROOT, anchors, code, links, named
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
@@ -39,6 +40,15 @@ def test_no_line_is_longer_than_160_characters(path: Path) -> None:
         if len(line) > 160
     }
     assert not long
+
+
+@pytest.mark.parametrize("name", ["METHODOLOGY", "REFUSALS", "RELIABILITY", "SCALING", "SWEEPS"])
+def test_every_file_of_ours_that_a_document_names_is_there(name: str) -> None:
+    files = {c.text for c in code(ROOT / f"docs/{name}.md") if re.fullmatch(r"[\w/]+\.py", c.text)}
+    folders = ("src", "tests", "scripts", "benchmarks")
+    there = [path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    lost = {file for file in files if not any(path.endswith(f"/{file}") for path in there)}
+    assert lost - {"pred.py", "eval.py"} == set()  # LongBench's
 
 
 def test_anchors_are_those_that_github_makes(tmp_path: Path) -> None:

@@ -6,34 +6,45 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.commands import words_of_a_run
+from helpers.commands import Into, run_command, words_of_a_run
 from helpers.markdown_files import ROOT, code
 from helpers.tiny_runs import make_model_folder, make_texts
 
 DOCUMENT = ROOT / "docs" / "EXTENDING.md"
-# Each way to add the modules of the folder `parts`.
-FOLDERS = """
-import sys
-from hylorada.data import kinds
-from hylorada.evaluation import measurements
-from hylorada.tracking import trackers
-measurements.__path__.append(sys.argv[1] + "/measurements")
-kinds.__path__.append(sys.argv[1] + "/kinds")
-trackers.__path__.append(sys.argv[1] + "/trackers")
-"""
-ENTRY_POINTS = """
-import sys
-sys.path.insert(0, sys.argv[1])
-"""
-RUN = """
-from hylorada.cli import train
-sys.exit(train(sys.argv[2:]))
-"""
+
+
+def folders(parts: Path) -> None:
+    """One way to add the modules of the folder `parts`: to our own folders."""
+    from hylorada.data import kinds
+    from hylorada.evaluation import measurements
+    from hylorada.tracking import trackers
+
+    for package in (measurements, kinds, trackers):
+        package.__path__.append(str(parts / package.__name__.rpartition(".")[2]))
+
+
+def entry_points(parts: Path) -> None:
+    """Another: as an installed package."""
+    sys.path.insert(0, str(parts))
+
+
+class Added(Into):
+    """Streams into files, in a process that finds the modules of the recipes."""
+
+    def __init__(self, root: Path, added: Callable[[Path], None]) -> None:
+        super().__init__(root / "out", root / "err")
+        self.root, self.added = root, added
+
+    def __call__(self) -> None:
+        super().__call__()
+        os.chdir(self.root)
+        self.added(self.root / "parts")
 
 
 def blocks(language: str) -> list[str]:
@@ -77,22 +88,19 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-def run(root: Path, added: str, group: str, *words: str) -> tuple[dict, Path]:
-    """A run of three steps; its record and its directory."""
+def run(
+    root: Path, added: Callable[[Path], None], group: str, *words: str
+) -> tuple[dict[str, Any], Path]:
+    """A run of three steps in a process of its own; its record and its directory."""
     every = words_of_a_run(root, "--config-dir", str(root / "conf"), f"group={group}", *words)
-    done = subprocess.run(
-        [sys.executable, "-c", added + RUN, str(root / "parts"), *every],
-        capture_output=True, text=True, check=False, cwd=root,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert run_command("train", every, Added(root, added)) == 0, (root / "err").read_text()
     (record,) = (root / "outputs" / group).glob("*/result.json")
     return json.loads(record.read_text()), record.parent
 
 
 @pytest.mark.parametrize(
     "added",
-    [FOLDERS, pytest.param(ENTRY_POINTS, marks=pytest.mark.slow)],
+    [folders, pytest.param(entry_points, marks=pytest.mark.slow)],
     ids=["folders", "entry_points"],
 )
 def test_a_kind_of_data_set_a_tracker_and_a_measurement_are_a_file_and_a_yaml_each(
@@ -117,8 +125,8 @@ def test_a_kind_of_data_set_a_tracker_and_a_measurement_are_a_file_and_a_yaml_ea
 @pytest.mark.slow
 def test_a_folder_in_the_hubs_layout_needs_no_file_at_all(root):
     words = ("dataset=hub", f"dataset.path={root}/texts", f"dataset.cache_dir={root}/cache")
-    record, of_hub = run(root, ENTRY_POINTS, "hub", *words)
-    _, of_local = run(root, ENTRY_POINTS, "local")
+    record, of_hub = run(root, entry_points, "hub", *words)
+    _, of_local = run(root, entry_points, "local")
     assert record["dataset"] == f"{root}/texts"
     metrics = [(place / "metrics.jsonl").read_bytes() for place in (of_hub, of_local)]
     assert metrics[0] == metrics[1]

@@ -7,19 +7,22 @@ defaults'. A new option needs a line there; what a line says never changes.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hylorada import compose
 from hylorada.command_line.hydra_internals import Hydra
 from hylorada.command_line.overrides import rewrite
 from hylorada.config import RunConfig, to_dict
-from hylorada.config_rules import FACTS
+from hylorada.config.rules import FACTS
 from hylorada.settings.fingerprint import counted, run_name
 
 PINNED: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
@@ -99,3 +102,46 @@ def _absent(node: Any, key: str) -> bool:
     for name in path:
         node = node[name]
     return last not in node
+
+
+OVERLAYS = compose.conf_dir() / "experiment"
+
+
+def cells_of(overlay: str) -> set[tuple[tuple[str, str], ...]]:
+    """The cells of an overlay, as it and those that it builds on write them."""
+    axes: dict[str, str] = {}
+
+    def read(name: str) -> None:
+        tree = yaml.safe_load((OVERLAYS / f"{name}.yaml").read_text(encoding="utf-8"))
+        for below in tree["defaults"]:
+            if isinstance(below, dict) and "override /length" in below:
+                axes["length"] = below["override /length"]
+            elif isinstance(below, str) and below != "_self_":
+                read(below)
+        axes.update(((tree.get("hydra") or {}).get("sweeper") or {}).get("params") or {})
+
+    read(overlay)
+    values = {key: [v.strip() for v in str(text).split(",")] for key, text in axes.items()}
+    return {
+        tuple(sorted(zip(values, each, strict=True)))
+        for each in itertools.product(*values.values())
+    }
+
+
+COSTS = {
+    file.stem: found
+    for file in sorted(OVERLAYS.glob("*.yaml"))
+    if (
+        found := re.search(r"Cost: (\d+) runs(?:[^;]*? beside those of ([^,]*))?", file.read_text())
+    )
+}
+
+
+@pytest.mark.parametrize("overlay", COSTS)
+def test_an_overlay_costs_as_many_runs_as_it_says(overlay: str) -> None:
+    """The baseline trains nothing; what another overlay runs already is left out."""
+    count, others = COSTS[overlay].groups()
+    cells = cells_of(overlay)
+    for other in (others or "").split(" and ") if others else []:
+        cells -= cells_of(other)
+    assert len([cell for cell in cells if ("method", "baseline") not in cell]) == int(count)

@@ -116,3 +116,10 @@ def test_what_hydra_keeps_to_itself_is_used_in_one_file_and_its_minor_version_is
     (hydra,) = [r for r in map(Requirement, project["dependencies"]) if r.name == "hydra-core"]
     lowest = next(Version(part.version) for part in hydra.specifier if part.operator == ">=")
     assert f"<{lowest.major}.{lowest.minor + 1}" in {str(part) for part in hydra.specifier}
+
+
+def test_the_files_that_are_begun_first_are_there(request: pytest.FixtureRequest) -> None:
+    conftests = request.config.pluginmanager.get_plugins()
+    (first,) = {p.LONGEST for p in conftests if hasattr(p, "LONGEST")}
+    for name in first:
+        assert (ROOT / "tests" / name).is_file(), name

@@ -100,6 +100,7 @@ def heldout(tokenizer) -> np.ndarray:
     return ids[: 8 * 1024].reshape(8, 1024)
 
 
+@pytest.mark.slow
 def test_heldout_loss_falls_with_context(model, heldout: np.ndarray) -> None:
     # The same 64 last tokens of each window, with at least this much text before them.
     loss = {c: losses_of(model, heldout[:, -(c + 64) :], 64).mean().item() for c in (16, 128, 960)}

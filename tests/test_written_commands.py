@@ -18,11 +18,12 @@ from hylorada import cli, compose
 from hylorada.command_line.overrides import rewrite
 from hylorada.config import RunConfig
 from hylorada.errors import ConfigError
+from hylorada.settings.fetched_models import FETCHED
 
 PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 # What it says about the past, and what another program is asked for, is not a command of today.
 TODAY = [path for path in FILES if named(path) != "CHANGELOG.md"]
-SUBJECTS = ("run", "adapter")
+SUBJECTS = ("run", "adapter", "chosen")
 # What a recipe of EXTENDING.md adds; its commands are run by tests/evaluation/test_measurements.py.
 ADDED = "mrr"
 _SETTING = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*=\S+")
@@ -60,7 +61,8 @@ def settings() -> list[tuple[str, list[str]]]:
     found = {}
     for path in TODAY:
         for piece in code(path):
-            words = piece.text.split()
+            # `processes=N`: a number that the reader chooses
+            words = [re.sub(r"=[A-Z]$", "=2", word) for word in piece.text.split()]
             if piece.language or not words or not all(map(_SETTING.fullmatch, words)):
                 continue
             if all(re.split(r"[.=]", word)[0] in ours for word in words):
@@ -102,16 +104,22 @@ def test_a_written_command_is_one(
     if "--config-dir" in words:
         return  # a recipe with a folder of its own, run by tests of docs/EXTENDING.md
     if program == "hylorada-train":
-        plain = [word for word in words if "=" in word]
+        # dry_run is a word of the command, not a setting
+        plain = [word for word in words if "=" in word and not word.startswith("dry_run=")]
         flags = [word for word in words if "=" not in word]
         assert not set(flags) - {"-m", "--cfg", "job"}, place
         compose_first(plain)
     elif program == "hylorada-eval":
         subjects = [word for word in words if word.partition("=")[0] in SUBJECTS]
         assert len(subjects) == 1, place
-        compose_first([word for word in words if word not in subjects])
-        if subjects[0].startswith("run=") and subjects[0] != "run=":  # not the bare form
+        own = [*subjects, *(word for word in words if word.startswith("select="))]
+        compose_first([word for word in words if word not in own])
+        kind, _, folder = subjects[0].partition("=")
+        if kind != "adapter" and folder:  # not the bare form
             assert cli.evaluate(words) == 3, place  # no such run: what is asked for may be
+    elif program == "hylorada-fetch":
+        assert words[0] in FETCHED, place  # it would be fetched
+        assert len(words) == 1, place
     else:
         function = getattr(cli, PROGRAMS[program].partition(":")[2])
         assert function(words) == 3, f"{place}: {capfd.readouterr().err}"  # no such run
@@ -123,13 +131,14 @@ def test_a_written_setting_is_one(case: tuple[str, list[str]]) -> None:
 
 
 def test_targets_of_make_are_there() -> None:
-    rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    lines = re.findall(r"^([a-z0-9 -]+):", (ROOT / "Makefile").read_text(), re.M)
+    rules = {target for line in lines for target in line.split()}
     asked = {
         target
         for path in TODAY
         for piece in code(path)
         if piece.language in ("", "bash")
-        for target in re.findall(r"^make ([a-z]+)", piece.text, re.M)
+        for target in re.findall(r"^make ([a-z0-9-]+)", piece.text, re.M)
     }
     assert {"setup", "train", "test"} <= asked <= rules
 

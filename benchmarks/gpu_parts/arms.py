@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from gpu_parts.place import Place
 from hylorada.architecture.logits import output_head
 from hylorada.config import TrainConfig
 from hylorada.kernels import grouped_heads
+from hylorada.kernels.compiled import compiled_layers
 from hylorada.kernels.frozen_layers import use_frozen_kernels
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.methods import HyloradaConfig, adapt
 from hylorada.methods.s2_attention import enable_s2
-from hylorada.training.loop import gradient_checkpointing, trainable
+from hylorada.training.loop import trainable
 from hylorada.training.loss import LossModel
 from hylorada.training.optim import make_optimizer
+from hylorada.training.recomputation import gradient_checkpointing
 
 ARMS = {
     "peft": "peft LoRA, float32 base under autocast, SDPA, the model's own loss",
@@ -31,6 +34,8 @@ ARMS = {
     "s2": "ours with shifted sparse attention, g = 2048",
     "hyl": "every component, g = 2048",
     "hyl-f32": "hyl with the frozen weights left in float32",
+    "hyl-compiled": "hyl with each layer compiled (train.compile=layers)",
+    "ours-compiled": "ours with each layer compiled",
     "hyl-nocudnn": "hyl without cuDNN's attention",
     "s2-nocudnn": "s2 without cuDNN's attention",
     "...+ckpt": "with gradient checkpointing",
@@ -143,6 +148,10 @@ class Arm:
         self.texts = [place.ids(model, length, seed) for seed in range(4)]
         self.steps = 0
         self.after_forward = 0.0
+        self.as_long_as_it_lives = ExitStack()
+        # A compiler takes longer than a rehearsal may; the tests of the package compile tiny ones.
+        if "-compiled" in name and not place.tiny:
+            self.as_long_as_it_lives.enter_context(compiled_layers(self.model))
 
     def loss(self, ids_BT: Tensor) -> Tensor:
         """Nats per token, under autocast."""

@@ -24,8 +24,9 @@ from hylorada.evaluation.scoring import evaluation_mode, token_nll
 from hylorada.kernels.frozen_layers import own_kernels, use_frozen_kernels
 from hylorada.methods.landmarks import running_mean
 from hylorada.methods.s2_attention import s2_attention_forward
-from hylorada.training.loop import gradient_checkpointing, trainable
+from hylorada.training.loop import trainable
 from hylorada.training.loss import LossModel, chunked_cross_entropy
+from hylorada.training.recomputation import gradient_checkpointing
 
 HEADS = {"12-12": (12, 12), "9-3": (9, 3), "4-1": (4, 1)}
 DTYPES = {"fp32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 1e-2)}
@@ -107,7 +108,9 @@ def one_s2(
     grad = torch.randn(rows, n, H, D, generator=generator).to(place.device) * real_BN1
     errors = []
     for layer in (0, 1):
-        config = SimpleNamespace(s2_group_size=group, s2_shift=shift, s2_in_evaluation=True)
+        config = SimpleNamespace(
+            s2_group_size=group, s2_shift=shift, s2_in_evaluation=True, s2_full_heads=0
+        )
         module: Any = SimpleNamespace(
             config=config, layer_idx=layer, training=True, is_causal=True,
             num_key_value_groups=H // K,

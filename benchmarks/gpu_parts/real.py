@@ -27,8 +27,9 @@ from hylorada.loading.backbone import load_backbone
 from hylorada.methods import HyloradaConfig, adapt
 from hylorada.process.progress import Reporter
 from hylorada.process.signals import Stop
-from hylorada.training.loop import Training, gradient_checkpointing
+from hylorada.training.loop import Training
 from hylorada.training.loss import LossModel
+from hylorada.training.recomputation import gradient_checkpointing
 
 LENGTHS = {"16k": 40.0, "32k": 45.0, "8k": 25.0}  # seconds of training for each arm
 RATE = 5e-4  # chosen beforehand, one for both

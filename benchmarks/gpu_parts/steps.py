@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gpu_parts.arms import Arm, raced
 from gpu_parts.place import Place
 from gpu_parts.rows import Cell, Found, Rows, described
 from gpu_parts.runs import training
-from hylorada.architecture import anatomy
+from hylorada.kernels.frozen_layers import use_frozen_kernels
 from hylorada.kernels.linear import product_dtype
 from hylorada.methods.landmarks import running_mean
 from hylorada.methods.position_bias import PositionBias
@@ -27,9 +28,8 @@ PARTS = [
     *(f"part/loss/{chunk}" for chunk in (256, 512, 1024, 2048, 4096)),
     "part/position_bias/once", "part/position_bias/36", "part/position_bias/210",
     "part/running_mean", "part/cast", "part/adamw/foreach", "part/adamw/fused",
-    "part/rms_norm/model", "part/rms_norm/torch",
+    "part/rms_norm/model", "part/rms_norm/torch", "part/rms_norm/ours",
 ]  # fmt: skip
-COMPILED = ["part/compile/gpt2", "part/compile/smollm2"]
 
 
 def cells(place: Place, rows: Rows) -> list[Cell]:
@@ -57,7 +57,8 @@ def cells(place: Place, rows: Rows) -> list[Cell]:
         fits("2a", "gpt2", "128k", "hyl+ckpt+offload", 15.5, 12),
         race("2a", "llama1b", "8k", ["peft", "hyl", "ours", "peft-bf16"], 25),
         fits("2a", "llama1b", "128k", "hyl+ckpt", 80, 20),
-        Cell("2a", COMPILED, 40, lambda keys: parts(place, keys)),
+        race("2a", "gpt2", "8k", ["hyl-compiled", "ours-compiled"], 45),
+        race("2a", "smollm2", "8k", ["hyl-compiled", "ours-compiled"], 45),
         race("2b", "smollm2", "4k", ["peft", "hyl", "ours", "peft-bf16"], 10),
         race("2b", "gpt2", "4k", ["peft", "hyl", "ours", "peft-bf16"], 8),
         race("2b", "smollm2", "1k", ["peft", "hyl", "ours", "peft-bf16"], 8),
@@ -250,20 +251,11 @@ def _part(place: Place, what: list[str], n: int, device: torch.device) -> float:
             from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
             norm = LlamaRMSNorm(576).to(device)
+            if which == "ours":
+                assert use_frozen_kernels(norm) == 1
             x = torch.randn(1, n, 576, device=device, requires_grad=True)
             grad = torch.randn_like(x)
-            call = norm if which == "model" else lambda x: F.rms_norm(x, (576,), norm.weight, 1e-6)
+            call = partial(F.rms_norm, normalized_shape=(576,), weight=norm.weight, eps=1e-6)
+            call = call if which == "torch" else norm
             return place.milliseconds(lambda: torch.autograd.grad(call(x), x, grad))
-        case ["compile", model]:
-            return _compiled(place, model, n)
     raise ValueError(what)
-
-
-def _compiled(place: Place, model: str, n: int) -> float:
-    """One layer under torch.compile: whether it traces, and a whole step with all layers so."""
-    torch._dynamo.reset()
-    arm = Arm(place, "hyl", model, n)
-    backend = "eager" if place.tiny else "inductor"
-    for layer in anatomy.decoder_layers(arm.model):
-        layer.compile(backend=backend)
-    return place.milliseconds(arm.step, rounds=3)

@@ -7,16 +7,18 @@ that `PeftModel.from_pretrained` reads a saved adapter.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hylorada.peft_registration import register_with_peft
 
 if TYPE_CHECKING:
+    from hylorada.comparison.rows import records_as_rows
     from hylorada.loading.finished_run import load_run
     from hylorada.methods import HyloradaConfig, adapt, check_integrity
 
-__all__ = ["HyloradaConfig", "adapt", "check_integrity", "load_run"]
+__all__ = ["HyloradaConfig", "adapt", "check_integrity", "load_run", "records_as_rows"]
 __version__ = "0.2.0"
 
 _HOME = {
@@ -24,6 +26,7 @@ _HOME = {
     "adapt": "hylorada.methods",
     "check_integrity": "hylorada.methods",
     "load_run": "hylorada.loading.finished_run",
+    "records_as_rows": "hylorada.comparison.rows",
 }
 
 
@@ -37,4 +40,6 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
+# Before the hub's clients are imported: they would tell it of this machine's packages.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 register_with_peft()

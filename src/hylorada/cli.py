@@ -1,4 +1,4 @@
-"""The commands: hylorada-train, hylorada-eval, hylorada-report, hylorada-export.
+"""The commands: hylorada-train, hylorada-eval, hylorada-report, hylorada-export, hylorada-fetch.
 
 Torch is imported only by a run that starts. Standard output carries results (the directory of each
 run, a table); everything else goes to standard error. Whatever a user can cause ends in one line
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hylorada.commands import evaluate as evaluate_command
 from hylorada.commands import export as export_command
+from hylorada.commands import fetch as fetch_command
 from hylorada.commands import train as train_command
 from hylorada.commands.job import Stopped
 from hylorada.commands.terminal_lines import complain
@@ -47,6 +48,11 @@ def report(argv: Sequence[str] | None = None) -> int:
 def export(argv: Sequence[str] | None = None) -> int:
     """``hylorada-export run=DIR``: a finished run as files for others. Returns the exit code."""
     return _guarded("hylorada-export", export_command.main, argv)
+
+
+def fetch(argv: Sequence[str] | None = None) -> int:
+    """``hylorada-fetch NAME``: a base model into the user's cache. Returns the exit code."""
+    return _guarded("hylorada-fetch", fetch_command.main, argv)
 
 
 def _guarded(program: str, call: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:

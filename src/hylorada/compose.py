@@ -23,7 +23,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hylorada.command_line.hydra_internals import Hydra, OverridesParser
@@ -37,7 +37,7 @@ from hylorada.command_line.overrides import (
 )
 from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import RunConfig
-from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, OPEN_KEYS, SWITCH_KEYS
+from hylorada.config.rules import HUB_KEYS, LOCAL_KEYS, OPEN_KEYS, SWITCH_KEYS
 from hylorada.errors import ConfigError
 
 # What a launcher's own package adds to the name of its extra in pyproject.toml.
@@ -61,8 +61,8 @@ _KINDS = {
     int: "a whole number",
     float: "a number",
     str: "a text",
-    ListConfig: "a list, as in [a,b]",
-    DictConfig: "settings in braces, as in {key: value}",
+    list: "a list, as in [a,b]",
+    dict: "settings in braces, as in {key: value}",
 }
 
 
@@ -96,13 +96,34 @@ def compose(hydra: Hydra, overrides: Sequence[str], *, multirun: bool = False) -
         raise ConfigError(_explain(error)) from error
 
 
-def cells(hydra: Hydra, master: DictConfig, own: Path | None = None) -> list[Cell]:
+def by_experiment(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
+    """The words of each sweep of a command: ``experiment=a,b`` is two, with axes of their own."""
+    named = [i for i, word in enumerate(overrides) if word.startswith("experiment=")]
+    if not named:
+        return [list(overrides)]
+    try:
+        (word,) = OverridesParser.create(hydra.config_loader).parse_overrides(
+            [overrides[named[-1]]]
+        )
+        if not word.is_discrete_sweep():
+            return [list(overrides)]
+        names = list(word.sweep_string_iterator())
+    except (HydraException, ValueError) as error:
+        raise ConfigError(_explain(error)) from error
+    others = [other for i, other in enumerate(overrides) if i not in named]
+    return [[*others, f"experiment={name}"] for name in names]
+
+
+def cells(
+    hydra: Hydra, master: DictConfig, own: Path | None = None, *, alone: bool = True
+) -> list[Cell]:
     """Every combination of a sweep, composed and typed before the first one starts.
 
     Args:
         hydra: opened by `opened_hydra`.
         master: composed without the axes.
         own: a folder with more groups.
+        alone: whether it is the only sweep of the command, so that it must have an axis.
 
     Raises:
         ConfigError: a key, an option or a type is wrong in one of them; there is no axis.
@@ -126,7 +147,8 @@ def cells(hydra: Hydra, master: DictConfig, own: Path | None = None) -> list[Cel
                 axes[key] = [f"{key}={value}" for value in word.sweep_string_iterator()]
             else:
                 raise ConfigError(f"{key}: an interval cannot be swept; list its values")
-        if not any(len(values) > 1 or key not in _NO_AXES for key, values in axes.items()):
+        swept = (len(values) > 1 or key not in _NO_AXES for key, values in axes.items())
+        if alone and not any(swept):
             raise ConfigError(
                 "-m runs every combination of the values of its axes, and there is none; write "
                 "one, as in -m method=lora,hylorada, or name an experiment that is a sweep, as in "
@@ -151,29 +173,52 @@ def to_typed(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
         ConfigError: an unknown key (with the nearest one) or a value of the wrong type.
     """
     tree = _resolved(cfg) if isinstance(cfg, DictConfig) else cfg
-    _refuse_unknown(tree, RunConfig(), "")
-    typed = OmegaConf.structured(RunConfig)
-    literal: dict[str, Any] = {}  # what OmegaConf would take for a reference once more
+    config = RunConfig()
+    _refuse_unknown(tree, config, "")
     for key, value in _leaves(tree, "", OPEN_KEYS):
         if key in SWITCH_KEYS:
             value = _WORDS.get(str(value).lower(), str(value))
         elif key in LOCAL_KEYS | HUB_KEYS and isinstance(value, str):
             value = os.path.expanduser(value)  # noqa: PTH111, which drops a slash at the end
-        if "${" in str(value):
-            literal[key] = value
-            value = type(value)()
-        try:
-            OmegaConf.update(typed, key, value, merge=False)
-        except OmegaConfBaseException as error:
-            wanted = _KINDS[type(OmegaConf.select(typed, key))]
-            shown = "null" if value is None else repr(value)
-            raise ConfigError(f"{key} is {shown}; it must be {wanted}") from error
-    config = OmegaConf.to_object(typed)
-    assert isinstance(config, RunConfig)
-    for key, value in literal.items():
         *path, last = key.split(".")
-        setattr(functools.reduce(getattr, path, config), last, value)
+        part = functools.reduce(getattr, path, config)
+        setattr(part, last, _of_type(key, value, getattr(part, last)))
     return config
+
+
+def _of_type(key: str, value: Any, default: Any) -> Any:
+    """The value as its field has it: a whole number for a float is one, a number for a text text.
+
+    OmegaConf decides, where a look does not tell already: it takes most of the time of a sweep.
+
+    Raises:
+        ConfigError: it is of another type.
+    """
+    if isinstance(value, str | int | float) and type(value) is type(default) and value != "???":
+        return value
+    if value == default and _types_in(value) == _types_in(default):
+        return default
+    # In a text OmegaConf would take ${...} for a reference once more.
+    asked = type(value)() if "${" in str(value) else value
+    try:
+        OmegaConf.update(_schema(), key, asked, merge=False)
+        converted = OmegaConf.select(_schema(), key, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        shown = "null" if value is None else repr(value)
+        raise ConfigError(f"{key} is {shown}; it must be {_KINDS[type(default)]}") from error
+    if asked is not value:
+        return value
+    return OmegaConf.to_object(converted) if OmegaConf.is_config(converted) else converted
+
+
+@functools.cache
+def _schema() -> DictConfig:
+    """The tree as OmegaConf types it; its values are the last ones that were asked about."""
+    return OmegaConf.structured(RunConfig)
+
+
+def _types_in(value: Any) -> list[type]:
+    return [type(value), *(map(type, value) if isinstance(value, list) else ())]
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -13,10 +13,13 @@ the terminal for these; it goes to the run's log.
 | 5    | out of memory                                       |
 | 6    | disk                                                |
 | 7    | the integrity gate refused the model                |
-| 130, 138, 143 | SIGINT, SIGUSR1, SIGTERM: interrupted and saved |
+| 8    | another process of the run has ended                |
+| 129, 130, 138, 140, 143 | SIGHUP, SIGINT, SIGUSR1, SIGUSR2, SIGTERM: interrupted and saved |
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 
 class HyloradaError(Exception):
@@ -61,15 +64,38 @@ class IntegrityError(HyloradaError):
     exit_code = 7
 
 
+class PeerError(HyloradaError):
+    """Another process of the same run has ended, without a word or by a bug."""
+
+    exit_code = 8
+
+
 class Interrupted(HyloradaError):
     """A signal asked the run to stop; its state is saved.
 
     Args:
         signal_number: the signal; the exit code is 128 + this number.
         message: one line.
+        at_once: whether it was raised wherever the process was when the signal came, not at a place
+            that asked for it. A library may then make an error of its own of it.
+
+    Attributes:
+        requeued: whether the queue that the run came from starts it again.
     """
 
-    def __init__(self, signal_number: int, message: str) -> None:
+    def __init__(self, signal_number: int, message: str, at_once: bool = False) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+        self.at_once = at_once
+        self.requeued = False
         self.exit_code = 128 + signal_number
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or in the handling of, down to the first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

@@ -49,6 +49,7 @@ def keys(*words):
     return listed.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_gives_a_row_of_every_kind(tmp_path):
     made = rehearsed(tmp_path / "rows.jsonl", "--no-suite", "--only", KINDS)
     by_key = {row["key"]: row for row in made}
@@ -65,7 +66,7 @@ def test_a_rehearsal_gives_a_row_of_every_kind(tmp_path):
     assert lora["equal_at_step"] == hyl["equal_at_step"] == min(lora["steps"], hyl["steps"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_rehearsal_gives_every_row_that_a_gpu_gives(tmp_path):
     made = rehearsed(tmp_path / "rows.jsonl")
     planned = keys()

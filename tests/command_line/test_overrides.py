@@ -21,7 +21,7 @@ from hylorada.command_line.overrides import (
     unquoted,
 )
 from hylorada.config import RunConfig
-from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS
+from hylorada.config.rules import HUB_KEYS, LOCAL_KEYS
 from hylorada.errors import ConfigError
 from hylorada.settings.fingerprint import run_name
 
@@ -80,6 +80,7 @@ def test_any_path_means_itself_whether_it_is_there_or_not(hydra: Hydra) -> None:
             assert {key: attrgetter(key)(config) for key in given} == given
 
 
+@pytest.mark.slow
 def test_any_path_without_a_comma_means_itself_in_a_sweep(hydra: Hydra) -> None:
     names = ["a=b", "it's", "[a", "a:b", "#1", "😀", "007", "a\\", "${x}", "${oc.env:HOME}", "a b"]
     for name in names:
@@ -121,6 +122,7 @@ def test_a_tilde_is_the_home(hydra: Hydra, monkeypatch: pytest.MonkeyPatch) -> N
     assert (config.model.path, config.model.name) == ("/home/me/a b", "/home/me/a b")
 
 
+@pytest.mark.slow
 def test_any_folder_is_a_model(hydra: Hydra) -> None:
     for name in ("it's", "a,b", "${x}", "plain"):
         Path(name).mkdir()

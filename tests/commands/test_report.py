@@ -17,6 +17,7 @@ FILES = {
     "report.html", "table.md", "table.csv", "table.json", "table.tex",
     "tiny-stdlib-4096-loss-by-position-blocks.png", "tiny-stdlib-4096-loss-by-position-blocks.svg",
     "tiny-stdlib-4096-training.png", "tiny-stdlib-4096-training.svg",
+    "tiny-stdlib-4096-ppl-by-time.png", "tiny-stdlib-4096-ppl-by-time.svg",
 }  # fmt: skip
 
 
@@ -67,6 +68,16 @@ def test_left_out_records_are_named_on_standard_error(tmp_path, capsys):
     assert "left out" in capsys.readouterr().err
 
 
+def test_numbers_of_a_package_that_is_not_installed_are_named(tmp_path, capsys):
+    record = make_record("lora")
+    record["metrics"]["mrr/mean"] = {"value": 0.4, "tokens": 9}
+    write(tmp_path, record, make_record("hylorada"))
+    assert main([str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hylorada-report: mrr/mean: no measurement here makes them")
+    assert "docs/EXTENDING.md" in line
+
+
 def test_only_failed_runs_still_make_a_table(tmp_path, capsys):
     write(tmp_path, make_record("lora", status="failed"))
     assert main([str(tmp_path)]) == 0
@@ -80,6 +91,8 @@ def test_only_failed_runs_still_make_a_table(tmp_path, capsys):
         (["{empty}/absent"], DataError, "there is no folder"),
         ([], ConfigError, "DIR"),
         (["{runs}", "--frobnicate"], ConfigError, "--frobnicate"),
+        (["{runs}", "--refrence", "lora"], ConfigError, "did you mean --reference?"),
+        (["{runs}", "--out", "/proc/report"], DiskError, "choose another folder with --out"),
         (["{runs}", "--out", "{runs}/file/under"], DiskError, "choose another folder with --out"),
     ],
 )

@@ -31,7 +31,8 @@ class Runner:
         self.act: Callable[[RunConfig], None] = lambda config: None
         self.refuse: Callable[[RunConfig], HyloradaError | None] = lambda config: None
 
-    def run(self, config: RunConfig, directory: Path) -> None:
+    def run(self, config: RunConfig, directory: Path, *, held: bool) -> None:
+        assert held  # nobody else runs there
         self.configs.append(config)
         assert directory.resolve() == Path(run_dir(config)).resolve()
         self.act(config)
@@ -79,6 +80,22 @@ ERRORS = [
     ("train.lr=abc", "train.lr is 'abc'; it must be a number"),
     ("train.lr=null", "train.lr is null; it must be a number"),
     ("seed=1.5", "seed is 1.5; it must be a whole number"),
+    ("foo.bar=1", "unknown key foo.bar; hylorada-train --cfg job prints all there are"),
+    ("length=-5", "length=-5: it must be a whole number of tokens, as in length=3000"),
+    ("length=1e3", "length=1e3: it must be a whole number of tokens"),
+    ("length=4096.0", "length=4096.0: it must be a whole number of tokens"),
+    ("length=0.5k", "length=0.5k: it must be a whole number of tokens"),
+    (f"length={10**20}", "length.max_length is 100000000000000000000; it must be from 2 to"),
+    (f"train.max_steps={10**20}", "it must be 9007199254740992 or less"),
+    (f"method.lora.r={10**20}", "it must be from 1 to 65536"),
+    ("threads=100000", "threads is 100000; it must be from 1 to 1024, or 0 for torch's choice"),
+    ("train.lr=inf", "train.lr is inf; it must be a finite number, above 0"),
+    ("model.attn_implementation=flash", "choose sdpa, eager, flash_attention_2"),
+    ("model.attn_implementation=own/kernel", "choose sdpa, eager, flash_attention_2"),
+    ("dataset.revision=abc", "dataset.revision has no effect with dataset.kind=stdlib"),
+    ("dataset.text_column=abc", "dataset.text_column has no effect with dataset.kind=stdlib"),
+    ("dataset=local dataset.path=/ dataset.hub_id=a/b", "dataset=hub for text of the hub"),
+    ("launcher=submitit_local", "launcher=submitit_local has no effect on one run; add -m"),
     ("method.lora.enabled=maybe", "method.lora.enabled is 'maybe'; it must be true or false"),
     ("method.landmark.enabled=maybe", "choose true, false or auto"),
     ("method.lora.target_modules=c_attn", "it must be a list, as in [a,b]"),
@@ -93,12 +110,18 @@ ERRORS = [
     ("hydra.run.dir=x", "output_root"),
     ("launcher=slrm", "launcher=slrm: there is no such option; did you mean slurm?"),
     ("train.max_steps=0", "exactly one of train.epochs, train.max_steps, train.max_tokens"),
+    ("train.lr_scheduler=constant train.min_lr_ratio=0.1", "train.min_lr_ratio=0.1 has no effect"),
+    ("method=vera method.peft.rr=4", "peft's VeraConfig has no such key; did you mean r?"),
     ("method=baseline method.adapter_seed=1", "method.adapter_seed=1 has no effect"),
     ("length=512 method=rslora_s2", "set a smaller group_size"),
     ("--multirn", "unrecognized arguments: --multirn"),
     ("--cfg jb", "choose from"),
     ("--cfg job -p methd", "did you mean method?"),
     ("--resolve", "belong to --cfg"),
+    ("dry_run=yes", "dry_run=yes: use true, elsewhere"),
+    ("--dry-run", "hylorada-train plans with dry_run=true"),
+    ("dryrun=true", "hylorada-train plans with dry_run=true"),
+    ("dry_run=true --cfg job", "dry_run=true has no effect with --cfg"),
     ("--config-dir /no/such", "/no/such"),
     ("-m method=lora,hylorda", "hylorda: there is no such option; did you mean hylorada?"),
     ("-m seed=0,x", "seed is 'x'; it must be a whole number"),
@@ -122,8 +145,14 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(
 
 
 def test_missing_data_is_exit_code_3(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.train(["model=./no/such"]) == 3
-    assert "no/such" in capfd.readouterr().err
+    Path("text.txt").write_text("no model\n")
+    for word, said in (
+        ("model=./no/such", "there is no folder no/such"),
+        ("model=none.gguf", "there is no GGUF file none.gguf"),
+        ("model=./text.txt", "text.txt is a file; give the folder that save_pretrained wrote"),
+    ):
+        assert cli.train([word]) == 3
+        assert said in capfd.readouterr().err
 
 
 def test_the_value_of_an_unknown_key_is_never_shown(
@@ -219,8 +248,19 @@ def test_a_failing_cell_stops_no_other(runner: Runner, capfd: pytest.CaptureFixt
         assert name in log
 
 
-@pytest.mark.parametrize("order", ["bad,good", "good,bad", "bad,worse,good", "good,bad,other"])
-@pytest.mark.parametrize("why", ["file", "long", "log", "settings"])
+# Each reason and each order at least once; all pairs of them are slow ones.
+ORDERS = ("bad,good", "good,bad", "bad,worse,good", "good,bad,other")
+WHYS = ("file", "long", "log", "settings")
+
+
+@pytest.mark.parametrize(
+    ("why", "order"),
+    [
+        pytest.param(why, order, marks=pytest.mark.slow if i != j else [])
+        for i, why in enumerate(WHYS)
+        for j, order in enumerate((ORDERS[2], ORDERS[0], ORDERS[1], ORDERS[3]))
+    ],
+)
 def test_a_cell_without_a_place_stops_no_other(
     runner: Runner, capfd: pytest.CaptureFixture[str], order: str, why: str
 ) -> None:
@@ -325,6 +365,38 @@ def test_a_place_that_cannot_be_written_is_exit_code_6(
     assert err.endswith(": cannot be written (Not a directory); choose another output_root\n")
 
 
+def test_what_another_process_runs_is_refused_and_not_written_to(
+    runner: Runner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with compose.opened_hydra() as hydra:
+        directory = Path(run_dir(compose.to_typed(compose.compose(hydra, []))))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from hylorada.process.disk import exclusive\n"
+        f"with exclusive(Path({str(directory)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        (directory / "run.log").write_text("its own line\n")
+        before = files_of(directory)
+        assert cli.train([]) == 6
+        assert cli.train(["-m", "seed=0,1"]) == 6  # the other cell runs
+        assert files_of(directory) == before
+        other.communicate("")
+    said = capfd.readouterr().err.splitlines()[0]
+    assert f"{directory}: in use by a live run (process {other.pid} on " in said
+    assert [config.seed for config in runner.configs] == [1]
+    assert cli.train([]) == 0
+    assert (directory / "run.log").read_text().startswith("its own line\n")
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
 def test_a_name_with_a_quote_survives_hydra(runner: Runner) -> None:
     assert cli.train(["output_root='a\\'b c'"]) == 0
     assert runner.configs[0].output_root == "a'b c"
@@ -339,6 +411,9 @@ def test_groups_of_a_folder_of_ones_own(
     (folder / "mine.yaml").write_text("defaults: [default]\nname: mine\n")
     assert cli.train(["--config-dir", "own", "eval=mine"]) == 0
     assert runner.configs[0].eval.name == "mine"
+    capfd.readouterr()
+    assert cli.train(["--help", "--config-dir", "own"]) == 0
+    assert "longbench, mine, paper" in capfd.readouterr().out
 
 
 def test_cells_that_are_one_run_run_once(runner: Runner, capfd: pytest.CaptureFixture[str]) -> None:
@@ -346,7 +421,7 @@ def test_cells_that_are_one_run_run_once(runner: Runner, capfd: pytest.CaptureFi
     assert len(runner.configs) == 1  # o and ./o/ are one place
     err = capfd.readouterr().err
     assert "3 cells are the same run as another" in err
-    assert "1 cells: 1 run" in err
+    assert "1 cell: 1 run" in err
 
 
 def test_flags_may_stand_anywhere(runner: Runner) -> None:
@@ -444,16 +519,24 @@ def test_an_adapter_is_measured_as_the_words_say(evaluator: Calls) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ("", 2, "run=DIRECTORY or adapter=FOLDER"),
-        ("run=done adapter=x", 2, "run=DIRECTORY or adapter=FOLDER"),
-        ("run=", 2, "run=DIRECTORY or adapter=FOLDER"),
+        ("", 2, "run=DIRECTORY, chosen=FOLDER or adapter=FOLDER"),
+        ("run=done adapter=x", 2, "run=DIRECTORY, chosen=FOLDER or adapter=FOLDER"),
+        ("run=", 2, "run=DIRECTORY, chosen=FOLDER or adapter=FOLDER"),
         ("run=done train.lr=1", 2, "train.lr: a finished run keeps its settings"),
         ("run=done length=2k", 2, "length: a finished run keeps its settings"),
         ("run=done eval=retrival", 2, "did you mean retrieval?"),
         ("run=done eval.lost_in_middle.depth=1", 2, "did you mean eval.lost_in_middle.depths?"),
         ("run=done eval.perplexity.stride=-1", 2, "eval.perplexity.stride"),
         ("run=done --resolve", 2, "unrecognized arguments: --resolve"),
-        ("run=none", 3, "no result.json here"),
+        ("run=none", 3, "run=none: there is no such directory"),
+        ("run=.", 3, "run=.: no result.json here"),
+        ("chosen=none select=train.lr", 3, "there is no folder none; name one that runs lie in"),
+        ("chosen=done", 2, "select: name the settings to choose, as in train.lr"),
+        (
+            "chosen=done select=nope",
+            2,
+            "select: there is no setting nope to choose; hylorada-train",
+        ),
         ("adapter=x", 2, "needs its base"),
     ],
 )
@@ -469,6 +552,25 @@ def test_a_mistake_in_what_to_measure_is_one_line(
     assert not evaluator
 
 
+def test_a_measurement_of_a_folder_of_ones_own(
+    evaluator: Calls, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("own/eval").mkdir(parents=True)
+    Path("own/eval/mine.yaml").write_text("defaults: [quick]\nname: mine\n")
+    assert cli.evaluate(["run=done", "eval=mine"]) == 2
+    assert cli.evaluate(["--config-dir", "own", "run=done", "eval=mine"]) == 0
+    assert cli.evaluate(["run=done", "eval=mine", "--config-dir=own"]) == 0
+    assert [config.eval.name for _, _, config in evaluator] == ["mine", "mine"]
+    capfd.readouterr()
+    assert cli.evaluate(["--config-dir", "own", "--help"]) == 0
+    assert "longbench, mine, paper" in capfd.readouterr().out
+    assert cli.evaluate(["run=done", "--config-dir", "none"]) == 2
+    assert cli.evaluate(["run=done", "--config-dir"]) == 2
+    assert "--config-dir: name a folder" in capfd.readouterr().err
+
+
 def test_help_names_the_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.evaluate(["--help"]) == 0
-    assert "default, full, longbench, paper, quick, retrieval" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "default, full, longbench, paper, quick, retrieval" in shown
+    assert max(map(len, shown.splitlines())) <= 100

@@ -35,6 +35,16 @@ def test_another_learning_rate_is_another_comparison_and_says_so():
     ]
 
 
+def test_what_was_only_measured_names_no_setting_of_training():
+    measured = make_record("adapter-x")
+    measured["config"]["train"] = None
+    trained = make_record("lora"), make_record("lora", train__lr=2e-4)
+    comparisons, _ = compared(measured, *trained)
+    assert {c.label for c in comparisons} == {
+        "not trained here", "train.lr=0.003", "train.lr=0.0002",
+    }  # fmt: skip
+
+
 def test_what_cannot_change_a_number_does_not_part_arms():
     comparisons, _ = compared(
         make_record("lora", train__micro_batch_size=4, train__gradient_accumulation_steps=1),
@@ -65,14 +75,15 @@ def test_what_was_asked_beside_perplexity_does_not_part_arms():
 def test_settings_of_retrieval_part_arms_only_where_it_is_trained_on():
     """The depths held out of the training examples are part of the training data."""
 
-    def two(task):
+    def two(task, mix=0.0):
         held = {"lora": [0.5], "hylorada": [0.0, 1.0]}
-        records = [make_record(m, train__task=task) for m in held]
+        records = [make_record(m, train__task=task, train__mix=mix) for m in held]
         for record in records:
             record["config"]["train"]["retrieval"]["held_out"] = held[record["method"]]
         return compared(*records)[0]
 
     assert len(two("text")) == 1
+    assert len(two("text", mix=0.25)) == 2
     assert [c.label for c in two("retrieval")] == [
         "train.retrieval.held_out=[0, 1]", "train.retrieval.held_out=[0.5]"
     ]  # fmt: skip
@@ -107,3 +118,15 @@ def test_a_second_run_of_the_same_seed_is_left_out_and_named():
     ((comparison,), problems) = compared(first, second)
     assert len(comparison.arms[0].runs) == 1
     assert "the same method and seed" in problems[0].reason
+
+
+def test_steps_between_evaluations_count_where_they_choose_the_weights():
+    def count(**changes):
+        records = (
+            make_record("lora", train__eval_every=10, **changes),
+            make_record("hylorada", train__eval_every=5, **changes),
+        )
+        return len(compared(*records)[0])
+
+    assert count() == 1
+    assert count(train__keep_best=True) == count(train__patience=3) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers.records import make_record
+from helpers.records import factorial, make_record
 
 from hylorada.comparison.arms import compare
 from hylorada.comparison.collect import Record
@@ -60,3 +60,12 @@ def test_a_gain_that_may_be_nothing_has_no_price():
     cell = {r.cells["method"].text: r.cells for r in table.sections[0].rows}["hylorada"]
     assert cell["params_per_percent"].text == "no gain over rslora"
     assert cell["params_per_percent"].value is None
+
+
+def test_what_has_no_parameters_is_not_paid_for():
+    """HyLoRADA without S² gains mostly by what it leaves out, against an arm that has it."""
+    comparison, found = arms(*factorial(seeds=1))
+    assert nested_in(found["hylorada_no_s2"], comparison) is found["rslora_embeddings"]
+    assert nested_in(found["hylorada"], comparison) is found["hylorada_no_position_bias"]
+    comparison, found = arms(*(r for r in factorial(seeds=1) if not r["method"].startswith("rs")))
+    assert nested_in(found["hylorada_no_s2"], comparison) is found["hylorada_no_position_bias"]

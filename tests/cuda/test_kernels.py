@@ -1,18 +1,26 @@
 """Attention and loss on a GPU against the CPU and against the definition."""
 
+import copy
+
 import pytest
 import torch
 from helpers.families import make_model, tokens
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from hylorada.architecture import anatomy
 from hylorada.kernels import grouped_heads
+from hylorada.kernels.compiled import compiled_layers, refuse_without_compiler
+from hylorada.kernels.frozen_layers import use_frozen_kernels
 from hylorada.methods.s2_attention import enable_s2
 from hylorada.training.loss import LossModel, chunked_cross_entropy
 
 LENGTH = 61
 
 
-def loss_and_gradients(family, device, s2):
+def loss_and_gradients(family, device, s2, fast=False):
     model = make_model(family).train().to(device)
+    if fast:
+        use_frozen_kernels(model)
     if s2:
         enable_s2(model, 8, "layers")
     ids = tokens(2, LENGTH).to(device)
@@ -60,3 +68,41 @@ def test_chunked_loss_against_float64(device, labels):
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-9)
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a.grad.cpu().double(), b.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_norm_is_torchs_own_kernel_where_input_and_weight_are_of_one_precision(device, precision):
+    plain = LlamaRMSNorm(64).to(device, precision)
+    torch.nn.init.normal_(plain.weight)
+    fast = copy.deepcopy(plain)
+    assert use_frozen_kernels(fast) == 1
+    x = torch.randn(7, 64, device=device, dtype=precision, requires_grad=True)
+    g = torch.randn_like(x)
+    want, got = plain(x), fast(x)
+    assert "RmsNorm" in type(got.grad_fn).__name__
+    close = {"rtol": 1e-5, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0, "atol": 0.1}
+    torch.testing.assert_close(got, want, **close)
+    slopes = [torch.autograd.grad(y, (x, m.weight), g) for y, m in ((want, plain), (got, fast))]
+    limit = 1e-4 if precision == torch.float32 else 0.03
+    for own, ours in zip(*slopes, strict=True):
+        assert (own - ours).float().norm() < limit * own.norm()
+
+
+def test_norms_and_rotary_embedding_in_few_operations_are_those_of_the_model(device):
+    own, fast = (loss_and_gradients("llama", device, s2=True, fast=f) for f in (False, True))
+    torch.testing.assert_close(fast[0], own[0], rtol=1e-5, atol=0)
+    for name, gradient in own[1].items():
+        assert (fast[1][name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name
+
+
+def test_compiled_layers_give_the_same_loss(device):
+    refuse_without_compiler(device)
+    model = make_model("llama").train().to(device)
+    use_frozen_kernels(model)
+    loss_model, ids = LossModel(model, 16), tokens(2, LENGTH).to(device)
+    want, _ = loss_model(ids, ids)
+    with compiled_layers(model) as compiled:
+        got, _ = loss_model(ids, ids)
+        got.backward()
+    assert compiled.calls == len(anatomy.decoder_layers(model))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=0)

@@ -48,8 +48,9 @@ def make_training(path, device, family="llama", autocast=torch.bfloat16, **setti
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_step_is_launched_without_asking_the_device(tmp_path, device, family, autocast):
-    training = make_training(tmp_path, device, family, autocast)
+@pytest.mark.parametrize("settings", [{}, {"loss_spike": "skip", "micro_batch_size": 2}])
+def test_a_step_is_launched_without_asking_the_device(tmp_path, device, family, autocast, settings):
+    training = make_training(tmp_path, device, family, autocast, **settings)
     training.model.train()
     training._step(1)
     torch.cuda.synchronize()

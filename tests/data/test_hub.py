@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import socket
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from helpers.byte_tokenizer import make_byte_tokenizer
 from helpers.families import make_model
 from helpers.hub_jobs import parquet, run_jobs
 from helpers.hub_server import Hub, Repository
+from helpers.marks import slow
+from helpers.mounts import need_mounts
 
 from hylorada.process.device import cpu_has_bf16
 
@@ -121,12 +124,13 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory) -> dict[str, Repository]:
+    gpt2 = model_files(tmp_path_factory.mktemp("model"))
     owned = [
         Repository("datasets", "Salesforce/wikitext", wikitext_files()),
         Repository("datasets", "emozilla/pg19", pg19_files()),
         Repository("datasets", "zai-org/LongBench", {"data.zip": longbench_zip()}),
         Repository("datasets", "deepmind/pg19", {"README.md": b"# PG-19", "pg19.py": b"raise"}),
-        Repository("models", "tiny/gpt2", model_files(tmp_path_factory.mktemp("model"))),
+        Repository("models", "tiny/gpt2", gpt2),
         Repository(
             "models",
             "tiny/shards",
@@ -142,6 +146,10 @@ def repositories(tmp_path_factory) -> dict[str, Repository]:
             for f in (*FAULTS, *SLOW_FAULTS)
         ),
         Repository("datasets", "fault/bad-zip", {"data.zip": longbench_zip()[:-30]}),
+        *(
+            Repository("models", f"fault/model-{fault}", gpt2, fault)
+            for fault in ("garbage", "garbage-once", "stall", "all-garbage")
+        ),
         Repository("models", "fault/model-503", {"config.json": b"{}"}, "503"),
         Repository("models", "fault/model-gated", {"config.json": b"{}"}, "gated"),
     ]
@@ -181,6 +189,9 @@ def online(home, repositories) -> dict:
         "check gated": {"check": "fault/model-gated"},
         "check": {"check": "tiny/gpt2"},
         "model gated": {"model": {"name": "x", "path": "fault/model-gated"}},
+        "model garbage": {"model": {"name": "x", "path": "fault/model-garbage"}},
+        "model garbage-once": {"model": {"name": "x", "path": "fault/model-garbage-once"}},
+        "model all-garbage": {"model": {"name": "x", "path": "fault/model-all-garbage"}},
     }  # fmt: skip
     jobs |= {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in FAULTS}
     with Hub(list(repositories.values())) as hub:
@@ -251,6 +262,15 @@ def assert_one_line(result: dict, words: str) -> None:
         ("check 503", "model.path=fault/model-503: the hub .* answers 503"),
         ("check gated", "model.path=fault/model-gated: gated"),
         ("model gated", "gated"),
+        (
+            "model garbage",
+            r"fault/model-garbage: model\.safetensors was downloaded twice and is damaged; "
+            r"delete /.*/blobs/[0-9a-f]{64} and try later, or use model=tiny",
+        ),
+        (
+            "model all-garbage",
+            r"config\.json was downloaded twice and is damaged; delete /",
+        ),
     ],
 )
 def test_faults_end_in_one_line(online, job, words):
@@ -265,7 +285,8 @@ def test_faults_end_in_one_line(online, job, words):
 def test_a_hub_that_does_not_answer_is_given_up(tmp_path, repositories):
     """Each in a process of its own: the patience of a download is the process's."""
     jobs = {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in SLOW_FAULTS}
-    jobs["model 503"] = {"model": {"name": "x", "path": "fault/model-503"}}
+    for fault in ("503", "stall"):
+        jobs[f"model {fault}"] = {"model": {"name": "x", "path": f"fault/model-{fault}"}}
     with Hub(list(repositories.values())) as hub, ThreadPoolExecutor(len(jobs)) as pool:
         started = {j: pool.submit(run_jobs, {j: jobs[j]}, tmp_path / j, hub.url) for j in jobs}
         for job, running in started.items():
@@ -274,6 +295,48 @@ def test_a_hub_that_does_not_answer_is_given_up(tmp_path, repositories):
 
 def test_damaged_download_is_tried_again(online):
     assert online["garbage-once"]["names"] == ["T"]
+
+
+def test_a_model_that_came_damaged_once_is_what_it_would_have_been(online):
+    assert online["model garbage-once"]["model"] == online["model"]["model"]
+
+
+@pytest.mark.parametrize("name", slow("model.safetensors", "tokenizer.json"))
+def test_a_file_of_a_model_that_was_damaged_in_the_cache_is_named(
+    online, home, repositories, name, tmp_path
+):
+    """Nothing is downloaded, so nothing is looked at, until reading fails."""
+    place = "hub/models--tiny--gpt2"
+    hub = shutil.copytree(home / place, tmp_path / place, symlinks=True)
+    (path,) = hub.glob(f"snapshots/*/{name}")
+    blob = path.resolve()
+    blob.write_bytes(blob.read_bytes()[:-40] if name.endswith("json") else b"\xff" * 50)
+    job = {"model": {"model": {"name": "gpt2", "path": "tiny/gpt2"}}}
+    with Hub([repositories["tiny/gpt2"]]) as server:
+        result = run_jobs(job, tmp_path, server.url)["model"]
+    assert_one_line(result, f"{name} in the hub's cache is damaged; delete {blob}, so that")
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_named_and_what_it_holds_is_read(
+    online, home, repositories
+):
+    need_mounts()
+    pinned = repositories["Salesforce/wikitext"].commit
+    jobs = {
+        "there": {"dataset": wikitext("Salesforce/wikitext", revision=pinned), "split": "test"},
+        "data": {"dataset": wikitext("Salesforce/wikitext"), "split": "validation"},
+        "model": {"model": {"name": "s", "path": "tiny/read-only"}},
+    }  # fmt: skip
+    fresh = Repository("models", "tiny/read-only", repositories["tiny/gpt2"].files)
+    with Hub([*repositories.values(), fresh]) as hub:
+        result = run_jobs(jobs, home, hub.url, TEST_READ_ONLY=str(home))
+    assert result["there"]["names"] == ["T"]
+    for job in ("data", "model"):
+        assert result[job]["error"] == "DiskError", result[job]
+        place, _, said = result[job]["message"].partition(": ")
+        assert place in (str(home), f"{home}/hub")
+        assert said == "cannot be written (Read-only file system); set HF_HOME to another place"
 
 
 def test_cache_serves_without_a_network(online, home, repositories):

@@ -343,7 +343,7 @@ def test_objects_over_several_lines_are_streamed(tmp_path, monkeypatch):
     rows = [{"text": f"{i} " + "y" * (700 if i == 7 else 20)} for i in range(300)]
     put(tmp_path / "train.json", "\n".join(json.dumps(row, indent=2) for row in rows))
     assert texts(tmp_path) == [row["text"] for row in rows]
-    monkeypatch.setattr("hylorada.data.json_rows._LARGEST", 100)
+    monkeypatch.setattr("hylorada.data.json_rows.LARGEST", 100)
     assert "element 8 is larger than" in refused(tmp_path)
 
 

@@ -256,7 +256,7 @@ def test_unnamed_files_are_split_by_the_hash_of_the_text(tmp_path):
     assert 0 < len(seen["test"]) < 20 < 100 < len(seen["train"])
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.jsonl").write_text('{"text": "a single document"}')
-    with pytest.raises(DataError, match=r"its 1 documents.*leave none for"):
+    with pytest.raises(DataError, match=r"its 1 document,.*leave none for"):
         read("test", path=str(tmp_path / "one"), kind="local")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.mounts import need_mounts
 from helpers.text_tokenizers import make_tokenizer
 
 from hylorada.config import DatasetConfig
@@ -201,11 +202,22 @@ def test_cache_that_cannot_be_written_is_a_disk_error(tmp_path, source, tokenize
         load_token_corpus(DatasetConfig(cache_dir=str(tmp_path / "file")), "train", tokenizer)
 
 
-def test_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path, source, tokenizer):
-    """A limit on the size of a file stands for a full disk: the write fails in the same way."""
+FULL = ("the disk is full", "free some space or set dataset.cache_dir to another folder")
+LIMITED = ("(ulimit -f: 1.0 MiB)", "raise that limit or set dataset.cache_dir to another folder")
+
+
+@pytest.mark.parametrize("how", ["full", "limited"])
+def test_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path, source, tokenizer, how):
+    (tmp_path / "cache").mkdir()
+    prepare = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))"
+    if how == "full":
+        need_mounts()
+        prepare = f"own_mounts(); mount_small({str(tmp_path / 'cache')!r}, 1 << 20)"
     code = f"""
-        import resource, signal, sys
+        import os, resource, signal, sys
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from helpers.mounts import mount_small, own_mounts
+        {prepare if how == "full" else ""}
         from helpers.plain_tokenizer import PlainTokenizer
         from hylorada.config import DatasetConfig
         from hylorada.data import token_corpus
@@ -214,18 +226,18 @@ def test_full_disk_is_a_disk_error_and_leaves_nothing(tmp_path, source, tokenize
         token_corpus.read_documents = lambda d, s, u: iter([Document("a", "x" * 2_000_000)])
         tokenizer = PlainTokenizer()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        {prepare if how == "limited" else ""}
         try:
             token_corpus.load_token_corpus(
                 DatasetConfig(cache_dir={str(tmp_path / "cache")!r}), "train", tokenizer)
         except DiskError as error:
             print(error, end="")
+        assert [name for name in os.listdir({str(tmp_path / "cache")!r}) if ".tmp-" in name] == []
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
-    assert "the disk is full" in done.stdout
-    assert "free some space or set dataset.cache_dir to another folder" in done.stdout
+    assert all(words in done.stdout for words in (FULL if how == "full" else LIMITED)), done.stdout
     assert "\n" not in done.stdout
     assert entries(tmp_path) == []
 

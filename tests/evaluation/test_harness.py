@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.marks import on_request, slow
 from helpers.rigged_generation import END, Rigged, byte_tokenizer
 
 from hylorada.errors import ConfigError, DataError, Interrupted
@@ -320,6 +321,7 @@ def test_means_over_tasks_of_a_kind():
 
 
 # --- RULER ------------------------------------------------------------------------------------
+# All slow: the first of them imports lm-eval's needles, which takes ten seconds.
 
 NEEDLE = re.compile(r"magic numbers for ([\w-]+) is: (\d+)\.")
 
@@ -341,7 +343,7 @@ def test_common_words_of_ruler_run_from_end_to_end(tokenizer):
         assert (score["cut"], score["examples"]) == (0, 3)
 
 
-@pytest.mark.slow  # lm-eval's needles take ten seconds to import
+@pytest.mark.slow
 def test_a_needle_task_of_ruler_runs_from_end_to_end(tokenizer):
     window = 1024
     questions = make_questions(["niah_single_1"], {}, tokenizer, window, limit=3)
@@ -401,6 +403,7 @@ def test_other_tasks_of_ruler_keep_lm_eval_s_share_of_the_wanted_strings():
     assert score_replies([question], [reply])["ruler/niah_multivalue"]["value"] == 50.0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_downloaded_is_one_line(tokenizer, monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("no route to host")
@@ -411,6 +414,7 @@ def test_what_cannot_be_downloaded_is_one_line(tokenizer, monkeypatch):
         make_questions(["ruler_qa_hotpot"], {}, tokenizer, 2048)
 
 
+@pytest.mark.slow
 def test_a_signal_is_no_failure_of_lm_eval(tokenizer, monkeypatch):
     def stop(*_, **__):
         raise Interrupted(15, "stopped by SIGTERM")
@@ -420,17 +424,16 @@ def test_a_signal_is_no_failure_of_lm_eval(tokenizer, monkeypatch):
         make_questions(["ruler_qa_hotpot"], {}, tokenizer, 2048)
 
 
-@pytest.mark.parametrize(
-    "task",
-    ["ruler_vt", "ruler_cwe", "ruler_fwe", pytest.param("niah_single_1", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["ruler_vt", "ruler_cwe", "ruler_fwe", "niah_single_1"])
 def test_a_window_too_small_for_ruler_is_refused_at_once(tokenizer, task):
     with pytest.raises(DataError, match=task):
         make_questions([task], {}, tokenizer, 240)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["niah_multikey_2", "niah_multikey_3", "ruler_cwe", "ruler_fwe"])
+@pytest.mark.parametrize(
+    "task", [*slow("niah_multikey_2", "ruler_fwe"), *on_request("niah_multikey_3", "ruler_cwe")]
+)
 def test_tasks_that_need_no_download_are_the_same_each_time_and_fit(tokenizer, task):
     window = 3072
     first = make_questions([task], {}, tokenizer, window, limit=5)

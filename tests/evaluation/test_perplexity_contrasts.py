@@ -35,7 +35,7 @@ def arms(seeds: int, **levels: float) -> list[dict]:
 
 def test_the_family_is_corrected_and_named():
     records = arms(3, lora=3.9, rslora=3.899, hylorada=3.8)
-    (note,) = [n for n in notes_of(*records) if "by Holm" in n]
+    (note,) = [n for n in notes_of(*records) if "p-values of" in n]
     assert note.startswith("length 4,096: PPL against lora, p-values of 2 contrasts by Holm: ")
     by_method = {
         method: {r["seed"]: r["metrics"]["eval/ppl"] for r in records if r["method"] == method}
@@ -49,10 +49,10 @@ def test_the_family_is_corrected_and_named():
 
 
 def test_of_one_seed_the_p_values_say_so():
-    (note,) = [n for n in notes_of(*arms(1, lora=3.9, hylorada=3.8)) if "by Holm" in n]
+    (note,) = [n for n in notes_of(*arms(1, lora=3.9, hylorada=3.8)) if "p-values of" in n]
     assert "hylorada < 0.001 (one seed: the spread between seeds is not in it)." in note
     mixed = arms(1, rslora=3.85) + arms(3, lora=3.9, hylorada=3.8)
-    (note,) = [n for n in notes_of(*mixed) if "by Holm" in n]
+    (note,) = [n for n in notes_of(*mixed) if "p-values of" in n]
     assert "(one seed of rslora: the spread" in note
 
 
@@ -69,7 +69,7 @@ def test_a_match_is_shown_and_not_assumed():
                 ours["sum_nll"] = theirs["sum_nll"] + 1e-4 * theirs["tokens"]
     (note,) = [n for n in notes_of(*near) if "shown to match" in n]
     assert note.endswith("shown to match lora within 0.5% of PPL (two one-sided tests, p < 0.05 "
-                         "each): rslora.")  # fmt: skip
+                         "by Holm): rslora.")  # fmt: skip
     (note,) = [n for n in notes_of(*arms(3, lora=3.9, rslora=3.901)) if "shown to match" in n]
     assert note.endswith(": none.")
 

@@ -229,6 +229,33 @@ def test_rows_of_wrong_types_are_one_line_with_their_number(tmp_path, reader, ro
         getattr(prompts_of, reader)(path)
 
 
+RIGHT = {"ordered_kv_records": [["a", "b"], ["c", "d"]], "key": "a", "value": "b"}
+HOSTILE = {
+    "digits": ('{"key": ' + "7" * 5000 + "}", "line 2 cannot be read as JSON"),
+    "brackets": ("[" * 100_000, "line 2 cannot be read as JSON .nested too deeply"),
+    "long": ('{"key": "' + "x" * (1 << 24), "line 2 has 16,777,216 characters and more"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_lines_that_cost_more_than_they_are_worth_are_named(tmp_path, line, words):
+    path = tmp_path / "keys.jsonl.gz"
+    path.write_bytes(gzip.compress(f"{json.dumps(RIGHT)}\n{line}".encode()))
+    with pytest.raises(DataError, match=words):
+        prompts_of.read_key_values(path)
+
+
+@pytest.mark.parametrize("name", ["keys.jsonl", "keys.jsonl.gz"])
+def test_a_mark_at_the_beginning_of_the_file_is_none_of_its_text(tmp_path, name):
+    data = f"{json.dumps(RIGHT)}\n".encode()
+    path = tmp_path / name
+    found = []
+    for written in (data, b"\xef\xbb\xbf" + data):
+        path.write_bytes(gzip.compress(written) if name.endswith("gz") else written)
+        found.append(prompts_of.read_key_values(path))
+    assert found[0] == found[1] != []
+
+
 def test_damaged_compressed_files_are_one_line(tmp_path):
     path = tmp_path / "keys.jsonl.gz"
     content = bytearray(gzip.compress(json.dumps({"key": "a" * 999}).encode() * 50))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -16,12 +18,12 @@ Streams = Callable[[], None]
 
 
 def words_of_a_run(root: Path, *more: str) -> list[str]:
-    """A run of a second in `root`, where `tiny_runs` has put a model and texts."""
+    """A run of a second in `root`, where `tiny_runs` put a model and texts; without the gate."""
     return [
         "length=512", f"length.max_length={LENGTH}", f"model={root}/model",
         "dataset=local", f"dataset.path={root}/texts", f"dataset.cache_dir={root}/cache",
         "eval=quick", "eval.perplexity.max_blocks=2", "train.max_steps=3", "method=lora",
-        "threads=1", "track=off", f"output_root={root}/outputs", *more,
+        "threads=1", "track=off", "integrity.enabled=false", f"output_root={root}/outputs", *more,
     ]  # fmt: skip
 
 
@@ -52,7 +54,7 @@ class Into:
 class Head:
     """Both streams into a pipe whose reader goes away after some lines, as by `2>&1 | head -n`."""
 
-    def __init__(self, lines: int) -> None:
+    def __init__(self, lines: int | str) -> None:
         self.lines = lines
 
     def __call__(self) -> None:
@@ -64,19 +66,32 @@ class Head:
 
     def _read(self, reader: int) -> None:
         seen = b""
-        while seen.count(b"\n") < self.lines:
+        while not self._is_enough(seen):
             seen += os.read(reader, 1)
         os.close(reader)
 
+    def _is_enough(self, seen: bytes) -> bool:
+        if isinstance(self.lines, str):
+            return self.lines.encode() in seen
+        return seen.count(b"\n") >= self.lines
+
 
 class HungUp(Head):
-    """A terminal that is there, and hangs up after some lines: SIGHUP, then EIO."""
+    """A terminal that is there, and hangs up after some lines, or words: SIGHUP, then EIO."""
 
     def __call__(self) -> None:
         os.setsid()
         master, slave = os.openpty()
         os.login_tty(slave) if hasattr(os, "login_tty") else _take(slave)
         threading.Thread(target=self._read, args=(master,), daemon=True).start()
+
+
+class HungUpUnderNohup(HungUp):
+    """The same for who started the command by nohup and left its output on the terminal."""
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        super().__call__()
 
 
 def _take(slave: int) -> None:
@@ -97,6 +112,7 @@ def closed() -> None:
 
 
 def _child(command: str, words: list[str], streams: Streams, environment: dict[str, str]) -> None:
+    gc.freeze()  # what was imported before the fork: a look at it would copy its pages
     os.environ.update(environment)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch

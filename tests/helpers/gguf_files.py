@@ -61,7 +61,7 @@ def write_gguf(
         path: of the file.
         kind: of `QUANTS`, for matrices; vectors are float32, as llama.cpp writes them.
         architecture: that the file claims.
-        **extra: further tensors.
+        **extra: further tensors; `settings` of the writer, `pre` of the tokenizer.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -76,7 +76,7 @@ def write_gguf(
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer)
+    _add_tokenizer(writer, extra.pop("pre", "gpt-2"))
     for key, value in extra.pop("settings", {}).items():
         getattr(writer, f"add_{key}")(value)
     read = {}
@@ -120,11 +120,11 @@ def _in_their_order(
     return tensor.reshape(shape).transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
     """Bytes, two merges, one special token: of GPT-2's kind."""
     tokens = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "al", "ph"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3, *[1] * (len(tokens) - 1)])
     writer.add_token_merges(["a l", "p h"])

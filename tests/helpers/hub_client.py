@@ -8,9 +8,12 @@ became of each goes to stdout, with the limits in seconds of what the hub was as
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+
+import mounts
 
 from hylorada.config import DatasetConfig
 from hylorada.data import hub
@@ -63,6 +66,9 @@ def load_model(job: dict) -> dict:
 
 
 if __name__ == "__main__":
+    if folder := os.environ.get("TEST_READ_ONLY"):
+        mounts.own_mounts()
+        mounts.mount_read_only(folder)
     jobs = json.load(sys.stdin)
     hub._within = noting
     # Before there are threads.

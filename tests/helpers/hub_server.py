@@ -12,6 +12,7 @@ Repositories are dictionaries of files. A fault may be laid on a repository:
 | short        | a download is shorter than announced, and ends properly           |
 | garbage      | a download has the right length and other bytes                   |
 | garbage-once | so the first time, right from then on                             |
+| all-garbage  | garbage, and so are the small files                              |
 | hang         | no answer at all                                                  |
 | stall        | a download stops after its first byte and stays open              |
 """
@@ -193,9 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
         if large:
             self._headers["X-Linked-Etag"] = f'"{repository.etag(path)}"'
             self._headers["X-Linked-Size"] = str(len(data))
-        if self.command == "HEAD" or not large or not fault:
+        if self.command == "HEAD" or not fault or (not large and fault != "all-garbage"):
             return self._bytes(data)
-        if fault == "garbage" or (
+        if fault in ("garbage", "all-garbage") or (
             fault == "garbage-once"
             and repository.requests["GET", f"resolve/{repository.commit}/{path}"] == 1
         ):

@@ -232,6 +232,41 @@ def write(folder: Path, *records: dict, with_history: bool = True) -> Path:
     return folder
 
 
+# Component of the factorial -> its switch, its group if it has one, its parameters, and what it
+# takes off the loss, nats per token.
+COMPONENTS = {
+    "position_bias": ("position_bias.enabled", "position_bias", 65, 0.001),
+    "landmark": ("landmark.enabled", "landmark", 12_545, -0.01),
+    "s2": ("s2_attn.enabled", "", 0, -0.05),
+    "embeddings": ("train_embeddings", "position_embeddings", 1_048_576, 0.12),
+    "norms": ("train_norms", "norms", 6_656, 0.02),
+}
+
+
+def factorial(length: int = 4096, seeds: int = 3, noise: float = 0.004) -> list[dict]:
+    """rsLoRA, rsLoRA plus each component, HyLoRADA, HyLoRADA less each one."""
+    arms = {"rslora": set(), "hylorada": set(COMPONENTS)}
+    arms |= {f"rslora_{name}": {name} for name in COMPONENTS}
+    arms |= {f"hylorada_no_{name}": set(COMPONENTS) - {name} for name in COMPONENTS}
+    records = []
+    for seed in range(seeds):
+        for arm, on in arms.items():
+            switches = {
+                f"method__{switch.replace('.', '__')}": str(name in on).lower()
+                for name, (switch, _, _, _) in COMPONENTS.items()
+            }
+            record = make_record(arm, seed, length, **switches)
+            groups = {"lora": 811_008}
+            groups |= {COMPONENTS[name][1]: COMPONENTS[name][2] for name in on if name != "s2"}
+            record["parameters"] = {
+                "total": 7_000_000, "trainable": sum(groups.values()), "by_group": groups,
+            }  # fmt: skip
+            level = 4.2 - sum(COMPONENTS[name][3] for name in on)
+            record["metrics"] = metrics(level, length, seed, noise)
+            records.append(record)
+    return records
+
+
 def sweep(lengths=(512, 4096), seeds=(0, 1, 2)) -> list[dict]:
     """A sweep with a baseline, four methods, and one that failed."""
     records = []

@@ -1,11 +1,13 @@
 """Whole runs of a second or two: a random two-layer model, a byte tokenizer, a few text files.
 
-Each run is a process of its own (it must be killable), forked from a server that has imported
-everything once.
+A run that is killed, or that a limit of its process stops, is a process of its own, forked from a
+server that has imported everything once. One that only goes on to its end does so in this process,
+which is warm and so takes half of the time.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -15,13 +17,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from helpers.mounts import mount_small, own_mounts
 from hylorada import config as configs
 from hylorada.errors import HyloradaError
 
 LENGTH = 96  # of the runs; the model was "trained" at 64
 STEPS = 10
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hylorada.runner.run"])
+_CONTEXT.set_forkserver_preload(["hylorada.runner.run", "hylorada.cli"])
 
 
 def make_model_folder(folder: Path) -> Path:
@@ -73,6 +76,7 @@ def make_config(root: Path, **changes: Any) -> configs.RunConfig:
     config.train.micro_batch_size, config.train.gradient_accumulation_steps = 2, 2
     config.track.kind = "off"
     config.eval.lost_in_middle.enabled = False
+    config.eval.short_context.max_blocks = 0  # a number of its own, tested by itself
     method = config.method
     method.position_bias.enabled = method.landmark.enabled = method.s2_attn.enabled = "true"
     method.train_embeddings = method.train_norms = "true"
@@ -108,6 +112,20 @@ def run_to_end(config: configs.RunConfig, directory: Path, **environment: str) -
     return finish(launch(config, directory, **environment))
 
 
+def run_here(config: configs.RunConfig, directory: Path) -> int:
+    """A run in this process; its exit code."""
+    from hylorada.runner.run import run
+
+    said = directory.parent / f"{directory.name}.err"
+    said.touch()
+    try:
+        run(config, directory)
+    except HyloradaError as error:
+        said.write_text(str(error))
+        return error.exit_code
+    return 0
+
+
 def killed(exit_code: int) -> bool:
     return exit_code == -signal.SIGKILL
 
@@ -128,11 +146,53 @@ def outcome(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in names}
 
 
+def _fit_no_more_than(sequences: int) -> None:
+    """Memory runs out where more sequences than that are trained on or measured at once."""
+    import torch
+
+    from hylorada.evaluation import perplexity
+    from hylorada.training import loop
+
+    backward, token_nll = loop.Training._backward, perplexity.token_nll
+
+    def refuse_more(rows: Any) -> None:
+        if len(rows) > sequences:
+            raise torch.OutOfMemoryError(f"no memory for {len(rows)} sequences")
+
+    def limited_backward(self: Any, batch: Any, tokens: int) -> Any:
+        refuse_more(batch["input_ids"])
+        return backward(self, batch, tokens)
+
+    def limited_nll(model: Any, ids: Any, *words: Any, **named: Any) -> Any:
+        refuse_more(ids)
+        return token_nll(model, ids, *words, **named)
+
+    loop.Training._backward, perplexity.token_nll = limited_backward, limited_nll
+
+
+def _die_in_pass(number: int) -> None:
+    """This process is killed where it would begin that micro-batch; others may be inside theirs."""
+    from hylorada.training import loop
+
+    backward, begun = loop.Training._backward, iter(range(1, number))
+
+    def mortal_backward(self: Any, batch: Any, tokens: int) -> Any:
+        if next(begun, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return backward(self, batch, tokens)
+
+    loop.Training._backward = mortal_backward
+
+
 def _child(config: configs.RunConfig, directory: Path, environment: dict[str, str]) -> None:
+    gc.freeze()  # what was imported before the fork: a look at it would copy its pages
     os.environ.update(environment)
     os.environ["HF_HUB_OFFLINE"] = "1"
     if limit := environment.get("TEST_LARGEST_FILE"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    if size := environment.get("TEST_SMALL_DISK"):
+        own_mounts()
+        mount_small(directory, int(size))
     import torch
 
     torch.set_num_threads(1)
@@ -140,11 +200,11 @@ def _child(config: configs.RunConfig, directory: Path, environment: dict[str, st
         from hylorada.evaluation import resumable
 
         resumable.KEEP_SECONDS = float(seconds)
-    from hylorada.runner.run import run
-
-    (directory.parent / f"{directory.name}.err").touch()
-    try:
-        run(config, directory)
-    except HyloradaError as error:
-        (directory.parent / f"{directory.name}.err").write_text(str(error))
-        os._exit(error.exit_code)
+    if sequences := environment.get("TEST_FITS"):
+        _fit_no_more_than(int(sequences))
+    if where := environment.get("TEST_DIES_IN_PASS"):  # rank:micro-batch of this attempt
+        rank, number = where.split(":")
+        if rank == environment["RANK"]:
+            _die_in_pass(int(number))
+    if code := run_here(config, directory):
+        os._exit(code)

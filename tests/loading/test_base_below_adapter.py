@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from helpers.families import FAMILIES, ROPE_FAMILIES, make_model, tokens
+from helpers.marks import LONG, SLOW
 from helpers.peft_types import (
     NOT_ON_GPT2,
     base,
@@ -34,7 +35,7 @@ from hylorada.runner import base_model as base_module
 from hylorada.runner.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on every odd configuration
-SHORT, LONG = 64, 150
+SHORT, FAR = 64, 150
 RANGE = PositionRangeConfig()
 
 
@@ -56,9 +57,9 @@ def oracle(model, extended):
     """The logits of a copy of the base with fast kernels."""
     model = copy.deepcopy(model)
     if extended:
-        extend_range(model, LONG)
+        extend_range(model, FAR)
     use_frozen_kernels(model)
-    return logits(model, LONG if extended else SHORT)
+    return logits(model, FAR if extended else SHORT)
 
 
 def never():
@@ -74,7 +75,7 @@ def state(model):
         "modules": [(n, id(m), type(m), m.training) for n, m in model.named_modules()],
         "config": lm.config.to_dict(),
         "attention": lm.config._attn_implementation,
-        "logits": logits(model, LONG),
+        "logits": logits(model, FAR),
     }
 
 
@@ -85,11 +86,11 @@ def unchanged(before, after):
 
 def whole_method(model, **options):
     settings = {
-        "r": 2, "max_length": LONG, "position_bias_enabled": True, "landmark_enabled": True,
+        "r": 2, "max_length": FAR, "position_bias_enabled": True, "landmark_enabled": True,
         "s2_attn_enabled": True, "s2_group_size": 32, "s2_in_evaluation": True,
         "train_norms": True, "train_embeddings": not anatomy.rotary_modules(model), **options,
     }  # fmt: skip
-    model = adapt(model, HyloradaConfig(**settings), LONG, seed=0)
+    model = adapt(model, HyloradaConfig(**settings), FAR, seed=0)
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
@@ -104,13 +105,13 @@ def test_below_the_whole_method(family):
     model = whole_method(backbone.model)
     before = state(model)
     assert not torch.equal(before["logits"], long)
-    below = BaseBelow(model, backbone, LONG, RANGE, never)
+    below = BaseBelow(model, backbone, FAR, RANGE, never)
     for _ in range(2):
         with below.as_loaded() as found:
             assert torch.equal(logits(found, SHORT), short)
             assert found.config.max_position_embeddings == SHORT
         with below.extended() as found:
-            assert torch.equal(logits(found, LONG), long)
+            assert torch.equal(logits(found, FAR), long)
         unchanged(dict(before), state(model))
 
 
@@ -120,11 +121,11 @@ def test_without_an_adapter(family):
     backbone = loaded(make_model(family, SHORT))
     short, long = (oracle(backbone.model, extended) for extended in (False, True))
     model = backbone.model
-    extend_range(model, LONG)
+    extend_range(model, FAR)
     before = state(model)
-    below = BaseBelow(model, backbone, LONG, RANGE, never)
+    below = BaseBelow(model, backbone, FAR, RANGE, never)
     with below.extended() as found:
-        assert torch.equal(logits(found, LONG), long)
+        assert torch.equal(logits(found, FAR), long)
     with below.as_loaded() as found:
         assert torch.equal(logits(found, SHORT), short)
     unchanged(before, state(model))
@@ -133,22 +134,24 @@ def test_without_an_adapter(family):
 @pytest.mark.parametrize("family", ROPE_FAMILIES[:2])
 def test_a_base_that_comes_with_dynamic_rope_keeps_no_memory_of_it(family):
     model = make_model(family, SHORT)
-    extend_range(model, LONG, rope_type="dynamic")
+    extend_range(model, FAR, rope_type="dynamic")
     model.config.__dict__.pop("hylorada_range")
     model = type(model)(model.config).eval()
     backbone = loaded(model)
     below = BaseBelow(model, backbone, SHORT, RANGE, never)
     tables = [m.inv_freq.clone() for _, m in anatomy.rotary_modules(model)]
     with below.as_loaded() as found:
-        logits(found, LONG)
+        logits(found, FAR)
     kept = [m.inv_freq for _, m in anatomy.rotary_modules(model)]
     assert all(torch.equal(a, b) for a, b in zip(kept, tables, strict=True))
-    logits(model, LONG)
+    logits(model, FAR)
     used = [m.inv_freq for _, m in anatomy.rotary_modules(model)]
     assert not torch.equal(used[0], tables[0])
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", [pytest.param("llama", marks=LONG), pytest.param("gpt2", marks=SLOW)]
+)
 def test_below_every_method_of_peft(family, tmp_path):
     """Switched off, or where that does not lead back to the base, loaded again; never another."""
     again = []
@@ -162,7 +165,7 @@ def test_below_every_method_of_peft(family, tmp_path):
             continue
         folder = save(trained(base(family), config), tmp_path / name.replace(" ", "_"))
         backbone = loaded(base(family))
-        extend_range(backbone.model, LONG)
+        extend_range(backbone.model, FAR)
         model = load_adapter(backbone.model, folder)
         before = state(model)
 
@@ -170,11 +173,11 @@ def test_below_every_method_of_peft(family, tmp_path):
             again.append(name)
             return loaded(base(family))
 
-        below = BaseBelow(model, backbone, LONG, RANGE, load)
+        below = BaseBelow(model, backbone, FAR, RANGE, load)
         with below.as_loaded() as found:
             assert torch.equal(logits(found, SHORT), short), name
         with below.extended() as found:
-            assert torch.equal(logits(found, LONG), long), name
+            assert torch.equal(logits(found, FAR), long), name
         unchanged(before, state(model))
     # These change tensors of the base where they lie: its biases, or the weights they start from.
     assert again == {"llama": ["PiSSA"], "gpt2": ["all biases", "PiSSA"]}[family]
@@ -190,10 +193,10 @@ def test_an_adapter_with_another_extension_is_not_the_base_of_every_arm():
         again.append(1)
         return loaded(make_model("llama", SHORT))
 
-    below = BaseBelow(model, backbone, LONG, RANGE, load)
+    below = BaseBelow(model, backbone, FAR, RANGE, load)
     for _ in range(2):
         with below.extended() as found:
-            assert torch.equal(logits(found, LONG), long)
+            assert torch.equal(logits(found, FAR), long)
             second = weakref.ref(found)
     assert len(again) == 1
     del found
@@ -206,11 +209,12 @@ def test_a_base_that_changed_meanwhile_is_no_base():
     backbone = loaded(make_model("llama", SHORT))
     model = whole_method(backbone.model, rope_scaling_type="yarn")
     other = loaded(make_model("llama", SHORT, seed=1))
-    below = BaseBelow(model, backbone, LONG, RANGE, lambda: other)
+    below = BaseBelow(model, backbone, FAR, RANGE, lambda: other)
     with pytest.raises(DataError, match="its weights changed while the run was under way"):
         below.extended().__enter__()
 
 
+@pytest.mark.slow
 def test_a_run_loads_its_base_once(tmp_path, monkeypatch):
     """And leaves the same bytes whether the base's numbers were known or not."""
     make_model_folder(tmp_path / "model")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.families import tokens
 from helpers.gguf_files import QUANTS, make_llama, write_gguf
-from helpers.tiny_runs import make_config, make_texts, result, run_to_end
+from helpers.tiny_runs import make_config, make_texts, result, run_here
 from transformers import AutoModelForCausalLM
 
 from hylorada.config import ModelConfig
@@ -52,6 +52,18 @@ def test_its_tokenizer_is_in_the_file(tmp_path):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert tokenizer("alpha").input_ids[:2] == [257, 258]  # "al", "ph"
     assert tokenizer.eos_token_id == 0
+
+
+def test_text_is_cut_as_the_file_says(tmp_path):
+    """SmolLM's digits are pieces of their own, so that two blanks before one are one piece."""
+    pieces = {}
+    for pre in ("gpt-2", "smollm"):
+        write_gguf(make_llama(), tmp_path / f"{pre}.gguf", pre=pre)
+        tokenizer = load(tmp_path / f"{pre}.gguf").tokenizer
+        cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a  12")
+        pieces[pre] = [piece for piece, _ in cut]
+        assert tokenizer.decode(tokenizer("a  12\n3").input_ids) == "a  12\n3"
+    assert pieces == {"gpt-2": ["a", "Ġ", "Ġ12"], "smollm": ["a", "ĠĠ", "1", "2"]}
 
 
 def test_it_is_a_model_like_any_other(tmp_path):
@@ -146,6 +158,7 @@ def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch):
     assert "run: pip install 'hylorada[gguf]'" in refused(file, ConfigError)
 
 
+@pytest.mark.slow
 def test_a_run_on_it(tmp_path):
     write_gguf(make_llama(), tmp_path / "model.gguf", "Q8_0")
     make_texts(tmp_path / "texts")
@@ -153,7 +166,7 @@ def test_a_run_on_it(tmp_path):
         tmp_path, model__path=str(tmp_path / "model.gguf"), train__max_steps=2,
         method__train_embeddings="auto",
     )  # fmt: skip
-    assert run_to_end(config, tmp_path / "run") == 0, (tmp_path / "run.err").read_text()
+    assert run_here(config, tmp_path / "run") == 0, (tmp_path / "run.err").read_text()
     record = result(tmp_path / "run")
     assert record["provenance"]["base_model_sha256"] == load(tmp_path / "model.gguf").sha256
     assert record["provenance"]["base_model_trained_length"] == 64

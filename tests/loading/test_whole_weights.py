@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from helpers.families import CONFIGS, make_model, tokens
-from helpers.tiny_runs import make_config, make_model_folder, make_texts, run_to_end
+from helpers.tiny_runs import make_config, make_model_folder, make_texts, run_here
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -283,5 +283,5 @@ def test_a_run_on_half_a_checkpoint_ends_with_exit_3(tmp_path):
     file = folder / "model.safetensors"
     save_file(without("h.1.mlp")(load_file(file)), file, {"format": "pt"})
     make_texts(tmp_path / "texts")
-    assert run_to_end(make_config(tmp_path), tmp_path / "run") == 3
+    assert run_here(make_config(tmp_path), tmp_path / "run") == 3
     assert "lack 4 tensors of GPT2LMHeadModel" in (tmp_path / "run.err").read_text()

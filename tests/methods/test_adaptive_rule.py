@@ -117,6 +117,7 @@ def test_a_switch_set_by_hand_wins_over_the_rule(switch):
     ({"train_embeddings": "true"}, "llama", "no learned position embeddings"),
     ({"position_range__rope_type": "linear"}, "gpt2", "has no rotary position embedding"),
     ({"position_range__rope_factor": 2.0}, "opt", "has no rotary position embedding"),
+    ({"position_range__learned_init": "by_parts"}, "llama", "has rotary position embeddings; set"),
     ({"s2_attn__enabled": "true"}, "llama", "not below max_length"),
     ({"s2_attn__enabled": "true", "s2_attn__group_size": 63}, "llama", "even number"),
     ({"s2_attn__enabled": "false", "s2_attn__in_evaluation": True}, "llama", "no effect"),

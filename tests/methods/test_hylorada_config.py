@@ -65,6 +65,9 @@ def test_defaults_are_the_papers():
     ({"s2_attn_enabled": True, "s2_group_size": 7}, "even number of tokens"),
     ({"s2_attn_enabled": True, "max_length": 2048}, "not below max_length 2048"),
     ({"s2_in_evaluation": True}, "no effect without s2_attn_enabled"),
+    ({"s2_full_heads": 1.0}, "s2_full_heads is 1.0; use a share from 0 to below 1"),
+    ({"s2_full_heads": 0.5}, "s2_full_heads has no effect without s2_attn_enabled"),
+    ({"s2_full_layers": 0.5}, "s2_full_layers has no effect without s2_attn_enabled"),
     ({"landmark_enabled": True, "bucketing": "relative"}, "set max_length"),
     ({"init_lora_weights": False}, "set lora_init"),
 ])  # fmt: skip

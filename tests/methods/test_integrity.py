@@ -10,13 +10,14 @@ import peft
 import pytest
 import torch
 from helpers.families import FAMILIES, LEARNED_FAMILIES, VOCAB, make_model, tokens
+from helpers.marks import thinned
 from peft import get_peft_model
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from hylorada.errors import ConfigError, IntegrityError
-from hylorada.methods import HyloradaConfig, adapt, check_integrity, landmarks
+from hylorada.methods import HyloradaConfig, adapt, check_integrity, landmarks, s2_attention
 from hylorada.methods.position_range import extend_range
-from hylorada.methods.s2_attention import enable_s2, s2_attention_forward, s2_mask
+from hylorada.methods.s2_attention import by_pattern, enable_s2, s2_attention_forward, s2_mask
 
 TRAINED, LONG = 64, 128
 
@@ -58,7 +59,7 @@ def assert_refused(report, check, words):
 # ---- right models pass --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", thinned(FAMILIES, ("gpt2", "llama", "opt")))
 def test_a_right_model_passes_every_check(family):
     report = gate(adapted(family, s2_shift="heads" if family < "m" else "layers"))
     assert report.ok, report.failed
@@ -76,14 +77,17 @@ def test_a_right_model_passes_every_check(family):
 
 @pytest.mark.parametrize(
     ("family", "options"),
-    [
-        ("llama", {"rope_scaling_type": "dynamic"}),
-        ("qwen2", {"rope_scaling_type": "yarn", "bucketing": "relative"}),
-        ("llama", {"use_dora": True, "position_bias_enabled": False}),
-        ("gpt2", {"s2_in_evaluation": True, "s2_group_size": 20}),
-        ("gpt2", {"lora_dropout": 0.3}),
-        ("opt", {"modules_to_save": ["lm_head"], "s2_attn_enabled": False}),
-    ],
+    thinned(
+        [
+            ("llama", {"rope_scaling_type": "dynamic"}),
+            ("qwen2", {"rope_scaling_type": "yarn", "bucketing": "relative"}),
+            ("llama", {"use_dora": True, "position_bias_enabled": False}),
+            ("gpt2", {"s2_in_evaluation": True, "s2_group_size": 20}),
+            ("gpt2", {"lora_dropout": 0.3}),
+            ("opt", {"modules_to_save": ["lm_head"], "s2_attn_enabled": False}),
+        ],
+        2,
+    ),
     ids=["dynamic", "yarn", "dora", "in evaluation", "dropout", "modules to save"],
 )
 def test_other_right_settings_pass(family, options):
@@ -229,7 +233,9 @@ def test_rolled_attention_is_caught():
     assert_refused(report, "causality", "s2 attention reads the future")
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "opt"])
+@pytest.mark.parametrize(
+    "family", thinned([name for name in FAMILIES if name != "opt"], ("gpt2", "llama"))
+)
 def test_packed_documents_that_keep_apart_pass(family):
     check = gate(adapted(family), packed=True).checks["packed_documents"]
     assert check.ok
@@ -326,6 +332,52 @@ def test_s2_that_no_layer_takes_is_caught_and_not_repaired():
     report = gate(model)
     assert model.get_base_model().config._attn_implementation == "sdpa"
     assert_refused(report, "s2_layers", "0 of 3 attention layers")
+
+
+@pytest.mark.parametrize("shift", ["layers", "heads"])
+def test_layers_that_attend_fully_are_as_many_as_were_asked_for(shift):
+    report = gate(adapted("llama", s2_shift=shift, s2_full_layers=0.3))
+    assert report.ok, report.failed
+    check = report.checks["s2_layers"]
+    assert (check.value, check.limit) == (2, 2)
+    assert check.detail == "2 of 3 attention layers take it, 1 attend fully"
+
+
+def test_a_layer_that_forgot_to_attend_fully_is_caught():
+    model = adapted("llama", s2_full_layers=0.3)
+    for module in model.modules():
+        vars(module).pop("s2_full", None)
+    assert_refused(gate(model), "s2_layers", "3 of 3, not 2, attention layers take shifted")
+
+
+@pytest.mark.parametrize(("family", "share", "some"), [("llama", 0.5, 2), ("gpt2", 0.25, 3)])
+def test_heads_that_attend_fully_pass_the_gate_and_are_told(family, share, some):
+    report = gate(adapted(family, s2_full_heads=share, s2_in_evaluation=True))
+    assert report.ok, report.failed
+    detail = f"3 of 3 attention layers take it, in {some} of 4 heads"
+    assert report.checks["s2_layers"].detail == detail
+
+
+def test_heads_that_forgot_to_attend_fully_and_those_that_nobody_asked_for_are_caught():
+    model = adapted("llama", s2_full_heads=0.5)
+    model.get_base_model().config.s2_full_heads = 0
+    told = "in layer 0 4 of 4 heads run in segments, not fewer of them; call enable_s2"
+    assert_refused(gate(model), "s2_layers", told)
+    model = adapted("llama")
+    model.get_base_model().config.s2_full_heads = 2
+    told = "in layer 0 2 of 4 heads run in segments, not all of them; call enable_s2"
+    assert_refused(gate(model), "s2_layers", told)
+
+
+def test_heads_that_attend_fully_in_name_only_are_caught(monkeypatch):
+    def in_segments(*arguments):
+        *given, attend, _ = arguments
+        segments = lambda q, k, v, mask: attend(q, k, v, mask, bool(given[0].layer_idx % 2))  # noqa: E731
+        return by_pattern(*given, attend, segments)
+
+    monkeypatch.setattr(s2_attention, "by_pattern", in_segments)
+    model = adapted("gpt2", s2_full_heads=0.5)
+    assert_refused(gate(model), "s2_layers", "computes what the same without full heads does")
 
 
 def _s2_in_name_only(module, query, key, value, attention_mask, **kwargs):

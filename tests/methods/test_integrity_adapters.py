@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.utils.cpp_extension  # BOFT does, late, and fails where somebody has distutils by then
 from helpers.families import VOCAB, make_model
+from helpers.marks import LONG, SLOW
 from helpers.peft_types import NOT_ON_GPT2, peft_types, type_config
 from peft import (
     LoraConfig,
@@ -18,7 +20,6 @@ from hylorada.methods import check_integrity
 
 TRAINED = 64
 NO_IDENTITY = {"C3A", "DEFT", "FOURIERFT", "FROD", "HRA", "OSF", "UNILORA", "VBLORA"}
-FAST = ("IA3", "VERA", "OFT", "LOKR", "ADALORA", "VBLORA", "LN_TUNING", "ADAPTION_PROMPT")
 
 
 def gate(config, family="llama"):
@@ -35,12 +36,10 @@ def cases():
                 or (family == "gpt2" and name in NOT_ON_GPT2)
             ):
                 continue
-            fast = name in FAST and family == "llama"
-            yield pytest.param(name, family, marks=[] if fast else pytest.mark.slow)
+            yield pytest.param(name, family, marks=SLOW if family == "llama" else LONG)
 
 
 @pytest.mark.parametrize(("name", "family"), cases())
-@pytest.mark.slow
 def test_an_adapter_of_any_method_passes(name, family):
     report = gate(type_config(name, family), family)
     assert report.ok, [report.checks[failed] for failed in report.failed]
@@ -107,8 +106,9 @@ def test_what_cannot_be_asked_is_said(config, words):
         ({"bias": "all"}, ""),
     ],
 )
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [pytest.param("llama", marks=SLOW), pytest.param("gpt2", marks=LONG)]
+)
 def test_variants_of_lora_pass(options, identity, family):
     if family == "gpt2" and options.get("init_lora_weights") == "olora":
         pytest.skip("peft's own olora does not run on Conv1D")

@@ -93,6 +93,7 @@ def test_a_layer_of_experts_that_reads_the_future_is_refused_and_named(size):
     assert check.detail.startswith("model.layers.1.mlp (OlmoeSparseMoeBlock) reads the future")
 
 
+@pytest.mark.slow
 def test_a_landmark_that_reads_the_future_is_blamed_on_experts_too():
     config = HyloradaConfig(r=4, landmark_enabled=True, landmark_pooling="sequence_mean")
     config.target_modules = ["q_proj"]

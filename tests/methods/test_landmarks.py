@@ -220,6 +220,28 @@ def test_packed_documents_equal_separate_ones(family):
         assert torch.allclose(both[:, 14:], model(b, use_cache=False).logits, **EXACT)
 
 
+def test_skipped_positions_of_one_document_do_not_make_the_mean_start_anew():
+    model = adapted("gpt2", position_bias_enabled=False, landmark_position_buckets=0)
+    landmark = model.base_model.lora_landmark["default"]
+    ids = tokens(2, 12)
+    positions = torch.arange(12).repeat(2, 1)
+    positions[0, 5:] += 20
+    positions[1, 9:] += 3
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, 10:] = 0
+    backbone, alpha = model.get_base_model().transformer, landmark.alpha_s.clone()
+    given = {"attention_mask": mask, "position_ids": positions}
+    with torch.no_grad():
+        got = backbone(ids, **given).last_hidden_state
+        landmark.alpha_s.zero_()
+        h = backbone(ids, **given).last_hidden_state
+        mean = torch.stack([h[:, : t + 1].mean(1) for t in range(10)], 1)
+        gate = (mean @ landmark.W_g.T).softmax(-1)
+        want = h[:, :10] + alpha * (gate @ landmark.L)
+    assert torch.allclose(got[:, :10], want, **EXACT)
+    assert (got - h).abs().max() > 1e-3
+
+
 def test_a_cache_with_landmarks_cannot_be_rolled_back():
     model = adapted("gpt2")
     with torch.no_grad():

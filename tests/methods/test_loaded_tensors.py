@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from helpers.families import tokens
+from helpers.marks import LONG, SLOW
 from helpers.peft_types import (
     NOT_ON_GPT2,
     TARGETS,
@@ -27,14 +28,13 @@ from hylorada.methods import HyloradaConfig, load_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on every odd configuration
 IDS = tokens(2, 20)
-SLOW = pytest.mark.slow
-# One of each way of keeping tensors: the others, and GPT-2, are slow together.
+# One of each way of keeping tensors; the others are slow, and long on GPT-2.
 FAST = {
     "LORA", "IA3", "VERA", "LOHA", "OFT", "ADALORA", "VBLORA", "SHIRA", "TRAINABLE_TOKENS",
     "LN_TUNING", "TINYLORA", "UNILORA", "ADAPTION_PROMPT", "HIRA",
 }  # fmt: skip
 TYPES = [
-    pytest.param(family, name, marks=[] if (family, name in FAST) == ("llama", True) else [SLOW])
+    pytest.param(family, name, marks=LONG if family == "gpt2" else [] if name in FAST else SLOW)
     for family in ("llama", "gpt2")
     for name in peft_types()
     if family != "gpt2" or name not in NOT_ON_GPT2

@@ -8,7 +8,7 @@ from helpers.architectures import make_zoo_model
 from helpers.families import CONFIGS, VOCAB, make_model, tokens
 from peft import IA3Config, VeraConfig, get_peft_model
 
-from hylorada.config import LoraConfig, MethodConfig
+from hylorada.config import LoraConfig, MethodConfig, PositionRangeConfig
 from hylorada.errors import ConfigError
 from hylorada.methods import check_integrity
 from hylorada.methods.integrity.adapters import count_by_component
@@ -133,6 +133,10 @@ def test_the_adaptive_rule_is_followed_where_it_can_be_and_said_where_it_cannot(
         ("gpt2", {"peft_type": "LOHA"}, {}, r"\(LOHA\) on GPT2LMHeadModel: .*Conv1D.* not supp"),
         ("gpt2", {**VERA, "target_modules": ["nowhere"]}, {}, r"\(VERA\) on .*No layers types"),
         ("llama", VERA, {"train_embeddings": "true"}, "no learned position embeddings"),
+        (
+            *("llama", VERA, {"position_range": PositionRangeConfig(learned_init="tile")}),
+            "learned_init=tile has no effect: LlamaForCausalLM has rotary position embeddings",
+        ),
         ("gpt2", {"peft_type": "TRAINABLE_TOKENS"}, {"train_norms": "true"}, "cannot train whole"),
         ("llama", {"peft_type": "LN_TUNING"}, {"train_norms": "true"}, "trains the norms itself"),
     ],

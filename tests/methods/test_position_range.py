@@ -169,7 +169,7 @@ def test_rope_may_be_left_alone():
             "has no rotary position embedding; RoPE scaling does not",
         ),
         ("opt", {"rope_factor": 4.0}, "has no rotary position embedding"),
-        ("gpt2", {"learned_init": "random"}, "not one of interpolate, tile"),
+        ("gpt2", {"learned_init": "random"}, "not one of interpolate, tile, by_parts"),
         ("llama", {"rope_type": "ntk"}, "not one of auto, linear, yarn, dynamic, none"),
         ("llama", {"rope_factor": 2.0}, "reach 128, not max_length 150"),
         ("llama", {"rope_factor": 0.5}, "would shorten"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import sys
 import threading
 
 import pytest
@@ -24,8 +25,9 @@ from hylorada.methods.s2_attention import (
     disable_s2,
     enable_s2,
     record_s2_layers,
+    s2_heads,
 )
-from hylorada.methods.s2_limits import SHIFTS
+from hylorada.methods.s2_limits import SHIFTS, full_heads, full_layers
 
 G = 8
 LONG = 4 * G + 37
@@ -33,6 +35,8 @@ LONG = 4 * G + 37
 TOLERANCE = 1e-5
 
 _reference_documents: torch.Tensor | None = None  # [B, N], 0 = padding
+_reference_full: set[int] = set()  # layers that attend fully
+_reference_full_heads = 0  # the first query heads of each layer attend fully
 
 
 def segment_bounds(length: int, group_size: int, shifted: bool) -> list[int]:
@@ -60,10 +64,14 @@ def _reference_attention(module, query, key, value, attention_mask, scaling=None
             additive = torch.zeros_like(scores).masked_fill(~attention_mask, -torch.inf)
         scores = scores + additive
     allowed = torch.zeros(B, H, N, N, dtype=torch.bool)
+    F = _reference_full_heads
     for h in range(H):
         by_layer = module.layer_idx % 2 == 1
-        shifted = by_layer if module.config.s2_shift == "layers" else h >= H // 2
+        in_second_half = h >= F + (H - F) // 2
+        shifted = by_layer if module.config.s2_shift == "layers" else in_second_half
         allowed[:, h] = _same_segment(N, shifted)
+        if module.layer_idx in _reference_full or h < F:
+            allowed[:, h] = torch.ones(N, N, dtype=torch.bool).tril()
     if _reference_documents is not None:
         documents = _reference_documents
         allowed &= (documents[:, :, None] == documents[:, None, :])[:, None]
@@ -99,11 +107,11 @@ def _both(model, ids, documents=None, keep=None, **inputs):
     return got, want
 
 
-def _assert_equal(got, want):
-    assert (got[0] - want[0]).abs().max() <= TOLERANCE
+def _assert_equal(got, want, tolerance=TOLERANCE):
+    assert (got[0] - want[0]).abs().max() <= tolerance
     for name, gradient in want[1].items():
         scale = max(1.0, gradient.abs().max().item())
-        assert (got[1][name] - gradient).abs().max() / scale <= TOLERANCE, name
+        assert (got[1][name] - gradient).abs().max() / scale <= tolerance, name
 
 
 def test_segments_are_as_the_paper_draws_them():
@@ -121,20 +129,150 @@ def test_logits_and_gradients_equal_the_dense_reference(family, shift):
         _assert_equal(*_both(model, tokens(2, length)))
 
 
-@pytest.mark.parametrize("heads", [(6, 3), (6, 2), (8, 1), (4, 4)])
-def test_grouped_heads_split_or_repeat(heads):
+@pytest.mark.parametrize(("share", "full"), [(0.3, {1}), (0.6, {0, 2})])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_share_of_the_layers_attends_fully(shift, share, full, monkeypatch):
+    model = make_model("llama", 128)
+    ids = tokens(2, LONG)
+    enable_s2(model, G, shift)
+    segments = _run(model, ids)
+    monkeypatch.setattr(sys.modules[__name__], "_reference_full", full)
+    assert enable_s2(model, G, shift, full=share) == 3 - len(full)
+    got, want = _both(model, ids)
+    _assert_equal(got, want)
+    assert (got[0] - segments[0]).abs().max() > 0.01
+    assert _leak(model, LONG, training=True) == 0.0
+    disable_s2(model)
+    assert not any("s2_full" in vars(module) for module in model.modules())
+
+
+def _llama(heads, kv_heads, layers=3):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=48,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=heads[0],
-        num_key_value_heads=heads[1],
-        max_position_embeddings=128,
+        vocab_size=VOCAB, hidden_size=8 * heads, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=128,
         head_dim=8,
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+# (query heads, key-value heads, share, of the query heads those that attend fully)
+HEADS = {
+    "layers": [(4, 4, 0.25, 1), (6, 2, 0.5, 3), (9, 3, 0.33, 3), (5, 1, 0.4, 2)],
+    "heads": [(4, 4, 0.5, 2), (8, 4, 0.25, 2), (9, 3, 0.33, 3), (6, 3, 0.67, 4), (5, 1, 0.2, 1)],
+}
+
+
+@pytest.mark.parametrize("rows", ["whole", "packed", "left", "right", "one_mask_per_head"])
+@pytest.mark.parametrize(
+    ("shift", "heads", "kv_heads", "share", "fully"),
+    [(shift, *case) for shift in SHIFTS for case in HEADS[shift]],
+)
+def test_a_share_of_the_heads_attends_fully(
+    shift, heads, kv_heads, share, fully, rows, monkeypatch
+):
+    model, ids = _llama(heads, kv_heads).double(), tokens(2, LONG)
+    real, inputs, documents = torch.ones(2, LONG, dtype=torch.long), {}, None
+    if rows == "packed":
+        sizes = (7, 21, LONG - 28)
+        positions = torch.cat([torch.arange(s) for s in sizes])[None].expand(2, -1)
+        documents = torch.arange(1, 4).repeat_interleave(torch.tensor(sizes))[None].expand(2, -1)
+        inputs = {"position_ids": positions}
+    elif rows == "one_mask_per_head":
+        generator = torch.Generator().manual_seed(1)
+        mask = (torch.rand(2, heads, LONG, LONG, generator=generator) < 0.6).tril()
+        inputs = {"attention_mask": mask | torch.eye(LONG, dtype=torch.bool)}
+    elif rows in ("left", "right"):
+        real[0, slice(0, 11) if rows == "left" else slice(LONG - 11, LONG)] = 0
+        inputs, documents = {"attention_mask": real}, real
+    monkeypatch.setattr(sys.modules[__name__], "_reference_full_heads", fully)
+    assert enable_s2(model, G, shift, share_of_heads=share) == 3
+    assert s2_heads(model) == dict.fromkeys(range(3), (heads - fully, heads))
+    got, want = _both(model, ids, documents, real.bool(), **inputs)
+    _assert_equal(got, want, 1e-12)  # of float64
+    model.config.s2_full_heads = 0
+    without, _ = _run(model, ids, real.bool(), **inputs)
+    assert (got[0] - without).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_heads_that_attend_fully_the_past_never_depends_on_the_future(family):
+    model = make_model(family, 128)
+    share = 0.5 if family != "qwen2" else 0.25  # whose four heads share one of keys and values
+    enable_s2(model, G, "layers", in_evaluation=True, share_of_heads=share)
+    for training in (True, False):
+        assert _leak(model, LONG, training) == 0.0
+    disable_s2(model)
+    assert not any(name.startswith("s2_") for name in vars(model.config))
+
+
+def test_heads_that_attend_fully_go_with_their_keys_and_some_are_left():
+    assert full_heads(8, 8, 0.0) == 0
+    assert full_heads(8, 8, 0.25) == 2
+    assert full_heads(9, 3, 0.33) == 3
+    assert full_heads(32, 8, 0.1) == 4
+    assert full_heads(7, 1, 0.3) == 2
+    for heads, kv_heads, share, told in (
+        (8, 8, 0.05, "of 8 heads is no head"),
+        (9, 3, 0.1, "of 3 key-value heads is no head"),
+        (9, 3, 0.9, "of 3 key-value heads is every head"),
+    ):
+        with pytest.raises(ConfigError, match=f"{told}; use .*full_heads=0"):
+            full_heads(heads, kv_heads, share)
+    with pytest.raises(ConfigError, match="no head"):
+        enable_s2(_llama(4, 2), G, "layers", share_of_heads=0.1)
+    with pytest.raises(ConfigError, match=r"even number of heads in segments, .* has 3 of 4 \(use"):
+        enable_s2(_llama(4, 4), G, "heads", share_of_heads=0.25)
+    model = _llama(4, 2)
+    vars(model.config)["num_attention_heads"] = [4, 4, 4]
+    with pytest.raises(ConfigError, match="how many heads LlamaForCausalLM has its config"):
+        enable_s2(model, G, "layers", share_of_heads=0.5)
+    enable_s2(model, G, "layers")
+    model.config.s2_full_heads = 1
+    with pytest.raises(ConfigError, match=r"1 of 4 heads .* do not go with their 2"):
+        model.train()(tokens(1, LONG))
+    model = _llama(3, 3)
+    assert enable_s2(model, G, "heads", share_of_heads=0.3) == 3  # without: an odd number of heads
+
+
+def test_layers_that_attend_fully_are_spread_evenly_and_some_are_left():
+    assert full_layers(6, 0.0) == []
+    assert full_layers(6, 0.25) == [1, 5]
+    assert full_layers(12, 0.25) == [1, 5, 9]
+    assert full_layers(4, 0.5) == [0, 2]
+    assert len(full_layers(30, 0.1)) == 3
+    for share, which in ((0.05, "no layer"), (0.95, "every layer")):
+        with pytest.raises(ConfigError, match=f"of 6 layers is {which}"):
+            full_layers(6, share)
+
+
+@pytest.mark.parametrize(("full", "heads"), [(0.0, 0.0), (0.3, 0.0), (0.6, 0.0), (0.0, 0.25)])
+def test_the_products_of_attention_are_those_of_its_layers_and_heads(full, heads):
+    model = make_model("gpt2", 256).train()
+    length, group = 192, 48  # shifted: 24, 3 x 48, 24
+    enable_s2(model, group, "layers", full=full, share_of_heads=heads)
+    counted = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "scaled_dot_product" in func.__name__ and "backward" not in func.__name__:
+                batch, heads, queries, width = args[0].shape
+                counted.append(4 * batch * heads * queries * args[1].shape[2] * width)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Products():
+        model(tokens(1, length), use_cache=False)
+    each = 4 * model.config.hidden_size
+    in_segments = [length * group, 3 * group**2 + 2 * (group // 2) ** 2, length * group]
+    fully = full_layers(3, full)
+    shares = [1 if i in fully else heads for i in range(3)]
+    pairs = sum(share * length**2 + (1 - share) * in_segments[i] for i, share in enumerate(shares))
+    assert sum(counted) == each * pairs
+
+
+@pytest.mark.parametrize("heads", [(6, 3), (6, 2), (8, 1), (4, 4)])
+def test_grouped_heads_split_or_repeat(heads):
+    model = _llama(*heads, layers=2)
     enable_s2(model, G, "heads")
     _assert_equal(*_both(model, tokens(1, LONG)))
 
@@ -250,9 +388,10 @@ def test_generation_with_a_cache_is_full_attention(family):
     assert torch.equal(model.generate(ids, **options), want)
 
 
-def test_gradient_checkpointing_changes_nothing():
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_gradient_checkpointing_changes_nothing(share):
     model = make_model("llama", 128)
-    enable_s2(model, G, "heads")
+    enable_s2(model, G, "heads", share_of_heads=share)
     plain = _run(model, tokens(2, LONG))
     model.activation_checkpointing_enable({"use_reentrant": False})
     checkpointed = _run(model, tokens(2, LONG))
@@ -285,10 +424,10 @@ class _LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("length", [64, 72, 77])  # a whole number of groups, of half groups; odd
-@pytest.mark.parametrize("shift", ["layers", "heads"])
-def test_no_gradient_is_put_together_by_filling_zeros_and_adding(length, shift):
+@pytest.mark.parametrize(("shift", "share"), [("layers", 0.0), ("heads", 0.0), ("layers", 0.25)])
+def test_no_gradient_is_put_together_by_filling_zeros_and_adding(length, shift, share):
     model = make_model("gpt2", trained_length=128).train()
-    enable_s2(model, 16, shift)
+    enable_s2(model, 16, shift, share_of_heads=share)
     ids, seen = tokens(2, length), []
 
     class Names(TorchDispatchMode):
@@ -300,7 +439,7 @@ def test_no_gradient_is_put_together_by_filling_zeros_and_adding(length, shift):
     with Names():
         hidden.sum().backward()
     assert any("flash_attention" in name for name in seen)
-    assert not any("slice_backward" in name for name in seen)
+    assert not any("slice_backward" in name or "zeros" in name for name in seen)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -317,9 +456,10 @@ def test_no_tensor_of_length_squared_exists(padded):
 
 
 @pytest.mark.slow
-def test_a_full_graph_compiles():
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_full_graph_compiles(share):
     model = make_model("llama", 128).train()
-    enable_s2(model, G, "heads")
+    enable_s2(model, G, "heads", share_of_heads=share)
     ids = tokens(1, LONG)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():

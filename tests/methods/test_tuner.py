@@ -205,6 +205,21 @@ def test_plain_peft_calls_do_the_same_and_the_config_is_not_touched():
     assert torch.equal(logits(by_peft), logits(by_us))
 
 
+@pytest.mark.parametrize("share", [{"s2_full_layers": 0.3}, {"s2_full_heads": 0.5}])
+def test_what_attends_fully_is_saved_with_the_adapter(share, tmp_path):
+    model = shaken(adapt(make_model("llama"), HyloradaConfig(
+        s2_attn_enabled=True, s2_group_size=8, s2_in_evaluation=True, max_length=LENGTH, **share
+    )))  # fmt: skip
+    model.save_pretrained(tmp_path)
+    assert torch.equal(
+        logits(PeftModel.from_pretrained(make_model("llama"), tmp_path)), logits(model)
+    )
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | dict.fromkeys(share, 0.0)))
+    without = PeftModel.from_pretrained(make_model("llama"), tmp_path)
+    assert (logits(without) - logits(model)).abs().max() > 1e-4
+
+
 def test_the_saved_config_is_resolved_and_always_written_alike(tmp_path):
     adapt(make_model("llama"), HyloradaConfig.for_length(128, trained_length=64)).save_pretrained(
         tmp_path
@@ -265,6 +280,16 @@ def test_two_adapters_keep_apart():
     model.delete_adapter("default")
     assert torch.equal(logits(model), second)
     assert not [n for n, _ in model.named_parameters() if ".default." in n]
+
+
+def test_a_model_that_is_adapted_is_not_adapted_again():
+    base = make_model("gpt2")
+    model = adapt(base, everything("gpt2"))
+    for adapted in (model, base):
+        with pytest.raises(ConfigError, match=r"carries an adapter; load its base.*unload"):
+            adapt(adapted, everything("gpt2"))
+    again = adapt(model.unload(), everything("gpt2"), seed=0)
+    assert torch.equal(logits(again), logits(extended("gpt2")))
 
 
 def test_a_second_adapter_of_another_range_is_refused():

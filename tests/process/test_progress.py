@@ -1,5 +1,6 @@
+import logging
 import sys
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 from helpers.screen import watch
@@ -52,6 +53,33 @@ def test_on_a_terminal_a_bar_with_the_numbers(monkeypatch):
     assert "a line [with brackets]" in text
     assert "loss 1.2345  321 tokens/s" in text
     assert "2/4" in text
+
+
+@pytest.fixture
+def logger():
+    found = logging.getLogger("a.library.of.this.test")
+    yield found
+    found.handlers.clear()
+
+
+@pytest.mark.parametrize("lost", ["close", "detach"])
+def test_a_logger_with_a_stream_that_is_gone_keeps_no_bar_from_showing(monkeypatch, logger, lost):
+    monkeypatch.setenv("TERM", "xterm")
+    gone, terminal = TextIOWrapper(BytesIO()), StringIO()
+    terminal.isatty = lambda: True
+    handlers = [logging.StreamHandler(gone), logging.StreamHandler(terminal)]
+    logger.handlers.extend(handlers)
+    getattr(gone, lost)()
+    out = StringIO()
+    with Reporter(Console(file=out, force_terminal=True, width=120)) as reporter:
+        reporter.begin("train", 4)
+        assert handlers[0].stream is gone
+        logger.warning("above the bar")
+        reporter.update(2, "loss 1.2345")
+    assert "loss 1.2345" in out.getvalue()
+    assert "above the bar" in out.getvalue()
+    assert not terminal.getvalue()
+    assert [handler.stream for handler in handlers] == [gone, terminal]
 
 
 SCRIPT = """

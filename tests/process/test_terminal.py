@@ -1,11 +1,20 @@
-"""Losing the terminal ends no run and no sweep, and changes no number."""
+"""What is written to may go: no run and no sweep ends, no number changes. A hangup saves."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from helpers.commands import Head, HungUp, Into, closed, run_command, words_of_a_run
+from helpers.commands import (
+    Head,
+    HungUp,
+    HungUpUnderNohup,
+    Into,
+    closed,
+    run_command,
+    words_of_a_run,
+)
+from helpers.marks import on_request, slow
 from helpers.tiny_runs import make_model_folder, make_texts
 
 
@@ -21,22 +30,18 @@ def directories(root, group):
     return sorted((root / "outputs" / group).glob("lora-*"))
 
 
-def slowly(*values):
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
-
-
 @pytest.mark.parametrize(
     "lost",
     [
-        Head(1), HungUp(3),
-        *slowly(Head(0), Head(4), HungUp(1), closed, Into("/dev/full", "/dev/full")),
+        *slow(Head(1), HungUpUnderNohup(3), closed),
+        *on_request(Into("/dev/full", "/dev/full"), Head(0), Head(4)),
     ],
     ids=lambda lost: getattr(lost, "__name__", None)
     or f"{type(lost).__name__}-{getattr(lost, 'lines', '')}",
 )  # fmt: skip
 def test_a_sweep_goes_on_to_its_end(root, request, lost):
     group = request.node.callspec.id.replace("-", "_")
-    words = words_of_a_run(root, f"group={group}", "seed=0,1")
+    words = words_of_a_run(root, f"group={group}", "seed=0,1", "integrity.enabled=true")
     assert run_command("train", ["-m", *words], lost) == 0
     found = directories(root, group)
     assert len(found) == 2
@@ -53,6 +58,17 @@ def test_a_sweep_goes_on_to_its_end(root, request, lost):
     (shown,) = directories(root, "shown")
     for name in ("metrics.jsonl", "adapter/adapter_model.safetensors"):
         assert (found[0] / name).read_bytes() == (shown / name).read_bytes()
+
+
+def test_a_terminal_that_is_closed_saves_and_the_same_command_goes_on(root):
+    words = words_of_a_run(root, "group=closed", "seed=0", "train.max_steps=400")
+    begun = "lora at "  # the line before the gate
+    assert run_command("train", words, HungUp(begun)) == 129
+    (directory,) = directories(root, "closed")
+    record = json.loads((directory / "result.json").read_text())
+    assert record["status"] == "interrupted"
+    assert record["error"] == "stopped by SIGHUP; run the same command again to continue"
+    assert "SIGHUP" in (directory / "run.log").read_text()
 
 
 @pytest.mark.slow

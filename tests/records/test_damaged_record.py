@@ -72,7 +72,7 @@ def test_the_report_leaves_it_out_and_says_why(
     _, directory = damaged
     assert cli.report([str(directory)]) == 3
     line = one_line(capfd, "hylorada-report")
-    assert f"{directory / 'result.json'}: not" in line
+    assert f"{directory / 'result.json'}: damaged" in line
 
 
 def test_a_run_starts_over_where_a_crash_left_no_object_and_is_refused_otherwise(

@@ -11,7 +11,15 @@ import sys
 
 import pytest
 import torch
-from helpers.tiny_runs import killed, make_config, make_model_folder, make_texts, result, run_to_end
+from helpers.tiny_runs import (
+    killed,
+    make_config,
+    make_model_folder,
+    make_texts,
+    result,
+    run_here,
+    run_to_end,
+)
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -170,8 +178,18 @@ def test_a_kill_between_leaves_a_run_that_the_same_command_finishes(root, point)
     config, directory = settings(root, **PLAIN, seed=7), root / f"killed-{point}"
     assert killed(run_to_end(config, directory, HYLORADA_FAULT=f"{point}:0"))
     assert (directory / "adapter" / "README.md").exists() == (point == "before_record")
-    assert run_to_end(config, directory) == 0
+    assert run_here(config, directory) == 0
     assert card(directory) == model_card(result(directory), directory / "adapter")
+
+
+def test_how_far_it_reaches_is_what_became_of_the_range_and_not_what_was_asked(own):
+    _, record, directory = own
+    for kind, of, told in (
+        ("none", "none", "the base's own range"), ("rope", "yarn", "RoPE: yarn")
+    ):  # fmt: skip
+        record = json.loads(json.dumps(record))
+        record["position_range"] |= {"kind": kind, "type": of}
+        assert f"made for 320 positions ({told})" in model_card(record, directory / "adapter")
 
 
 def test_a_base_from_the_hub_is_named_and_pinned(own):

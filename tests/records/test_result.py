@@ -19,6 +19,7 @@ from hylorada.errors import (
     DivergedError,
     Interrupted,
     OutOfMemoryError,
+    chain,
 )
 from hylorada.process.device import choose_autocast, choose_device
 from hylorada.process.disk import exclusive, replace_file
@@ -150,6 +151,49 @@ def test_however_it_ends_the_record_says_so(tmp_path, raised, status, becomes):
     assert "\n" not in written["error"]
 
 
+def broken_into(wrap):
+    """What a library raises whose work, or whose cleaning up, a signal has broken into."""
+    try:
+        try:
+            raise Interrupted(15, "stopped", at_once=True)
+        finally:
+            [].pop()
+    except IndexError as error:
+        if wrap is None:
+            raise
+        raise wrap("cannot be loaded") from error
+
+
+@pytest.mark.parametrize("wrap", [None, ImportError, OSError, DataError, MemoryError])
+def test_a_signal_that_broke_into_a_library_is_what_ended_the_run(tmp_path, wrap):
+    with (
+        pytest.raises(Interrupted, match="stopped"),
+        recorded(tmp_path, blank_result(RunConfig()), ignore),
+    ):
+        broken_into(wrap)
+    assert read_result(tmp_path)["status"] == "interrupted"
+
+
+def test_a_chain_of_errors_ends_even_if_one_is_its_own_cause():
+    error, first = RuntimeError("later"), ValueError("first")
+    error.__cause__, first.__context__ = first, error
+    assert list(chain(error)) == [error, first]
+    alone = RuntimeError("of itself")
+    alone.__cause__ = alone
+    assert list(chain(alone)) == [alone]
+
+
+def test_what_fails_while_a_stopped_run_saves_is_not_hidden_by_the_signal(tmp_path):
+    def save():
+        try:
+            raise Interrupted(15, "stopped")
+        except Interrupted as error:
+            raise DiskError("the disk is full") from error
+
+    with pytest.raises(DiskError), recorded(tmp_path, blank_result(RunConfig()), ignore):
+        save()
+
+
 def test_out_of_memory_gives_hints_that_can_take_effect(tmp_path):
     config = RunConfig()
     config.train.micro_batch_size, config.train.precision = 4, "bf16"
@@ -159,7 +203,7 @@ def test_out_of_memory_gives_hints_that_can_take_effect(tmp_path):
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
     message = str(caught.value)
-    assert "train.micro_batch_size=2" in message
+    assert "micro_batch_size" not in message  # training itself has come down to one sequence
     assert "gradient_checkpointing=true" in message
     assert "precision" not in message
 

@@ -27,13 +27,10 @@ from hylorada.records.schema import (
     VERSION,
     Integrity,
     Record,
-    SkippedLine,
-    TimingLine,
-    TrainingLine,
-    ValidationLine,
     narrowed,
     record_flaws,
 )
+from hylorada.records.training_schema import SkippedLine, TimingLine, TrainingLine, ValidationLine
 from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
 from hylorada.runner.run import run
 
@@ -54,6 +51,7 @@ def settings(root: Path, **changes: Any) -> Any:
             "eval__perplexity__conventions": ["blocks", "sliding", "word"],
             "eval__context_gain__enabled": True,
             "eval__context_gain__targets": 32,
+            "eval__short_context__max_blocks": 2,
             **{f"eval__lost_in_middle__{key}": value for key, value in few.items()},
             **changes,
         },
@@ -117,6 +115,7 @@ def test_a_baseline_leaves_it_too(root: Path) -> None:
     assert_whole(root / "baseline")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_measured_again_leaves_it_too(root: Path) -> None:
     """Generated answers, too."""
     config = settings(root)

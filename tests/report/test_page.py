@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers.browser import A4, LOOK, MISSING, PATH, Browser
 from helpers.records import make_record, sweep, with_context, write
 
 from hylorada.commands.report import main
 
+FIGURES = 14
 VOID = {"meta", "link", "br", "img", "hr"}
 
 
@@ -94,7 +94,7 @@ def test_references_inside_the_drawings_resolve(report):
 def test_shows_failed_and_damaged_runs_and_provenance(report):
     text = (report / "report.html").read_text()
     assert "diverged: training: 3 steps in a row" in text
-    assert "broken/result.json: not JSON" in text
+    assert "broken/result.json: damaged, it is not JSON" in text
     assert "0123abc" in text
     assert "cd" * 32 in text
     assert "<dt>text</dt><dd>test stdlib test, 12 documents; train stdlib train, 90" in text
@@ -102,38 +102,118 @@ def test_shows_failed_and_damaged_runs_and_provenance(report):
         "<li>length 512: text: stdlib test, 12 documents; stdlib train, 90 documents.</li>" in text
     )
     assert "small model on a CPU" in text
-    assert text.count("<figure>") == 8
+    assert text.count("<figure>") == FIGURES
 
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+def test_each_run_has_its_settings_its_gate_and_where_it_came_from_behind_a_click(tmp_path):
+    record = make_record("lora")
+    record["integrity"] = {
+        "ok": False,
+        "checks": {
+            "causality": {"ok": False, "detail": "logits before t moved", "skipped": ""},
+            "no_op": {"ok": True, "detail": "", "skipped": "nothing to <switch>"},
+        },
+        "warnings": ["few <buckets>"],
+    }
+    write(tmp_path, record)
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report" / "report.html").read_text()
+    (run,) = re.findall(r'<details class="run ok">(.*?)</details>', text, re.DOTALL)
+    assert run.startswith("<summary><b>lora</b> <span>4,096 tokens, seed 0; PPL, blocks ")
+    assert "gate failed</span></summary>" in run
+    assert '<dt class="check-failed">causality: failed</dt><dd>logits before t moved' in run
+    assert "<dt>no_op: skipped</dt><dd>nothing to &lt;switch&gt;</dd>" in run
+    assert "<dt>warning</dt><dd>few &lt;buckets&gt;</dd>" in run
+    assert "<dt>hardware</dt><dd>A processor, 2 cores</dd>" in run
+    assert "&quot;max_length&quot;: 4096" in run
 
 
-def chromium(*arguments: str) -> str:
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+def test_verdicts_stand_above_the_table_and_the_rest_in_cards_below(report):
+    text = (report / "report.html").read_text()
+    verdict = text.index("At 4,096 tokens hylorada is 8.9 % better than lora")
+    table, card = text.index('<table class="main rows">'), text.index('<div class="cards">')
+    assert verdict < table < card
+    main_table = text[table : text.index("</table>", table)]
+    headings = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)", main_table)
+    assert headings == [
+        "method", "window, tokens", "seeds", "PPL, blocks", "PPL, sliding", "PPL against lora, %",
+        "PPL against extended base, %",
+    ]  # fmt: skip
+    assert "1,878,850" not in main_table
+    cards = text[card : text.index("<h2>Figures", card)]
+    for told in ("1,878,850", "tokens/s", "peak memory, MiB", "of these: position bias"):
+        assert told in cards, told
+
+
+def test_no_colour_of_a_drawing_is_fixed_on_the_page(report):
+    """In the dark each has another; black on black could not be read."""
+    text = (report / "report.html").read_text()
+    drawings = re.findall(r"<svg .*?</svg>", text, re.DOTALL)
+    assert drawings
+    for drawing in drawings:
+        assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", drawing)
+        for name in set(re.findall(r"var\(--(x[0-9a-f]{6})\)", drawing)):
+            assert text.count(f"--{name}: #") == 2
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize("width", [500, 1400])
-def test_a_browser_lays_it_out_without_cutting_anything_off(report, tmp_path, width):
-    """Wide tables scroll inside their frame, a line a row; the page never scrolls sideways."""
-    probe = (
-        "<script>addEventListener('load', () => { const d = document.documentElement;"
-        "const small = [...document.querySelectorAll('td, th, li, figcaption')]"
-        ".filter(e => parseFloat(getComputedStyle(e).fontSize) < 11).length;"
-        "const svgs = [...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect());"
-        "const rows = [...document.querySelector('tbody').rows].map(r => r.offsetHeight);"
-        "const tall = rows.filter(h => h > 1.5 * Math.min(...rows)).length;"
-        "document.title = [d.scrollWidth - d.clientWidth, small, tall,"
-        "svgs.filter(r => r.width > 100 && r.height > 100).length].join('/'); });</script>"
+@pytest.mark.skipif(PATH is None, reason=MISSING)
+@pytest.mark.parametrize(
+    ("width", "dark", "paper"),
+    [(1280, False, False), (1280, True, False), (390, False, False), (A4, False, True)],
+    ids=["1280", "1280 dark", "390", "A4"],
+)
+def test_a_browser_shows_all_of_it(report, browser, width, dark, paper):
+    """Nothing is cut, off the page, wider than what holds it, broken or too small to read."""
+    browser.open(report / "report.html", width, dark=dark, paper=paper)
+    for opened in (False, True):
+        if opened:
+            browser.run("document.querySelector('details.run summary').click()")
+            shown = browser.run("document.querySelector('details.run pre').offsetHeight")
+            assert shown > 100
+        look = browser.run(LOOK)
+        assert look["faults"] == []
+        assert look["width"] <= look["inner"] == width
+        assert look["figures"] == FIGURES
+    ink, ground = (
+        browser.run(f"getComputedStyle(document.body).{which}")
+        for which in ("color", "backgroundColor")
     )
-    page = tmp_path / "page.html"
-    page.write_text((report / "report.html").read_text().replace("</body>", f"{probe}</body>"))
-    dom = chromium("--dump-dom", f"--window-size={width},1200", page.as_uri())
-    assert re.search(r"<title>([^<]*)</title>", dom).group(1) == "0/0/0/8"
-    shot = tmp_path / "page.png"
-    chromium(f"--screenshot={shot}", f"--window-size={width},1200", page.as_uri())
-    assert shot.stat().st_size > 20_000
+    assert (luminance(ink) > luminance(ground)) == dark
+    assert contrast(ink, ground) > 7
+    curve = "getComputedStyle(document.querySelector('figure svg path[style*=\"stroke:\"]'))"
+    assert contrast(browser.run(f"{curve}.stroke"), ground) > 1.2  # of the grid, the faintest
+    text = "getComputedStyle(document.querySelector('figure svg g[id*=text_] > g')).fill"
+    assert contrast(browser.run(text), ground) > 4.5
+    assert not [e for e in browser.events if e.get("method") == "Log.entryAdded"]
+    asked = [
+        e["params"]["request"]["url"]
+        for e in browser.events
+        if e.get("method") == "Network.requestWillBeSent"
+    ]
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PATH is None, reason=MISSING)
+def test_it_prints(report, browser):
+    browser.open(report / "report.html", 1280)
+    assert browser.pdf().startswith(b"%PDF")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "rgb(r, g, b)" by WCAG 2.2."""
+    parts = [int(v) / 255 for v in re.findall(r"\d+", colour)[:3]]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

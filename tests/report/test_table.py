@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from helpers.records import make_record, metric, sweep, with_context
+from helpers.records import factorial, make_record, metric, sweep, with_context
 from rich.console import Console
 
 from hylorada.comparison.arms import compare
@@ -28,6 +28,21 @@ def table_of(*records, **options) -> Table:
 
 def rows(table: Table, section: int = 0) -> dict:
     return {row.cells["method"].text: row for row in table.sections[section].rows}
+
+
+def test_a_long_heading_leaves_room_for_the_numbers():
+    """Comparisons that differ in many settings are told apart by all of them."""
+    one = {"train__lr": 1e-4, "train__weight_decay": 0.1, "train__adam_beta1": 0.8}
+    one |= {"train__adam_epsilon": 1e-6, "train__max_grad_norm": 2.0, "train__min_lr_ratio": 0.1}
+    two = {"train__adam_beta2": 0.9, "train__warmup_ratio": 0.1, "eval__perplexity__stride": 77}
+    records = [make_record("lora"), make_record("lora", **one), make_record("lora", **two)]
+    table = table_of(*records)
+    assert max(len(section.heading) for section in table.sections) > 200
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    render.print_tables([table], console)
+    shown = console.file.getvalue().partition("PPL: exp")[0]
+    assert shown.count(rows(table)["lora"].cells["ppl_blocks"].text) == 3
+    assert max(map(len, shown.splitlines())) <= 200
 
 
 def test_the_untouched_base_stands_twice_where_it_was_extended():
@@ -86,7 +101,8 @@ def test_one_run_is_read_as_it_stands():
     assert row["change_base"].value == pytest.approx(percent)
     assert row["params_per_percent"].value == pytest.approx(811_008 / -percent)
     assert row["trainable"].text == "811,008"
-    assert row["groups"].text == "LoRA 811,008"
+    assert row["trained_lora"].value == 811_008
+    assert row["trained_norms"].value == 0
     assert row["tokens_per_second"].value == 2048
     assert row["peak_memory_mib"].text == "900"
     assert row["change_reference"].text == "reference"
@@ -290,9 +306,30 @@ def test_markdown_has_one_line_a_row_and_escapes():
     record["method"] = "lo|ra"
     text = render.markdown(table_of(record))
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3
-    assert all(line.replace("\\|", "").count("|") == 13 for line in lines)
+    main, rest = lines[: 2 + 3], lines[2 + 3 : 2 * (2 + 3)]
+    assert all(line.replace("\\|", "").count("|") == 8 for line in main)
+    assert len({line.replace("\\|", "").count("|") for line in rest}) == 1
+    assert len(lines) == 2 * (2 + 3) + 2 + 4  # and the paper's four claims about 4,096 tokens
     assert "lo\\|ra" in text
+
+
+def test_the_papers_figures_stand_beside_what_was_measured_and_are_called_hypotheses():
+    table = table_of(*factorial(seeds=3), *(make_record("lora", seed) for seed in range(3)))
+    found = {each.hypothesis.about: each for each in table.hypotheses}
+    assert set(found) == {"hylorada", "position_bias", "landmark", "memory"}
+    assert found["hylorada"].hypothesis.figure == "10 to 15 % better (expected, 4.2)"
+    change = rows(table)["hylorada"].cells["change_reference"]
+    assert found["hylorada"].measured == (
+        f"{-change.value:.1f} % better [{-change.high:.1f}, {-change.low:.1f}]"
+    )
+    assert found["landmark"].measured.startswith("on rslora: 1.")
+    assert "; on hylorada_no_landmark: 0." in found["landmark"].measured
+    assert "1.00 times less than rslora" in found["memory"].measured
+    for text in (render.markdown(table), render.latex(table), render.as_json([table])):
+        assert "10 to 15" in text
+    assert "Hypotheses of the paper" in render.markdown(table)
+    assert [h.measured for h in table_of(make_record("lora")).hypotheses] == ["not measured"] * 4
+    assert table_of(make_record("lora", length=1024)).hypotheses == []
 
 
 def test_csv_holds_plain_numbers():
@@ -335,16 +372,21 @@ def test_latex_escapes_what_tex_would_eat():
     record = make_record("hylorada_no_s2")
     text = render.latex(table_of(record))
     assert r"hylorada\_no\_s2" in text
-    body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len({line.replace(r"\&", "").count("&") for line in body}) == 1
+    tables = text.split(r"\begin{tabular}")[1:]
+    assert len(tables) == 3
+    for each in tables:
+        body = [line for line in each.splitlines() if line.endswith(r"\\")]
+        (columns,) = {line.replace(r"\&", "").count("&") for line in body}
+        assert each.splitlines()[0] == "{" + each[1 : columns + 2] + "}"
 
 
 def test_a_pipe_gets_lines_that_are_not_folded():
     console = Console(file=io.StringIO(), width=80, highlight=False)
     render.print_tables([table_of(*sweep())], console)
     lines = console.file.getvalue().splitlines()
-    row = next(line for line in lines if "hylorada" in line)
-    assert "1,878,850" in row
+    row = next(line for line in lines if "│hylorada" in line)
+    assert "-8.94 [-9.97, -7.89]" in row or "-9.68 [-11.35, -7.98]" in row
+    assert any("hylorada, length 4,096: trainable parameters 1,878,850" in line for line in lines)
 
 
 @pytest.mark.parametrize(

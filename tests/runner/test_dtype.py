@@ -114,6 +114,7 @@ def test_bfloat16_weights_are_not_called_float32_arithmetic(has_bf16, folders, t
         run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_bfloat16_weights(has_bf16, folders, tmp_path):
     """Every component; trained copies in float32; the record says what the numbers stand on."""
     make_texts(tmp_path / "texts")

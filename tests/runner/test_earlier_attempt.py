@@ -21,6 +21,7 @@ from helpers.tiny_runs import (
     make_texts,
     outcome,
     result,
+    run_here,
     run_to_end,
 )
 
@@ -215,8 +216,8 @@ def interrupted(tmp_path_factory):
     root = tmp_path_factory.mktemp("interrupted")
     make_model_folder(root / "model")
     make_texts(root / "texts")
-    config = make_config(root, train__max_steps=6)
-    assert run_to_end(config, root / "whole") == 0
+    config = make_config(root, train__max_steps=6, integrity__enabled=False)
+    assert run_here(config, root / "whole") == 0
     assert killed(finish(launch(config, root / "killed", HYLORADA_FAULT="after_step:5")))
     return root, config, outcome(root / "whole")
 
@@ -228,13 +229,13 @@ def test_a_checkpoint_is_not_continued_on_something_else(interrupted, tmp_path, 
     whole = (root / name).read_bytes()
     try:
         flipped(root / name)
-        assert run_to_end(config, directory) == 3
+        assert run_here(config, directory) == 3
     finally:
         (root / name).write_bytes(whole)
     error = result(directory)["error"]
     assert error.startswith("the checkpoint was made on something else: ")
     assert "has changed" in error
-    assert run_to_end(config, directory) == 0
+    assert run_here(config, directory) == 0
     assert outcome(directory) == expected
 
 
@@ -362,6 +363,7 @@ def test_another_device_or_precision_is_refused_or_announced(here, caplog):
     assert "the record has numbers of both" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_would_go_on_elsewhere(root, tmp_path, monkeypatch):
     """The precision of a checkpoint is its own; `resume_on=any` is said in the record."""
     directory = tmp_path / "run"

@@ -273,8 +273,12 @@ def test_a_file_whose_tensors_do_not_reach_the_model_is_measured_nowhere(
 
 
 def test_what_is_no_adapter_or_cannot_be_measured_is_one_line(root, tmp_path):
-    with pytest.raises(DataError, match=r"no adapter_config\.json"):
+    with pytest.raises(DataError, match=r"no adapter_config\.json.*save_pretrained wrote"):
         evaluate_adapter(tmp_path, small(root))
+    (tmp_path / "run/adapter").mkdir(parents=True)
+    (tmp_path / "run/adapter/adapter_config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"give its adapter=.*run/adapter, or measure .* by run="):
+        evaluate_adapter(tmp_path / "run", small(root))
     prefix = foreign(
         root, tmp_path / "prefix", PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )

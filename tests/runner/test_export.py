@@ -36,6 +36,7 @@ SMALL = {
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 OFF = {
+    "integrity__enabled": False,
     "method__position_bias__enabled": "false",
     "method__landmark__enabled": "false",
     "method__s2_attn__enabled": "false",
@@ -52,7 +53,7 @@ MERGEABLE = {
          "method__s2_attn__enabled": "true"},
     ),
     "rope": ("llama", 160, {"method__train_norms": "true"}),
-    "experts": ("mixtral", 64, {"integrity__enabled": False, "method__lora__lora_dropout": 0.0}),
+    "experts": ("mixtral", 64, {"method__lora__lora_dropout": 0.0}),
     "baseline": ("llama", 160, {"method__lora__enabled": False}),
 }  # fmt: skip
 # Neither this package nor peft is there.
@@ -107,9 +108,21 @@ def finished(root, model, length, changes, **more):
     return root / "outputs" / "main" / run_name(config)
 
 
+class Runs(dict):
+    """Each is made when it is first asked for."""
+
+    def __init__(self, root):
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, name):
+        self[name] = finished(self.root, *MERGEABLE[name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def runs(root):
-    return {name: finished(root, *parts) for name, parts in MERGEABLE.items()}
+    return Runs(root)
 
 
 def ids_of(length):
@@ -119,8 +132,8 @@ def ids_of(length):
 @pytest.mark.slow
 def test_a_merged_folder_is_the_model_of_the_run_to_transformers_alone(runs, tmp_path):
     places = []
-    for name, directory in runs.items():
-        folder = export(directory, tmp_path / name, merge=True)
+    for name in MERGEABLE:
+        folder = export(runs[name], tmp_path / name, merge=True)
         assert folder == tmp_path / name
         places.append([str(folder), MERGEABLE[name][1]])
     subprocess.run([sys.executable, "-c", ELSEWHERE, json.dumps(places)], check=True)
@@ -278,7 +291,7 @@ def test_a_killed_export_leaves_no_folder_and_the_same_command_writes_it(runs, t
     (["a"], 2, "a: not an argument of this command; see hylorada-export --help"),
     (["--merge", "run=a"], 2, "--merge; arguments have no dashes, as in merge="),
     (["--quiet"], 2, "unrecognized arguments: --quiet; see --help"),
-    (["run=/nowhere"], 3, "run=/nowhere: no result.json here"),
+    (["run=/nowhere"], 3, "run=/nowhere: there is no such directory"),
 ])  # fmt: skip
 def test_words_of_the_command(words, code, message, capsys):
     assert cli.export(words) == code

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from helpers.commands import Into, run_command, words_of_a_run
+import pytest
+from helpers.commands import words_of_a_run
 from helpers.tiny_runs import make_model_folder, make_texts, result
+
+from hylorada import cli
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "EXTENDING.md"
 
@@ -24,7 +27,8 @@ def recipe() -> tuple[Path, str, list[str]]:
     return Path(path[1]), yaml[1], command[1].split()
 
 
-def test_a_method_is_one_yaml_and_no_source_file(tmp_path):
+@pytest.mark.slow
+def test_a_method_is_one_yaml_and_no_source_file(tmp_path, capfd):
     make_model_folder(tmp_path / "model")
     make_texts(tmp_path / "texts")
     path, yaml, words = recipe()
@@ -34,14 +38,13 @@ def test_a_method_is_one_yaml_and_no_source_file(tmp_path):
     words[folder] = str(tmp_path / words[folder])
     own = [w for w in words_of_a_run(tmp_path) if not w.startswith(("method=", "length="))]
     words = [w for w in words if not w.startswith("length=")]
-    into = Into(tmp_path / "out", tmp_path / "err")
-    code = run_command("train", [*words, "length=96", *own], into)
-    assert code == 0, (tmp_path / "err").read_text()
+    assert cli.train([*words, "length=96", *own, "integrity.enabled=true"]) == 0
     (directory,) = (tmp_path / "outputs" / "main").glob("fourierft-*")
     record = result(directory)
     assert (record["status"], record["method"]) == ("ok", "fourierft")
     assert record["parameters"]["by_group"].keys() == {"fourierft"}
     assert record["position_range"]["to"] == 96
     assert record["integrity"]["ok"]
-    assert run_command("report", [str(tmp_path / "outputs")], into) == 0
-    assert "fourierft" in (tmp_path / "out").read_text()
+    capfd.readouterr()
+    assert cli.report([str(tmp_path / "outputs")]) == 0
+    assert "fourierft" in capfd.readouterr().out

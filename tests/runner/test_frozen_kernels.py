@@ -37,6 +37,7 @@ def calls(monkeypatch):
     return counted
 
 
+@pytest.mark.slow
 def test_the_switch_acts_in_training_and_evaluation_and_numbers_agree(tmp_path, calls):
     make_model_folder(tmp_path / "model")
     make_texts(tmp_path / "texts")

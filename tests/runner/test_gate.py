@@ -14,7 +14,8 @@ from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from hylorada.config import RunConfig
 from hylorada.errors import IntegrityError
 from hylorada.kernels import frozen_layers
-from hylorada.methods import HyloradaConfig, adapt, check_integrity, s2_attention
+from hylorada.methods import HyloradaConfig, adapt, check_integrity, segments
+from hylorada.methods.integrity import as_trained, half_precision
 from hylorada.process.signals import Stop
 from hylorada.runner.gate import prove
 from hylorada.runner.run import run
@@ -116,6 +117,7 @@ def leaking(function):
     return lambda x, *rest: function(x, *rest) + 1e-6 * function(x, *rest).mean(0)
 
 
+@pytest.mark.slow
 def test_a_leak_in_the_frozen_kernels_is_refused_and_named(monkeypatch):
     model = adapted()
     monkeypatch.setattr(frozen_layers, "fast_linear", leaking(frozen_layers.fast_linear))
@@ -138,6 +140,7 @@ def test_a_kernel_that_reads_the_next_token_is_refused_and_named(monkeypatch):
     assert f"at {LONG} tokens" in detail
 
 
+@pytest.mark.slow
 def test_a_leak_in_long_segments_is_refused(monkeypatch):
     """In segments of 512 tokens or more, which no short probe has."""
     model = adapted("gpt2", 1100, s2_group_size=520)
@@ -146,7 +149,7 @@ def test_a_leak_in_long_segments_is_refused(monkeypatch):
         causal = causal and q.shape[2] < 512
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, **rest)
 
-    monkeypatch.setattr(s2_attention, "F", SimpleNamespace(scaled_dot_product_attention=leaky))
+    monkeypatch.setattr(segments, "F", SimpleNamespace(scaled_dot_product_attention=leaky))
     report = proven(model, 1100)
     assert report.failed == ["training_causality"]
     assert "attn (GPT2Attention) reads the future" in report.checks["training_causality"].detail
@@ -188,6 +191,7 @@ def test_state_in_a_kernel_is_refused(monkeypatch):
     assert "(FrozenLinear) keeps something of one request for the next" in detail
 
 
+@pytest.mark.slow
 def test_a_document_that_reads_the_one_before_it_at_length_is_refused():
     model = adapted(s2_attn_enabled=False)
 
@@ -212,6 +216,99 @@ def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
     detail = fault(proven(adapted()), "training_parity")
     assert "hidden states differ most from what the model's own kernels give" in detail
     assert "are wrong on this model" in detail
+
+
+def test_where_rounding_passes_the_limit_the_models_own_rounding_decides(monkeypatch):
+    monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)  # as a deep model rounds
+    right = proven(adapted(), bf16=True).checks["training_parity"]
+    assert right.ok
+    assert right.value > right.limit == 1e-4
+    assert ", beyond 0.0001, as rounding does: from the same in float32 by " in right.detail
+
+    forward = frozen_layers.FrozenLoraLinear.forward
+    monkeypatch.setattr(
+        frozen_layers.FrozenLoraLinear,
+        "forward",
+        lambda self, x, *a, **k: forward(self, x, *a, **k) * 1.05,
+    )
+    detail = fault(proven(adapted(), bf16=True), "training_parity")
+    assert "are wrong on this model" in detail
+
+
+def test_where_weights_are_stored_in_half_precision_the_way_to_tell_is_named(monkeypatch):
+    monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)
+    settings = {"r": 4, "s2_group_size": LONG // 3 // 2 * 2, "max_length": LONG}
+    base = make_model("llama", TRAINED).to(torch.bfloat16)
+    model = adapt(base, HyloradaConfig(s2_attn_enabled=True, **settings), LONG, seed=0)
+    check = proven(model, bf16=True).checks["training_parity"]
+    assert not check.ok
+    assert check.detail.endswith("rounding, which model.dtype=float32 would tell from that")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2])
+def test_one_token_that_is_wrong_in_float32_too_has_no_excuse(monkeypatch, factor):
+    """Of a thousand tokens one may be thrown off by chance, but not where nothing is rounded."""
+    monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)
+    forward = frozen_layers.FrozenLoraLinear.forward
+
+    def wrong(self, x, *args, **kwargs):
+        out = forward(self, x, *args, **kwargs)
+        return torch.cat([out[:, :-1], out[:, -1:] * factor], dim=1)
+
+    monkeypatch.setattr(frozen_layers.FrozenLoraLinear, "forward", wrong)
+    assert proven(adapted(), bf16=True).checks["training_parity"].ok == (factor == 1.0)
+
+
+def heavy_tailed(tokens, seed):
+    """Distances as SmolLM2 has them: most alike, a few far, and the furthest by chance."""
+    draw = torch.Generator().manual_seed(seed)
+    rare_T = torch.rand(tokens, generator=draw).clamp(min=1e-6)
+    return (0.0075 + 0.00037 * rare_T.pow(-0.8)).clamp(max=1.4)
+
+
+@pytest.mark.parametrize("tokens", [5, 257, 4096])
+def test_whose_rounding_it_is_is_told_by_all_tokens_and_not_by_the_furthest(tokens):
+    pairs = [(heavy_tailed(tokens, n), heavy_tailed(tokens, 1000 + n)) for n in range(200)]
+    refused = sum(not half_precision.states_round_alike(*pair) for pair in pairs)
+    assert refused <= 6
+    for ours, own in pairs[:20]:
+        assert not half_precision.states_round_alike(ours * 5, own)
+        assert not half_precision.states_round_alike(ours * float("nan"), own)
+        one = ours.clone()
+        one[tokens // 2] = float("nan")
+        assert not half_precision.states_round_alike(one, own)
+        one[tokens // 2] = 1e3  # further than any state can be
+        assert not half_precision.states_round_alike(one, own)
+        many = ours.clone()
+        many[: 2 + tokens // 50] = 1.4
+        assert not half_precision.states_round_alike(many, own)
+
+
+def test_gradients_of_short_texts_tell_kernels_from_chance():
+    own = [0.02, 0.9, 0.02, 0.03, 0.02, 0.02, 1.7, 0.02, 0.02]  # two texts with a token thrown off
+    ours = [0.03, 0.02, 0.02, 0.02, 1.2, 0.03, 0.02, 0.8, 1.1]
+    assert half_precision.gradients_round_alike(ours, own)
+    assert not half_precision.gradients_round_alike([0.05] * 9, own)
+    assert not half_precision.gradients_round_alike([*ours[:8], float("inf")], own)
+    assert not half_precision.gradients_round_alike([*ours[:8], float("nan")], own)
+
+
+@pytest.mark.parametrize("where", ["everywhere", "in bf16", "nowhere"])
+def test_beyond_the_limit_a_wrong_gradient_is_told_from_rounding(monkeypatch, where):
+    monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)
+    backward = frozen_layers._LowRankProduct.backward
+
+    def wrong(ctx, g):
+        grads = backward(ctx, g)
+        if where == "nowhere" or (where == "in bf16" and g.dtype != torch.bfloat16):
+            return grads
+        dx, dw, dbias, da, *rest = grads
+        return dx, dw, dbias, da * 2, *rest
+
+    monkeypatch.setattr(frozen_layers._LowRankProduct, "backward", staticmethod(wrong))
+    check = proven(adapted(), bf16=True).checks["training_parity"]
+    assert check.ok == (where == "nowhere")
+    assert ("the gradients of lora differ most" in check.detail) == (where != "nowhere")
 
 
 def test_a_wrong_gradient_in_a_kernel_is_refused(monkeypatch):

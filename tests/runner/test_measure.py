@@ -9,18 +9,19 @@ import signal
 
 import pytest
 import torch
+from helpers.marks import slow
 from helpers.rigged import Characters
 from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from helpers.wandb_files import history, summary, wait_for_exit_record
 from PIL import Image
 
 from hylorada import config as configs
-from hylorada.errors import DataError, Interrupted
-from hylorada.evaluation import resumable, retrieval_picture
+from hylorada.errors import DataError, DivergedError, Interrupted, OutOfMemoryError
+from hylorada.evaluation import perplexity, resumable, retrieval_picture
 from hylorada.evaluation.measurements.lost_in_middle import COLUMNS, LostInMiddle
 from hylorada.evaluation.prompt_set import make_prompts
 from hylorada.evaluation.retrieval_prompts import generate_key_values
-from hylorada.loading.backbone import load_backbone
+from hylorada.loading.backbone import load_backbone, open_base
 from hylorada.methods.position_range import extend_range
 from hylorada.process.progress import Reporter
 from hylorada.process.signals import Stop
@@ -46,6 +47,7 @@ def asked(root, **changes):
     return make_config(
         root,
         **{
+            "integrity__enabled": False,
             "length__max_length": WINDOW,
             "train__max_steps": 1,
             "train__micro_batch_size": 1,
@@ -158,7 +160,7 @@ class Killed(BaseException):
     """As a process that is killed: nothing of ours takes it for a reason to save."""
 
 
-@pytest.mark.parametrize("by", ["signal", "kill"])
+@pytest.mark.parametrize("by", slow("signal", "kill"))
 def test_every_part_continues_after_the_second_batch(done, root, monkeypatch, by):
     config, (_, record, _) = asked(root), done
     directory = root / by
@@ -206,12 +208,13 @@ class StopAt(Stop):
         super().check()
 
 
-@pytest.mark.parametrize("boundary", [2, 10, 17])  # of 4 blocks, 12 prompts and 2 places
+# Of 4 blocks, 12 prompts and 2 places.
+@pytest.mark.parametrize("boundary", [10, *slow(2, 17)])
 def test_what_was_measured_in_another_precision_is_not_continued(root, tmp_path, boundary):
     config = asked(root)
     backbone = load_backbone(config.model, torch.device("cpu"))
     extend_range(backbone.model, WINDOW)
-    prepared = prepare(config, backbone.tokenizer, Stop())
+    prepared = prepare(config, open_base(config.model), Stop())
     path = tmp_path / "partial"
 
     def examined(autocast, stop, path):
@@ -332,13 +335,76 @@ def test_wandb_holds_the_picture_the_table_and_the_summary(done):
     files = path.parent / "files"
     for name in ("lim/curve", "lim/curve_generated"):
         with Image.open(files / shown[f"{name}.path"]) as image:
-            assert (image.format, image.size) == ("PNG", (1216, 672))
-            assert image.convert("L").getextrema() == (0, 255)  # something is drawn
+            assert (image.format, image.size) == ("PNG", (800, 592))
+            darkest, brightest = image.convert("L").getextrema()
+            assert (darkest < 64, brightest) == (True, 255)  # something is drawn
     table = json.loads((files / shown["lim/by_depth.path"]).read_text())
     assert table["columns"] == COLUMNS
     tables = LostInMiddle().tracked_tables(final_numbers.arms(record))
     assert table["data"] == tables["lim/by_depth"][1]
     assert len(table["data"]) == 2 * 2 * len(DEPTHS)
+
+
+def measured(root, model, title="lora"):
+    """Perplexity of a model that has something the matter with it."""
+    config = asked(root, eval__lost_in_middle__enabled=False, eval__context_gain__enabled=False)
+    prepared = prepare(config, open_base(config.model), Stop())
+    meter = measure.make_meter(config, Stop(), Reporter())
+    return meter.measure(model, prepared.parts[0], title)
+
+
+def test_weights_that_have_blown_up_are_named_and_not_the_document_alone(root):
+    config = asked(root)
+    model = load_backbone(config.model, torch.device("cpu")).model
+    extend_range(model, WINDOW)
+    weight = model.transformer.h[1].mlp.c_fc.weight
+    with torch.no_grad():
+        weight[0, 0] = 3e38
+    with pytest.raises(DivergedError, match=r"not finite on .*; the largest .* 3e\+38, in .*c_fc"):
+        measured(root, model)
+    with torch.no_grad():
+        weight[0, 0] = math.nan
+    with pytest.raises(DivergedError, match=r"c_fc\.weight holds numbers that are not finite"):
+        measured(root, model)
+
+
+@pytest.mark.parametrize("kind", ["device", "host"])
+def test_memory_that_runs_out_in_a_measurement_has_hints_for_it(root, monkeypatch, kind):
+    def full(*_words, **_named):
+        raise torch.OutOfMemoryError("CUDA out of memory") if kind == "device" else MemoryError()
+
+    config = asked(root)
+    model = load_backbone(config.model, torch.device("cpu")).model
+    monkeypatch.setattr("hylorada.evaluation.perplexity.token_nll", full)
+    with pytest.raises(
+        OutOfMemoryError, match=r"out of memory measuring lora \(perplexity"
+    ) as told:
+        measured(root, model)
+    assert "train.loss_chunk" in str(told.value)
+    assert "gradient_checkpointing" not in str(told.value)
+    assert "micro_batch" not in str(told.value)
+
+
+def test_rows_that_do_not_fit_together_are_measured_apart(root, monkeypatch):
+    """The same numbers, from half of the rows at a time, down to one."""
+    config = asked(root)
+    model = load_backbone(config.model, torch.device("cpu")).model
+    extend_range(model, WINDOW)
+    plain, sizes = perplexity.token_nll, []
+
+    def limited(model, ids, *words, **named):
+        sizes.append(len(ids))
+        if len(ids) > 1:
+            raise torch.OutOfMemoryError
+        return plain(model, ids, *words, **named)
+
+    ids = torch.arange(5 * 60).reshape(5, 60) % 250
+    targets = ids.roll(-1, 1)
+    whole = perplexity._nll_that_fits(model, ids, targets, 16)
+    monkeypatch.setattr(perplexity, "token_nll", limited)
+    apart = perplexity._nll_that_fits(model, ids, targets, 16)
+    assert sizes[:3] == [5, 3, 2]
+    torch.testing.assert_close(whole, apart, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "bf16", "told"), [

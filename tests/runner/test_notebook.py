@@ -16,7 +16,7 @@ from hylorada.runner.run import run
 
 SNIPPETS = [piece for piece in code(ROOT / "README.md") if piece.language == "python"]
 # Names that the README leaves to the reader, as folders that are really there.
-BASE, RUN = "openai-community/gpt2", "outputs/demo_4k/..."
+BASE, RUN = "openai-community/gpt2", "outputs/demo_4k/hylorada-4k-..."
 
 
 def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

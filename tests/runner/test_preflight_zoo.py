@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers.architectures import ALL, TRAINED, make_config, make_zoo_model
 from helpers.journey import METHODS, method_config, tokenizer
+from helpers.marks import LONG, SLOW
 
 from hylorada.config import ModelConfig, RunConfig
 from hylorada.errors import HyloradaError
@@ -14,8 +15,6 @@ from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.position_range import extend_range
 from hylorada.runner.preflight import _check_method
 from hylorada.training.loss import refuse_adapted_head
-
-pytestmark = pytest.mark.slow
 
 
 def attach(model, method, length):
@@ -28,9 +27,14 @@ def attach(model, method, length):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_refused_without_weights_is_refused_with_them_for_the_same_reason(name):
+@pytest.mark.parametrize(
+    "families",
+    [pytest.param(tuple(ALL)[::4], marks=SLOW), pytest.param(tuple(ALL), marks=LONG)],
+    ids=["one in four", "all"],
+)
+def test_what_is_refused_without_weights_is_refused_with_them_for_the_same_reason(name, families):
     missed = set()
-    for family in ALL:
+    for family in families:
         said = []
         for length in (TRAINED, 2 * TRAINED):
             model = make_zoo_model(family)

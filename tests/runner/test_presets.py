@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from helpers.marks import LONG, SLOW
 from helpers.preset_runs import composed, make_root
 
 from hylorada import compose
@@ -10,7 +11,6 @@ from hylorada.errors import ConfigError, IntegrityError
 from hylorada.runner.run import run
 
 PRESETS = sorted(file.stem for file in (compose.conf_dir() / "method").glob("*.yaml"))
-FAST = {("vera", "gpt2"), ("ia3", "llama")}
 # What a preset cannot have on an architecture, or is refused for on purpose.
 REFUSED = {
     ("loha", "gpt2"): (ConfigError, r"method.peft \(LOHA\) on GPT2LMHeadModel: .*Conv1D"),
@@ -25,10 +25,11 @@ def root(tmp_path_factory):
 
 
 def cases():
-    for preset in PRESETS:
+    """Each preset on one of the two in CI, in turn."""
+    for number, preset in enumerate(PRESETS):
         for family in ("gpt2", "llama"):
-            fast = (preset, family) in FAST
-            yield pytest.param(preset, family, marks=[] if fast else pytest.mark.slow)
+            in_turn = (number % 2 == 0) == (family == "gpt2")
+            yield pytest.param(preset, family, marks=SLOW if in_turn else LONG)
 
 
 @pytest.mark.parametrize(("preset", "family"), cases())

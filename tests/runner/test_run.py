@@ -95,6 +95,16 @@ def test_the_record_holds_what_the_run_was_and_found(done):
         assert metric["split"] == "test"
 
 
+def test_the_record_says_what_each_phase_took(done):
+    _, record, directory = done
+    seconds = result(directory)["seconds"]
+    assert list(seconds) == [
+        "preflight", "text", "load", "gate", "base", "training", "evaluation"
+    ]  # fmt: skip
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["training"] >= record["training"]["seconds"]
+
+
 def test_a_run_whose_time_is_over_is_done_and_says_what_ended_it(done, root):
     assert "ended_by" not in done[1]["training"]
     config = make_config(root, train__max_seconds=1e-9, integrity__enabled=False)

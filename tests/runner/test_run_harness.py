@@ -48,6 +48,7 @@ def asked(root, **changes):
     return make_config(
         root,
         **{
+            "integrity__enabled": False,
             "length__max_length": WINDOW,
             "train__max_steps": 1,
             "train__micro_batch_size": 1,
@@ -89,6 +90,7 @@ def test_the_record_holds_the_scores_of_the_run_and_of_the_base(done):
     assert set(last) == {"step", *NAMES}
 
 
+@pytest.mark.slow
 def test_the_base_is_asked_once_for_all_runs(done, root, monkeypatch, capsys):
     _, first, _ = done
     titles = []
@@ -107,6 +109,7 @@ def test_the_base_is_asked_once_for_all_runs(done, root, monkeypatch, capsys):
     assert "longbench/trec_e" in out
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_at_the_next_question_and_it_continues(done, root, monkeypatch):
     config, record, _ = done
     directory = root / "interrupted"
@@ -133,6 +136,7 @@ def test_a_signal_ends_it_at_the_next_question_and_it_continues(done, root, monk
     assert not list(directory.glob(".evaluation*"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_the_scores_added(done, root, capsys):
     config, record, _ = done
     plain = asked(root, eval__perplexity__conventions=["blocks"], eval__harness__enabled=False)

@@ -101,6 +101,7 @@ def merged(root, name, **changes):
     return folder, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["now", "before the length was kept"])
 def test_a_merged_run_is_measured_and_extended_again(root, written):
     folder, expected = merged(root, "first")

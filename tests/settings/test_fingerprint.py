@@ -13,7 +13,7 @@ from hylorada import compose
 from hylorada.command_line.hydra_internals import Hydra
 from hylorada.command_line.overrides import known_keys, rewrite
 from hylorada.config import RunConfig
-from hylorada.config_rules import ASIDE_KEYS, OPEN_KEYS
+from hylorada.config.rules import ASIDE_KEYS, OPEN_KEYS
 from hylorada.settings.fingerprint import IMPLIED, fingerprint, run_dir, run_name
 
 

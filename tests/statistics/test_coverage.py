@@ -1,14 +1,17 @@
 """Intervals hold the truth as often as they say, in studies whose truth is known.
 
-`pytest -m slow -s tests/statistics/test_coverage.py` prints the tables of docs/METHODOLOGY.md.
+`pytest -m "slow or long" -s tests/statistics/test_coverage.py` prints the tables of
+docs/METHODOLOGY.md; CI runs one study in five.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from helpers.marks import LONG, SLOW, thinned
 from helpers.simulated import CELLS, DRAWS, answers, bootstrapped, say, share, studies
 
 from hylorada.statistics.clustered import Estimate, two_way
@@ -16,10 +19,13 @@ from hylorada.statistics.contrasts import equivalence_p, holm, minimum_detectabl
 from hylorada.statistics.shares import bounded_intervals, sign_flip_p
 from hylorada.statistics.student import t_quantile
 
-pytestmark = pytest.mark.slow
+
+def studied(cases):
+    """Slow, one in five of them."""
+    return thinned(cases, 5, often=SLOW, seldom=LONG)
 
 
-@pytest.mark.parametrize(("seeds", "documents", "noise"), CELLS)
+@pytest.mark.parametrize(("seeds", "documents", "noise"), studied(CELLS))
 def test_a_change_of_perplexity_is_covered(seeds, documents, noise):
     study = studies(seeds, documents, noise, effect=-0.03)
     low, high = bootstrapped(study)
@@ -38,6 +44,7 @@ def test_a_change_of_perplexity_is_covered(seeds, documents, noise):
     assert 2 <= found <= 8
 
 
+@pytest.mark.slow
 def test_one_seed_knows_nothing_of_others():
     """Why its interval says so: of all seeds it holds the truth far too rarely."""
     for noise in (0.005, 0.02):
@@ -49,13 +56,14 @@ def test_one_seed_knows_nothing_of_others():
         assert 92 <= share(studies(1, 11, noise).covered()) <= 97
 
 
+@pytest.mark.slow
 def test_two_seeds_are_told_apart_from_three():
     covered = [share(studies(2, 62, noise).covered()) for noise in (0.0, 0.005, 0.02)]
     say("two seeds of 62 documents: " + " ".join(f"{each:.1f}" for each in covered))
     assert min(covered) < 92
 
 
-@pytest.mark.parametrize(("seeds", "documents"), [(1, 11), (3, 11), (5, 62)])
+@pytest.mark.parametrize(("seeds", "documents"), studied([(3, 11), (1, 11), (5, 62)]))
 def test_a_family_without_effect_has_one_false_finding_in_twenty_studies(seeds, documents):
     """Six arms against one reference, whose own noise is in all six differences."""
     rng = np.random.default_rng(4)
@@ -80,7 +88,7 @@ def test_a_family_without_effect_has_one_false_finding_in_twenty_studies(seeds, 
     assert share(before) > 25
 
 
-@pytest.mark.parametrize(("seeds", "documents"), [(3, 11), (5, 62)])
+@pytest.mark.parametrize(("seeds", "documents"), studied([(3, 11), (5, 62)]))
 def test_arms_that_differ_by_the_margin_match_in_one_study_of_twenty(seeds, documents):
     for effect, low, high in ((math.log(1.005), 0, 6.5), (math.log(1.02), 0, 0.5)):
         matched = _matched(studies(seeds, documents, 0.001, effect=effect))
@@ -99,6 +107,7 @@ def _matched(study):
     return share(np.array(p_values) < 0.05)
 
 
+@pytest.mark.slow
 def test_the_minimum_detectable_effect_is_found_in_four_studies_of_five():
     noise = studies(5, 62, 0.005, number=500)
     effects = [
@@ -111,8 +120,14 @@ def test_the_minimum_detectable_effect_is_found_in_four_studies_of_five():
     assert 75 <= found <= 85
 
 
-@pytest.mark.parametrize("effect", [-0.01, -0.02, -0.05])
-@pytest.mark.parametrize(("seeds", "documents"), [(1, 11), (3, 5), (3, 11), (5, 62)])
+@pytest.mark.parametrize(
+    ("seeds", "documents", "effect"),
+    studied(
+        (*study, effect)
+        for study in ((1, 11), (3, 5), (3, 11), (5, 62))
+        for effect in (-0.01, -0.02, -0.05)
+    ),
+)
 def test_parameters_per_percent_are_covered_where_they_are_a_number(seeds, documents, effect):
     study = studies(seeds, documents, 0.005 * (seeds > 1), effect=effect)
     value, se, df = study.estimated()
@@ -133,7 +148,7 @@ SHARES = [
 ]
 
 
-@pytest.mark.parametrize(("seeds", "examples", "level", "alike"), SHARES)
+@pytest.mark.parametrize(("seeds", "examples", "level", "alike"), studied(SHARES))
 def test_an_accuracy_is_covered(seeds, examples, level, alike):
     data = answers(examples, [level] * 5, alike, seeds, 0.02 * (seeds > 1) * (0.05 < level < 0.95))
     _, low, high = bounded_intervals(data.mean(axis=-1), 0.0, 1.0)
@@ -154,7 +169,7 @@ GAPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("seeds", "examples", "depths", "alike"), GAPS)
+@pytest.mark.parametrize(("seeds", "examples", "depths", "alike"), studied(GAPS))
 def test_edges_less_middle_is_covered(seeds, examples, depths, alike):
     data = answers(examples, list(depths), alike, seeds)
     gap = data[..., [0, 4]].mean(axis=-1) - data[..., 1:4].mean(axis=-1)
@@ -167,10 +182,10 @@ def test_edges_less_middle_is_covered(seeds, examples, depths, alike):
     assert covered >= 92
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("examples", [10, 40, 200])
-@pytest.mark.parametrize("depths", [1, 5])
-@pytest.mark.parametrize("level", [0.05, 0.4])
+@pytest.mark.parametrize(
+    ("seeds", "examples", "depths", "level"),
+    studied(itertools.product((1, 3), (10, 40, 200), (1, 5), (0.05, 0.4))),
+)
 def test_a_paired_difference_of_accuracies_is_covered(seeds, examples, depths, level):
     """One arm 0.1 above the other, on the same prompts, which are as hard for both."""
     rng = np.random.default_rng(1)
@@ -185,13 +200,14 @@ def test_a_paired_difference_of_accuracies_is_covered(seeds, examples, depths, l
     assert covered >= 92
 
 
+@pytest.mark.slow
 def test_reversals_find_a_difference_where_there_is_none_in_one_study_of_twenty():
     both = answers(40, [0.3] * 5, 0.5, 2, number=500)
     difference = (both[:, 0] - both[:, 1]).mean(axis=-1)
     assert share(np.array([sign_flip_p(each) for each in difference]) < 0.05) <= 7.5
 
 
-@pytest.mark.parametrize("documents", [4, 8, 20])
+@pytest.mark.parametrize("documents", studied([4, 8, 20]))
 def test_the_gain_of_context_is_covered(documents):
     """Places of one document gain alike, and a long document has more of them."""
     rng = np.random.default_rng(1)

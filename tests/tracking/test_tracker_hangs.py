@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 import pytest
+from helpers.marks import SLOW, on_request, slow
 from helpers.tiny_runs import make_config, make_model_folder, make_texts
 
 from hylorada.tracking.tracker import FINISH_SECONDS, START_SECONDS
@@ -72,10 +73,8 @@ def one_warning(done, *words):
     ("when", "number", "word"),
     [
         ("before the first line", "SIGSTOP", "no answer within 1 s"),
-        ("before the first line", "SIGKILL", "stopped at log"),
-        pytest.param(
-            "before the end", "SIGSTOP", "stopped at finish (TimeoutError", marks=pytest.mark.slow
-        ),
+        pytest.param("before the first line", "SIGKILL", "stopped at log", marks=SLOW),
+        pytest.param("before the end", "SIGSTOP", "stopped at finish (TimeoutError", marks=SLOW),
         ("before the end", "SIGKILL", "stopped at finish"),
     ],
 )
@@ -122,7 +121,7 @@ def test_a_service_that_ends_well_is_not_there_to_be_waited_for(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\nFalse\n", "")
 
 
-@pytest.mark.parametrize("speaks", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("speaks", slow(False, True))
 def test_a_service_that_never_answers_at_the_start(tmp_path, speaks):
     """It does not say where it listens, or it does and is mute."""
     fake = tmp_path / "wandb-core"
@@ -149,6 +148,7 @@ def test_a_service_that_never_answers_at_the_start(tmp_path, speaks):
     one_warning(done, "stopped at start")
 
 
+@pytest.mark.slow
 def test_after_a_run_that_was_given_up_the_next_one_is_tracked(tmp_path):
     done = in_a_process(
         tmp_path,
@@ -166,6 +166,7 @@ def test_after_a_run_that_was_given_up_the_next_one_is_tracked(tmp_path):
     assert done.stdout == "False 1\n"
 
 
+@pytest.mark.slow
 def test_a_run_of_other_code_in_the_process_keeps_its_service(tmp_path):
     done = in_a_process(
         tmp_path,
@@ -218,8 +219,7 @@ def test_the_record_is_whole_before_the_tracker_is_waited_for(tmp_path):
     assert make_config(tmp_path).track.kind == "off"  # what the other tests use
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("when", ["start", "finish"])
+@pytest.mark.parametrize("when", [*slow("finish"), *on_request("start")])
 def test_the_limits_themselves(tmp_path, when):
     """What hangs does not end by itself; each wait for it has a limit of less than 15 seconds."""
     fake = tmp_path / "wandb-core"
@@ -246,3 +246,52 @@ def test_the_limits_themselves(tmp_path, when):
     expected = [START_SECONDS] if when == "start" else [START_SECONDS, FINISH_SECONDS]
     assert done.stdout.split() == [str(seconds) for seconds in expected]
     assert max(expected) < 15
+
+
+@pytest.mark.parametrize("answer", [*slow("gone later", "garbage"), *on_request("closed", "500")])
+def test_a_server_that_dies_or_talks_nonsense_is_one_warning_on_the_screen(tmp_path, answer):
+    """W&B's process may crash on it; what it and W&B's Python side say of that is not there."""
+    done = in_a_process(
+        tmp_path,
+        f"""
+        import json, threading
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+        bucket = {{"id": "b", "name": "b", "displayName": "b", "historyLineCount": 0,
+                  "project": {{"name": "p", "entity": {{"name": "me"}}}}}}
+        fine = {{"viewer": {{"id": "1", "entity": "me", "flags": "{{}}", "teams": {{"edges": []}}}},
+                "upsertBucket": {{"bucket": bucket, "inserted": True}}}}
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words): pass
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if {answer!r} == "closed":
+                    return self.connection.shutdown(2)
+                data = json.dumps({{"data": fine}}).encode()
+                if {answer!r} == "garbage":
+                    data = bytes(100)
+                self.send_response(500 if {answer!r} == "500" else 200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            do_GET = do_POST
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        os.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{{server.server_address[1]}}"
+        os.environ["WANDB_API_KEY"] = "0" * 40
+        tracker = Tracker(TrackConfig("wandb"), folder, "n", {{}})
+        print(tracker.active)
+        for step in range(3):
+            tracker.log({{"step": step, "train/loss": 1.0}})
+        time.sleep(0.5)
+        server.shutdown()
+        server.server_close()
+        for step in range(3, 9):
+            tracker.log({{"step": step, "train/loss": 1.0}})
+        tracker.finish(0)
+        """,
+        limits="",
+    )
+    one_warning(done, "track=wandb stopped at finish" if answer == "gone later" else "at start")
+    assert done.stdout == f"{answer == 'gone later'}\n"

@@ -7,7 +7,13 @@ from helpers.families import FAMILIES, VOCAB, make_model, tokens
 from peft import LoraConfig, get_peft_model
 
 from hylorada.errors import ConfigError
-from hylorada.training.loss import LossModel, _chunks, chunked_cross_entropy, next_token_labels
+from hylorada.training.loss import (
+    LossModel,
+    _chunks,
+    _rows_at_a_time,
+    chunked_cross_entropy,
+    next_token_labels,
+)
 
 N, D = 61, 24  # odd, so that the last chunk is short
 
@@ -138,8 +144,30 @@ def test_rejects_wrong_shapes_and_chunks():
     hidden, weight, bias, labels = problem()
     with pytest.raises(ValueError, match="do not fit"):
         chunked_cross_entropy(hidden, weight, bias, labels[1:])
-    with pytest.raises(ConfigError, match="loss_chunk=0"):
-        chunked_cross_entropy(hidden, weight, bias, labels, chunk=0)
+    with pytest.raises(ConfigError, match="loss_chunk=-1"):
+        chunked_cross_entropy(hidden, weight, bias, labels, chunk=-1)
+
+
+@pytest.mark.parametrize(
+    ("device", "chunk", "vocabulary", "rows"),
+    [
+        ("cpu", 512, 50257, 128),  # 8 MB of float32
+        ("cpu", 0, 50257, 128),
+        ("cpu", 512, 300, 512),
+        ("cpu", 0, 300, 6990),
+        ("cuda", 512, 50257, 512),
+        ("cuda", 0, 50257, 2048),
+        ("cuda", 0, 256000, 1048),  # 1 GB
+    ],
+)
+def test_how_many_tokens_have_logits_at_a_time(device, chunk, vocabulary, rows):
+    assert _rows_at_a_time(chunk, vocabulary, torch.device(device)) == rows
+
+
+def test_chunks_by_device_give_the_same_loss():
+    hidden, weight, bias, labels = problem()
+    losses = [chunked_cross_entropy(hidden, weight, bias, labels, chunk=c) for c in (0, 3)]
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
 
 
 def test_next_token_labels_shift_by_one_and_ignore_the_end():

@@ -155,6 +155,7 @@ def test_no_place_beside_the_depths_held_out_is_refused(tokenizer, changes):
         RetrievalBlocks(tokenizer, LENGTH, settings, seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_task_and_measures_the_text(root):
     config = make_config(
         root,

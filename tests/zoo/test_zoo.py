@@ -10,10 +10,11 @@ import pytest
 from helpers import family_rows as rows
 from helpers.architectures import ALL, TRAINED, make_zoo_model
 from helpers.journey import outcome
+from helpers.marks import LONG, SLOW, thinned
 
 from hylorada.methods import adaptive_rule
 
-FAST = ("llama", "olmo3", "bloom")
+FAST = ("llama",)
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +28,16 @@ def test_a_row_of_the_page(family):
     assert rows.row(family) == rows.rows_of_page()[family]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in rows.ROWS if f not in FAST])
+@pytest.mark.parametrize(
+    "family", thinned([f for f in rows.ROWS if f not in FAST], 6, often=SLOW, seldom=LONG)
+)
 def test_every_other_row_of_the_page(family):
     assert rows.row(family) == rows.rows_of_page()[family]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [f for f in ALL if f not in rows.ROWS])
+@pytest.mark.parametrize(
+    "family", thinned([f for f in ALL if f not in rows.ROWS], 4, often=SLOW, seldom=LONG)
+)
 def test_the_variations_pass_or_are_refused_in_one_line(family):
     text, _ = outcome(make_zoo_model(family), "hylorada", 2 * TRAINED)
     assert "\n" not in text

@@ -10,6 +10,7 @@ import re
 _NOT_OFFERED = "is not offered here"
 _ADAMW = f"another optimiser than AdamW {_NOT_OFFERED}"
 _QUANTISED = f"a base in 8 bits {_NOT_OFFERED}; 4 are: model.quantization=nf4"
+_PLANS = "hylorada-train plans with dry_run=true"
 _TOKEN = "tokens are read from the environment: HF_TOKEN, WANDB_API_KEY"
 _EPOCHS = "train.epochs, with train.max_steps=0"
 _LENGTH = "length, as in length=4k or length=3000"
@@ -97,6 +98,7 @@ _MEANT = {
     "method.position_range.rope_factor": "rope_scaling_factor",
     "one run has one process here; launcher= runs the cells of a sweep side by side":
     "deepspeed fsdp num_processes nproc_per_node n_gpu num_gpus world_size fsdp_config",
+    _PLANS: "dry_run dryrun plan plan_only",
     _TOKEN: "token hf_token hub_token api_key wandb_api_key use_auth_token wandb_key",
     "eval": "evaluation benchmark",
 }  # fmt: skip

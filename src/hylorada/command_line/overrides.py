@@ -23,7 +23,7 @@ from hylorada.command_line.hydra_internals import Override, OverridesParser
 from hylorada.command_line.other_trainers import meant_by
 from hylorada.command_line.suggest import did_you_mean, nearest
 from hylorada.config import RunConfig
-from hylorada.config_rules import HUB_KEYS, LOCAL_KEYS, OPEN_KEYS, SWITCH_KEYS
+from hylorada.config.rules import HUB_KEYS, LOCAL_KEYS, OPEN_KEYS, SWITCH_KEYS
 from hylorada.errors import ConfigError
 
 PRIMARY = "config"  # conf/config.yaml
@@ -141,6 +141,11 @@ class _Word:
         """A preset, or any number of tokens with the batch of the nearest one."""
         bare = unquoted(self.value)
         match = re.fullmatch(r"(\d+)(k?)", bare.lower())
+        if match is None and re.fullmatch(r"[+-]?[\d.]+ *(e[+-]?\d+)?k?", bare.lower()):
+            raise ConfigError(
+                f"length={bare}: it must be a whole number of tokens, as in length=3000 or "
+                "length=3k"
+            )
         if match is None or self._is_option(bare):
             # Also `512,2k` and `choice(512,2k)`.
             numbers = re.sub(r"(?<![\w.'\"])\d+(?![\w.'\"])", r"'\g<0>'", self.value)
@@ -171,7 +176,7 @@ class _Word:
             return False
         if _is_there(value):
             return True
-        looks_so = "/" in value or value.startswith((".", "~"))
+        looks_so = "/" in value or value.startswith((".", "~")) or value.endswith(".gguf")
         return looks_so and not ("," in value and len(_split(value)) > 1)
 
     # --- texts ---
@@ -215,11 +220,29 @@ class _Word:
         return _quoted_if_needed(text)
 
 
+def own_folder(typed: str) -> Path:
+    """The folder of ``--config-dir``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = Path(typed).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {folder}")
+    return folder
+
+
+def searched(own: Path) -> str:
+    """The word by which Hydra looks for groups in a folder, too."""
+    return f"hydra.searchpath=[{quoted(f'file://{own}')}]"
+
+
 def unknown_key(key: str, value: str = "") -> str:
     """One line for a key that is not there; its value is never shown."""
     meant = meant_by(key, value)
     if not meant:
-        return f"unknown key {key}{did_you_mean(key, known_keys())}"
+        near = did_you_mean(key, known_keys())
+        return f"unknown key {key}{near or '; hylorada-train --cfg job prints all there are'}"
     is_key = re.match(r"[a-z_.]+(?=$|[=,])", meant)
     return f"unknown key {key}; " + (f"did you mean {meant}?" if is_key else meant)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,16 @@ from rich.console import Console
 
 from hylorada import __version__
 from hylorada.command_line.arguments import Parser
-from hylorada.comparison.arms import Comparison, compare
-from hylorada.comparison.collect import collect
-from hylorada.process.disk import disk_errors
+from hylorada.comparison.arms import compare
+from hylorada.comparison.collect import collect, unfinished
+from hylorada.comparison.selection import Choice, select
+from hylorada.errors import ConfigError
+from hylorada.evaluation.measurement import owner
 from hylorada.report import figures, page, render
+from hylorada.report import selection as selections
+from hylorada.report.files import default_out, refuse_out, write_files
 from hylorada.report.table import build_tables
+from hylorada.settings.chosen import keys_of
 
 
 def main(words: Sequence[str]) -> int:
@@ -28,33 +32,60 @@ def main(words: Sequence[str]) -> int:
         DiskError: the report cannot be written.
     """
     arguments = _parser().parse_args(words)
-    out = arguments.out or _default_out(arguments.folders[0])
+    out = arguments.out or default_out(arguments.folders[0])
+    keys = keys_of(arguments.select) if arguments.select else ()
+    if arguments.partial and not keys:
+        raise ConfigError("--partial belongs to --select; see hylorada-report --help")
     collection = collect(arguments.folders)
-    comparisons, left_out = compare(collection.records)
-    problems = [*collection.problems, *left_out]
+    refuse_out(out)
+    records, problems = collection.records, collection.problems
+    choices: list[Choice] = []
+    grids: list[selections.Grid] = []
+    standing: list[str] = []
+    if keys:
+        running = unfinished(arguments.folders)
+        selection = select(records, keys, running=running, partial=arguments.partial)
+        # First, so that the choice is kept whatever becomes of the rest.
+        write_files(out, {selections.FILE: selections.as_json(selection)})
+        choices, grids = selection.choices, selections.grids(selection)
+        standing = selections.standing(selection, str(arguments.folders[0]))
+        records, problems = selection.records, [*problems, *selection.problems]
+    comparisons, left_out = compare(records, keys)
+    problems = [*problems, *left_out]
     tables = build_tables(comparisons, arguments.reference)
-    pictures = [
-        picture
-        for comparison, name in zip(comparisons, _names(comparisons), strict=True)
-        for picture in figures.draw_all(comparison, name)
-    ]
+    for table in tables:
+        table.notes += selections.notes_below(table.title, choices)
+    pictures = figures.draw_all(comparisons, arguments.reference)
     records = [run for c in comparisons for arm in c.arms for run in arm.runs]
+    chosen = selections.as_html(grids, standing) if grids else ""
+    held = dict.fromkeys(name for record in records for name in record.data["metrics"])
+    foreign = [name for name in held if owner(name) is None]
     files: dict[str, str | bytes] = {
-        "report.html": page.build_page(tables, pictures, records, problems),
+        "report.html": page.build_page(tables, pictures, records, problems, chosen),
         "table.md": "\n".join(render.markdown(table) for table in tables),
         "table.csv": render.as_csv(tables),
         "table.json": render.as_json(tables),
         "table.tex": "\n".join(render.latex(table) for table in tables),
     }
+    if grids:
+        files["selection.md"] = selections.as_markdown(grids, standing)
     for picture in pictures:
         files[f"{picture.name}.png"] = picture.png
         files[f"{picture.name}.svg"] = picture.svg
-    _write(out, files)
+    write_files(out, files)
 
-    render.print_tables(tables, Console(highlight=False, soft_wrap=False))
+    console = Console(highlight=False, soft_wrap=False)
+    render.print_tables(tables, console)
+    selections.print_grids(grids, standing, console)
+    if foreign:
+        sys.stderr.write(
+            f"hylorada-report: {', '.join(foreign)}: no measurement here makes them, so they have "
+            "no column; install the package that does (docs/EXTENDING.md)\n"
+        )
     for problem in problems:
         sys.stderr.write(f"hylorada-report: left out {problem.path}: {problem.reason}\n")
-    sys.stdout.write("written:\n" + "".join(f"  {out / name}\n" for name in files))
+    names = [*([selections.FILE] if grids else []), *files]
+    sys.stdout.write("written:\n" + "".join(f"  {out / name}\n" for name in names))
     return 0
 
 
@@ -69,29 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference", default="lora", metavar="METHOD", help="compare with it (default: lora)"
     )
+    parser.add_argument(
+        "--select", action="append", metavar="KEYS",
+        help="choose these settings for each arm by its validation loss, as in train.lr",
+    )  # fmt: skip
+    parser.add_argument(
+        "--partial", action="store_true", help="choose although the grid is not finished"
+    )
     return parser
-
-
-def _default_out(folder: Path) -> Path:
-    return (folder if folder.is_dir() else folder.parent) / "report"
-
-
-def _names(comparisons: Sequence[Comparison]) -> list[str]:
-    """A file name for each comparison; numbered where two would be the same."""
-    names: list[str] = []
-    for comparison in comparisons:
-        text = f"{comparison.model}-{comparison.dataset}-{comparison.length}"
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", text).strip("-.")
-        same = sum(other == name or other.startswith(f"{name}.") for other in names)
-        names.append(f"{name}.{same + 1}" if same else name)
-    return names
-
-
-def _write(out: Path, files: dict[str, str | bytes]) -> None:
-    with disk_errors(out, remedy="choose another folder with --out"):
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            partial = out / f".{name}.partial"
-            partial.write_bytes(data)
-            partial.replace(out / name)

@@ -17,17 +17,21 @@ from hylorada.command_line.overrides import (
     by_size,
     conf_dir,
     known_keys,
-    quoted,
+    own_folder,
     rewrite,
+    searched,
     unknown_flag,
 )
 from hylorada.command_line.suggest import did_you_mean
-from hylorada.commands.job import NOWHERE, run_job
+from hylorada.commands.dry_run import dry_run
+from hylorada.commands.job import NOWHERE, Outcome, run_job
 from hylorada.commands.sweep import sweep
 from hylorada.commands.terminal_lines import complain, say
-from hylorada.config import RunConfig
+from hylorada.config import RunConfig, to_dict
 from hylorada.errors import ConfigError
 from hylorada.loading.inputs import Inputs
+from hylorada.process.place import place
+from hylorada.process.redaction import remember
 from hylorada.runner.earlier_attempt import already_done, check_start
 from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import run_dir
@@ -41,6 +45,8 @@ measure it, and leave a record.
   hylorada-train -m experiment=table_short
   hylorada-train model=gpt2 dataset=wikitext103 train=paper length=2k
   hylorada-train model=./path/to/model dataset=local dataset.path=./text
+  hylorada-train -m experiment=table_short dry_run=true         what it would take; nothing runs
+  hylorada-train -m experiment=t1_ablation_512,t2_main_4k       several overlays in one command
 
 Flags
   -m, --multirun    run every combination of the comma-separated values
@@ -52,11 +58,12 @@ Flags
 
 Groups (group=option)
 {groups}
-  launcher    basic, processes, slurm: where the cells of a sweep run
+  launcher    basic, processes, slurm, submitit_local: where the cells of a sweep run
   model=... also takes a hub id or a folder, length=... any number of tokens (3000, 3k).
 
-Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all. A path stands
-as in any other command; in a sweep, where a comma separates values, "key='a,b'" is one.
+Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all, and
+docs/SETTINGS.md says what each is. A path stands as in any other command; in a sweep, where a comma
+separates values, "key='a,b'" is one.
 
 A run lies in <output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>; group=NAME names the
 folder (default: the experiment's name). The same command continues a run, or does nothing when it
@@ -73,11 +80,11 @@ def main(words: Sequence[str]) -> int:
     """
     flags = _flags(words)
     if flags.help:
-        sys.stdout.write(_HELP.format(groups=_groups()))
+        sys.stdout.write(_HELP.format(groups=_groups(flags.own)))
         return 0
     with compose.opened_hydra("hylorada-train") as hydra:
         if flags.multirun and not flags.cfg:
-            return sweep(hydra, flags.overrides, flags.own)
+            return sweep(hydra, flags.overrides, flags.own, flags.dry_run)
         cfg = compose.compose(hydra, flags.overrides)
         config = compose.to_typed(cfg)
         if flags.cfg:
@@ -92,20 +99,26 @@ def main(words: Sequence[str]) -> int:
             return 0
         if cfg.hydra.sweeper.get("params"):
             raise ConfigError(f"experiment={config.experiment} is a sweep; add -m")
-        return _single(hydra, flags.overrides, config)
-
-
-def _groups() -> str:
-    lines = []
-    for folder in sorted(conf_dir().iterdir()):
-        options = sorted((file.stem for file in folder.glob("*.yaml")), key=by_size)
-        if options:
-            lines.append(
-                f"  {folder.name:<12}"
-                + textwrap.fill(
-                    ", ".join(options), 98, initial_indent=" " * 14, subsequent_indent=" " * 14
-                ).lstrip()
+        launcher = cfg.hydra.runtime.choices.get("hydra/launcher")
+        if launcher != "basic":
+            raise ConfigError(
+                f"launcher={launcher} has no effect on one run; add -m to sweep, or leave it out"
             )
+        return _single(hydra, flags.overrides, config, flags.dry_run)
+
+
+def _groups(own: Path | None) -> str:
+    """Each group with its options; those of the user's own folder among them."""
+    found: dict[str, set[str]] = {}
+    for folder in [conf_dir(), *([own] if own else [])]:
+        for file in folder.glob("*/*.yaml"):
+            found.setdefault(file.parent.name, set()).add(file.stem)
+    lines = []
+    for group in sorted(found):
+        options = ", ".join(sorted(found[group], key=by_size))
+        indent = " " * 14
+        text = textwrap.fill(options, 98, initial_indent=indent, subsequent_indent=indent)
+        lines.append(f"  {group:<12}{text.lstrip()}")
     return "\n".join(lines)
 
 
@@ -134,26 +147,65 @@ def _flags(words: Sequence[str]) -> argparse.Namespace:
         raise ConfigError("--package and --resolve belong to --cfg; see hylorada-train --help")
     flags.own = None
     if flags.config_dir:
-        flags.own = Path(flags.config_dir).expanduser().resolve()
-        if not flags.own.is_dir():
-            raise ConfigError(f"--config-dir: there is no folder {flags.own}")
+        flags.own = own_folder(flags.config_dir)
+    flags.dry_run, flags.overrides = _dry_run(flags.overrides)
+    if flags.dry_run and flags.cfg:
+        raise ConfigError(
+            f"dry_run={flags.dry_run} has no effect with --cfg; leave one of them out"
+        )
     flags.overrides = rewrite(flags.overrides, multirun=flags.multirun, own=flags.own)
     if flags.own:
-        flags.overrides.append(f"hydra.searchpath=[{quoted(f'file://{flags.own}')}]")
+        flags.overrides.append(searched(flags.own))
     return flags
 
 
-def _single(hydra: Hydra, overrides: list[str], config: RunConfig) -> int:
+def _dry_run(words: list[str]) -> tuple[str, list[str]]:
+    """`dry_run`, which is no setting of a run ("true", "elsewhere", or empty); the other words."""
+    given = [word.partition("=")[2] for word in words if word.partition("=")[0] == "dry_run"]
+    for value in given:
+        if value not in ("true", "false", "elsewhere"):
+            raise ConfigError(
+                f"dry_run={value}: use true, elsewhere (for a machine that is not here) or false"
+            )
+    wanted = "" if given[-1:] in ([], ["false"]) else given[-1]
+    return wanted, [word for word in words if word.partition("=")[0] != "dry_run"]
+
+
+def _single(hydra: Hydra, overrides: list[str], config: RunConfig, planned: str) -> int:
     check_settings(config)
-    directory, inputs = run_dir(config), Inputs()
+    remember(to_dict(config))
+    directory, inputs, at = run_dir(config), Inputs(), place()
+    if at.world > 1:  # the first one decides for all when they have met
+        if planned:
+            raise ConfigError(f"dry_run={planned} plans a run; start it as one process")
+        return _as_one_of_several(hydra, overrides, directory if at.is_first else "")
     if already_done(config, Path(directory), inputs):
+        if planned:
+            return dry_run({}, [directory], [])
         say(f"{directory} is done already; nothing to run (resume=never starts it again)")
     else:
         check_start(config, Path(directory), inputs)
-        job = hydra.run(compose.PRIMARY, run_job, [*overrides, f"hydra.run.dir={NOWHERE}"])
-        outcome = job.return_value
+        if planned:
+            return dry_run({directory: config}, [], [], here=planned != "elsewhere")
+        outcome = _outcome(hydra, overrides)
         if outcome.exit_code:
             complain("hylorada-train", outcome.message)
             return outcome.exit_code
     sys.stdout.write(f"{directory}\n")
     return 0
+
+
+def _outcome(hydra: Hydra, overrides: list[str]) -> Outcome:
+    job = hydra.run(compose.PRIMARY, run_job, [*overrides, f"hydra.run.dir={NOWHERE}"])
+    outcome: Outcome = job.return_value
+    return outcome
+
+
+def _as_one_of_several(hydra: Hydra, overrides: list[str], shown: str) -> int:
+    """The part of one process of a run; what is shown, and what went wrong, the first one says."""
+    outcome = _outcome(hydra, overrides)
+    if shown and outcome.exit_code:
+        complain("hylorada-train", outcome.message)
+    elif shown:
+        sys.stdout.write(f"{shown}\n")
+    return outcome.exit_code

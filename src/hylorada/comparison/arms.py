@@ -10,7 +10,7 @@ is what each metric says of itself: `subjects` compares only answers to the same
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,9 @@ from hylorada.comparison.conditions import (
     parted,
     together,
 )
-from hylorada.config_fields import within
-from hylorada.config_rules import NOT_COMPARED
+from hylorada.config.fields import within
+from hylorada.config.rules import NOT_COMPARED
+from hylorada.process.counts import number_of
 from hylorada.records.metric_names import COMPARED
 from hylorada.settings.fingerprint import IMPLIED
 
@@ -99,6 +100,11 @@ class Comparison:
         return f"length {self.length:,}" + (f" ({self.label})" if self.label else "")
 
     @property
+    def words(self) -> str:
+        """How a sentence about it begins."""
+        return f"At {self.length:,} tokens" + (f" ({self.label})" if self.label else "")
+
+    @property
     def known(self) -> Known:
         """What is known of its runs and must be equal in all."""
         return together([apart(run.data) for arm in self.arms for run in arm.runs])
@@ -109,8 +115,14 @@ class Comparison:
         return min(candidates, key=_mean_loss, default=None)
 
 
-def compare(records: Sequence[Record]) -> tuple[list[Comparison], list[Problem]]:
+def compare(
+    records: Sequence[Record], free: Sequence[str] = ()
+) -> tuple[list[Comparison], list[Problem]]:
     """Group records into comparisons and arms.
+
+    Args:
+        records: of runs.
+        free: settings that need not be equal, since each arm has its own (see `selection`).
 
     Returns:
         Comparisons by model, data set and length; the runs left out because another run of the same
@@ -118,9 +130,9 @@ def compare(records: Sequence[Record]) -> tuple[list[Comparison], list[Problem]]
     """
     comparisons: list[Comparison] = []
     problems: list[Problem] = []
-    for same_setting in _grouped(records, _setting_key):
+    for same_setting in grouped(records, lambda run: setting(run, free)):
         parts = parted(same_setting, lambda run: apart(run.data))
-        found = [_comparison(part, problems) for part in parts]
+        found = [_comparison(part, free, problems) for part in parts]
         names = differing([comparison.known for comparison in found])
         for comparison in found if names else []:
             values = [
@@ -134,20 +146,21 @@ def compare(records: Sequence[Record]) -> tuple[list[Comparison], list[Problem]]
         comparisons += found
     comparisons.sort(
         key=lambda c: (
-            c.model, c.dataset, c.length, _setting_key(c.arms[0].runs[0]), sorted(c.known.items())
+            c.model, c.dataset, c.length,
+            json.dumps(setting(c.arms[0].runs[0], free), sort_keys=True), sorted(c.known.items()),
         )
     )  # fmt: skip
     comparisons = _without_lonely_baselines(comparisons)
     _label_arms(comparisons)
-    _label_comparisons(comparisons)
+    _label_comparisons(comparisons, free)
     return comparisons, problems
 
 
-def _comparison(runs: Sequence[Record], problems: list[Problem]) -> Comparison:
+def _comparison(runs: Sequence[Record], free: Sequence[str], problems: list[Problem]) -> Comparison:
     """The arms of runs that may be compared; what is left out is added to the problems."""
     first = runs[0].data
     comparison = Comparison(first["model"], first["dataset"], first["length"], "")
-    for same_method in _grouped(runs, _method_key):
+    for same_method in grouped(runs, lambda run: method_settings(run, free)):
         for alike in parted(same_method, lambda run: beside(run.data)):
             by_seed: dict[int, Record] = {}
             for run in sorted(alike, key=lambda r: (not r.ok, str(r.path))):
@@ -162,48 +175,54 @@ def _comparison(runs: Sequence[Record], problems: list[Problem]) -> Comparison:
     return comparison
 
 
-def _grouped(records: Iterable[Record], key: Any) -> list[list[Record]]:
+def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> list[list[Record]]:
+    """Records that a key, of plain values, is equal for; each group in the order given."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(key(record), []).append(record)
+        groups.setdefault(json.dumps(key(record), sort_keys=True), []).append(record)
     return list(groups.values())
-
-
-def _setting_key(record: Record) -> str:
-    return json.dumps(setting(record), sort_keys=True)
-
-
-def _method_key(record: Record) -> str:
-    # The name alone decides nothing: a method is its settings.
-    return json.dumps([record.data["method"], _method(record)], sort_keys=True)
 
 
 def differing_settings(arm: Arm, other: Arm) -> list[str]:
     """The settings of the method in which two arms differ, their names aside."""
-    trees = [_method(each.runs[0]) for each in (arm, other)]
+    trees = [method_settings(each.runs[0]) for each in (arm, other)]
     return [key for key in _differing_keys(trees) if key != "name"]
 
 
 def other_draw(arm: Arm, other: Arm) -> bool:
     """Whether an arm is another one but for `method.adapter_seed`, which the other leaves at 0."""
-    seed = _method(other.runs[0])["adapter_seed"]
+    seed = method_settings(other.runs[0])["adapter_seed"]
     return differing_settings(arm, other) == ["adapter_seed"] and not seed
 
 
-def _method(record: Record) -> dict[str, Any]:
-    """Settings of the method, flat: `lora.r` -> 8."""
+def method_settings(record: Record, free: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that make an arm, flat: `lora.r` -> 8. The name alone decides nothing.
+
+    Args:
+        record: of a run.
+        free: settings to leave out, by their whole names.
+    """
     flat = _flat(record.data["config"].get("method") or {}, "method.")
-    return {key.removeprefix("method."): value for key, value in flat.items()}
+    own = {k.removeprefix("method."): v for k, v in flat.items() if not within(k, free)}
+    return {"name": record.data["method"], **own}
 
 
-def setting(record: Record) -> dict[str, Any]:
-    """The settings that must be equal in a comparison, flat: `train.lr` -> 0.0002."""
+def setting(record: Record, free: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that must be equal in a comparison, flat: `train.lr` -> 0.0002.
+
+    Args:
+        record: of a run.
+        free: settings, or groups of them, that need not be equal.
+    """
     config = record.data["config"]
     train = config.get("train") or {}
-    left_out = NOT_COMPARED
-    if train.get("task") != "retrieval":
+    left_out = (*NOT_COMPARED, *free)
+    if train.get("task") != "retrieval" and not train.get("mix"):
         left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
-    flat = {key: value for key, value in _flat(config).items() if not within(key, left_out)}
+    settings = _flat(config)
+    if train.get("keep_best") or train.get("patience"):  # the steps between evaluations count then
+        left_out = tuple(key for key in left_out if key != "train.eval_every")
+    flat = {key: value for key, value in settings.items() if not within(key, left_out)}
     micro, steps = train.get("micro_batch_size"), train.get("gradient_accumulation_steps")
     if isinstance(micro, int) and isinstance(steps, int):
         flat["sequences in a step"] = micro * steps
@@ -211,6 +230,11 @@ def setting(record: Record) -> dict[str, Any]:
     for name in ("model", "dataset", "length"):
         flat[name] = record.data[name]
     return flat
+
+
+def flat_settings(record: Record) -> dict[str, Any]:
+    """Every setting of a run, flat, with what a record from before a key existed did."""
+    return _flat(record.data["config"])
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -237,10 +261,18 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _differences(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each tree the values of the keys that are not equal in all, as text."""
-    keys = _differing_keys(trees)
-    return [", ".join(f"{key}={tree.get(key)}" for key in keys) for tree in trees]
+def differences(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each tree the values of the keys that are not equal in all that have them, as text.
+
+    An adapter that was only measured has no settings of training, and says that in their place.
+    """
+    keys = [key for key in _differing_keys(trees) if key != "train"]  # a group, or null as a whole
+    told = [key for key in keys if len({json.dumps(t[key]) for t in trees if key in t}) > 1]
+    texts = []
+    for tree in trees:
+        words = [f"{key}={tree[key]}" for key in told if key in tree]
+        texts.append(", ".join([*words, *(["not trained here"] if "train" in tree else [])]))
+    return texts
 
 
 def _differing_keys(trees: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -256,8 +288,8 @@ def _label_arms(comparisons: Sequence[Comparison]) -> None:
             key = (comparison.model, comparison.dataset, arm.method)
             tables.setdefault(key, []).append(arm)
     for (_, _, name), arms in tables.items():
-        trees = [_method(arm.runs[0]) for arm in arms]
-        for arm, text in zip(arms, _settings_in_short(trees), strict=True):
+        trees = [method_settings(arm.runs[0]) for arm in arms]
+        for arm, text in zip(arms, settings_in_short(trees), strict=True):
             arm.label = f"{name} {text}".rstrip()
     for comparison in comparisons:
         for label in dict.fromkeys(arm.label for arm in comparison.arms):
@@ -268,12 +300,12 @@ def _label_arms(comparisons: Sequence[Comparison]) -> None:
                 told = [f"{name} {facts[name]}" for name in names if name in facts]
                 skipped = int(facts.get(SKIPPED, 0))
                 if skipped:
-                    told.append(f"{skipped} step{'s' if skipped > 1 else ''} skipped")
+                    told.append(f"{number_of(skipped, 'step')} skipped")
                 if told:
                     arm.label = f"{label} ({', '.join(told)})"
 
 
-def _settings_in_short(trees: Sequence[Mapping[str, Any]]) -> list[str]:
+def settings_in_short(trees: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each tree the settings that are not equal in all, as in "r=16 position_bias=false"."""
     keys = _differing_keys(trees)
     short = {key: key.removesuffix(".enabled").rpartition(".")[2] for key in keys}
@@ -286,17 +318,17 @@ def _value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
-def _label_comparisons(comparisons: Sequence[Comparison]) -> None:
+def _label_comparisons(comparisons: Sequence[Comparison], free: Sequence[str]) -> None:
     groups: dict[tuple[str, str, int], list[Comparison]] = {}
     for comparison in comparisons:
         key = (comparison.model, comparison.dataset, comparison.length)
         groups.setdefault(key, []).append(comparison)
     for same in groups.values():
         if len(same) > 1:
-            trees = [setting(comparison.arms[0].runs[0]) for comparison in same]
+            trees = [setting(comparison.arms[0].runs[0], free) for comparison in same]
             known = [comparison.known for comparison in same]
             names = differing(known)
-            for comparison, text, facts in zip(same, _differences(trees), known, strict=True):
+            for comparison, text, facts in zip(same, differences(trees), known, strict=True):
                 told = [f"{name}={facts[name]}" for name in names if name in facts]
                 comparison.label = ", ".join(filter(None, [text, *told]))
 
@@ -336,11 +368,16 @@ def _perplexities(run: Record) -> dict[str, Any]:
 
 
 def _arm_order(arm: Arm) -> tuple[int, str, str]:
+    settings = json.dumps(method_settings(arm.runs[0]), sort_keys=True)
+    return method_order(arm.method), arm.method, settings
+
+
+def method_order(name: str) -> int:
     """LoRA before what builds on it; variants behind the method they are named after."""
-    for place, name in reversed(list(enumerate(METHOD_ORDER))):
-        if arm.method == name or arm.method.startswith(f"{name}_"):
-            return place, arm.method, _method_key(arm.runs[0])
-    return len(METHOD_ORDER), arm.method, _method_key(arm.runs[0])
+    for place, first in reversed(list(enumerate(METHOD_ORDER))):
+        if name == first or name.startswith((f"{first}_", f"{first} ")):
+            return place
+    return len(METHOD_ORDER)
 
 
 def _mean_loss(arm: Arm) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOT_MEASURED = "not measured"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -33,6 +35,8 @@ class Column:
         interval: whether these may have an interval, whose ends programs read too.
         status: whether it says of a run that did not finish how it ended.
         cost: whether it stands among the costs, behind the trainable parameters.
+        main: whether it is one of the few of the main table; the others are in each method's card,
+            and in all that programs read.
     """
 
     key: str
@@ -41,6 +45,20 @@ class Column:
     interval: bool = False
     status: bool = False
     cost: bool = False
+    main: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence about one comparison.
+
+    Attributes:
+        text: the sentence.
+        kind: "better", "worse", "matches", "none shown" or "no result".
+    """
+
+    text: str
+    kind: str
 
 
 def with_interval(text: str, low: str, high: str, remark: str = "") -> str:

@@ -10,9 +10,8 @@ from typing import Any
 
 from hylorada.comparison.conditions import apart, beside, differing
 from hylorada.errors import DataError
-from hylorada.records.manifest import altered, damage
-from hylorada.records.result import parse_json
-from hylorada.records.schema import record_flaws
+from hylorada.records.manifest import damage
+from hylorada.records.result import open_record, parse_json
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,13 @@ class Record:
         path: its directory, as found.
         data: its result.json.
         history: the lines of its metrics.jsonl; empty if there is none.
+        timing: those of its timing.jsonl, which differ from one attempt to the next.
     """
 
     path: Path
     data: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -86,7 +87,7 @@ def collect(folders: Sequence[Path | str]) -> Collection:
     roots = [Path(folder) for folder in folders]
     for root in roots:
         if not root.exists():
-            raise DataError(f"report: there is no folder {root}")
+            raise DataError(f"there is no folder {root}; name one that runs lie in, as in outputs")
     found: list[Record] = []
     problems: list[Problem] = []
     seen: set[Path] = set()
@@ -114,10 +115,20 @@ def collect(folders: Sequence[Path | str]) -> Collection:
         where = ", ".join(str(root) for root in roots)
         listed = "; ".join(f"{p.path}: {p.reason}" for p in problems[:3])
         raise DataError(
-            f"report: no usable result.json below {where}"
-            + (f" ({listed})" if listed else "; hylorada-train writes one for each run")
+            f"no usable result.json below {where}{f' ({listed})' if listed else ''}; "
+            "hylorada-train writes one for each run"
         )
     return Collection(found, problems)
+
+
+def unfinished(folders: Sequence[Path | str]) -> list[Path]:
+    """Directories of runs that have no record yet: running, or killed."""
+    return [
+        path.parent
+        for folder in folders
+        for path in sorted(Path(folder).rglob(".hydra"))
+        if not (path.parent / "result.json").exists() and "earlier-" not in str(path.parent)
+    ]
 
 
 def _same(record: Record, other: Record) -> bool:
@@ -134,29 +145,20 @@ def read(path: Path) -> Record:
     Raises:
         ValueError: what is wrong with it.
     """
-    try:
-        data = parse_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
-    flaw = next(record_flaws(data), None)
-    if flaw:
-        raise ValueError(f"not a record: {flaw}")
-    if altered(data):
-        raise ValueError("damaged or changed by hand: it does not match its own sha256")
+    data = open_record(path)
     reason = damage(path.parent, data, weights=False, missing=False)
     if reason:
         raise ValueError(f"its run is left out: {reason}")
     known = (data.get("files") or {}).get("metrics.jsonl", {}).get("bytes")
-    return Record(path.parent, data, _history(path.parent / "metrics.jsonl", known))
+    history = _lines(path.parent / "metrics.jsonl", known)
+    return Record(path.parent, data, history, _lines(path.parent / "timing.jsonl", None))
 
 
-def _history(path: Path, size: int | None) -> list[dict[str, Any]]:
+def _lines(path: Path, size: int | None) -> list[dict[str, Any]]:
     """The lines that are whole; the last one of a killed run may not be.
 
     Args:
-        path: metrics.jsonl.
+        path: a file of one JSON object a line.
         size: bytes of it that the record vouches for; None: all.
     """
     lines = []

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from hylorada.comparison.arms import Arm, Comparison
 from hylorada.comparison.collect import Record
 from hylorada.comparison.conditions import SKIPPED, beside, said
+from hylorada.process.counts import number_of
+from hylorada.records.chosen_settings import choice_in_words, chosen_in
+from hylorada.records.component_names import component_words
 
 _MEANING = {
     "hardware": "tokens/s and memory do not compare",
@@ -28,15 +31,34 @@ def difference_notes(comparison: Comparison) -> list[str]:
             listed = "; ".join(f"{value} ({', '.join(who)})" for value, who in values.items())
             notes.append(f"{name} differs: {listed}; {_MEANING.get(name, _OF_PACKAGES)}.")
     for arm in arms:
+        inert = [n for run in arm.ok[:1] for n in run.part("parameters").get("placebo") or []]
+        if inert:
+            words = " and ".join(component_words(name) for name in inert)
+            notes.append(
+                f"{arm.label} is a control: {words} are attached, trained and counted, and their "
+                "output is multiplied by 0."
+            )
         for run in arm.ok:
             training = run.part("training")
             if training.get("skipped_steps"):
                 notes.append(
                     f"{arm.label}, seed {run.seed}: {training['skipped_steps']} of "
-                    f"{training['steps']} steps were skipped, since their loss or gradient was not "
-                    "finite."
+                    f"{number_of(training['steps'], 'step')} were skipped, since their loss or "
+                    "gradient was not finite."
                 )
-    return [*notes, *_tokens(arms)]
+    return [*notes, *_tokens(arms), *_chosen(arms)]
+
+
+def _chosen(arms: Iterable[Arm]) -> list[str]:
+    """Which arms have settings that were chosen among several, as their records say."""
+    words: dict[str, list[str]] = {}
+    for arm in arms:
+        for run in arm.ok:
+            if (chosen := chosen_in(run.data)) is not None:
+                words.setdefault(choice_in_words(chosen), []).append(arm.label)
+    return [
+        f"Chosen: {told} ({', '.join(dict.fromkeys(labels))})." for told, labels in words.items()
+    ]
 
 
 def _told(run: Record) -> dict[str, str]:

@@ -16,7 +16,7 @@ def family(contrasts: Sequence[tuple[str, float, int]]) -> str:
     """
     adjusted = holm([p for _, p, _ in contrasts])
     listed = "; ".join(
-        f"{label} {_shown(p)}" for (label, _, _), p in zip(contrasts, adjusted, strict=True)
+        f"{label} {p_text(p)}" for (label, _, _), p in zip(contrasts, adjusted, strict=True)
     )
     single = [label for label, _, seeds in contrasts if seeds == 1]
     if not single:
@@ -25,5 +25,6 @@ def family(contrasts: Sequence[tuple[str, float, int]]) -> str:
     return f"{listed} (one seed{who}: {ONE_SEED})"
 
 
-def _shown(p: float) -> str:
+def p_text(p: float) -> str:
+    """A p-value with two digits, or that it is below 0.001."""
     return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.0995 else f"{p:.2f}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hylorada.architecture.labels import IGNORE
-from hylorada.config_rules import choices
+from hylorada.config.rules import choices
 from hylorada.data.token_corpus import TokenCorpus
 from hylorada.errors import ConfigError, DataError
 

@@ -19,6 +19,7 @@ from hylorada.data.formats import read_rows
 from hylorada.data.rows import NOT_TEXT, NOT_UNICODE, Row, RowAccount, document
 from hylorada.data.splits import part_of_text, split_of_text
 from hylorada.errors import DataError
+from hylorada.process.counts import number_of
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ def part_of_documents(
             yield item
     if not yielded:
         raise DataError(
-            f"dataset {what}: its {read} documents, split 90 / 5 / 5 % by the hash of their text, "
-            f"leave none for {split}; {way}"
+            f"dataset {what}: its {number_of(read, 'document')}, split 90 / 5 / 5 % by the hash of "
+            f"their text, leave none for {split}; {way}"
         )
 
 

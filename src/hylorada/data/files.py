@@ -10,8 +10,10 @@ import lzma
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hylorada.errors import DataError
 
@@ -46,6 +48,9 @@ _LITTER = ("__macosx", "__pycache__", "thumbs.db", "desktop.ini")
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _LFS = b"version https://git-lfs.github.com/spec/"  # of a file that Git has not fetched
 _LISTED = 4  # names in a message
+LARGEST = 1 << 28  # bytes of one row
+# What a packed file may grow to: text becomes 3 to 20 times as large, a bomb 1000 times and more.
+_GROWTH = 200
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -191,19 +196,70 @@ def open_text(path: Path) -> io.BufferedIOBase:
     return file
 
 
+def lines(file: Any, most: int | None = None) -> Iterator[tuple[int, bytes | None]]:
+    """The lines of a binary file with their numbers, from 1; None in place of one that is too long.
+
+    Args:
+        file: of which no more than that is held in memory.
+        most: bytes of a line; default: `LARGEST`.
+    """
+    most = most or LARGEST
+    number = 0
+    while line := file.readline(most + 1):
+        number += 1
+        if len(line) <= most:
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(1 << 20)
+        yield number, None
+
+
 def _unpacked(path: Path) -> io.BufferedIOBase:
     packed = path.suffix.lower()
+    file: Any
     if packed == ".gz":
-        return io.BufferedReader(gzip.GzipFile(path))  # type: ignore[arg-type]
-    if packed == ".bz2":
-        return io.BufferedReader(bz2.BZ2File(path))  # type: ignore[arg-type]
-    if packed == ".xz":
-        return io.BufferedReader(lzma.LZMAFile(path))  # type: ignore[arg-type]
-    if packed == ".zst":
+        file = gzip.GzipFile(path)
+    elif packed == ".bz2":
+        file = bz2.BZ2File(path)
+    elif packed == ".xz":
+        file = lzma.LZMAFile(path)  # noqa: SIM115
+    elif packed == ".zst":
         import pyarrow as pa
 
-        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
+        file = pa.input_stream(str(path), compression="zstd")
+    else:
+        return path.open("rb")
+    return io.BufferedReader(_Bounded(file, max(LARGEST, _GROWTH * path.stat().st_size)))
+
+
+class _Bounded(io.RawIOBase):
+    """What a packed file holds, up to a size.
+
+    Raises:
+        OSError: while reading, where it holds more.
+    """
+
+    def __init__(self, file: Any, most: int) -> None:
+        self._file, self._most, self._read = file, most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._file.read(len(buffer))
+        self._read += len(data)
+        if self._read > self._most:
+            raise OSError(
+                f"it unpacks to more than {self._most >> 20} MiB, {_GROWTH} times its size and "
+                "more, as no text does"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _peek(file: io.BufferedIOBase, size: int) -> bytes:

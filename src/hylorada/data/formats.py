@@ -13,19 +13,20 @@ from typing import Any
 
 from hylorada.data.files import (
     JSON_SUFFIXES,
+    LARGEST,
     TABLE_SUFFIXES,
     UNREADABLE,
     damaged,
     form_of,
+    lines,
     open_text,
     unknown_form,
 )
 from hylorada.data.json_rows import json_rows
-from hylorada.data.rows import NOT_UNICODE, Row
+from hylorada.data.rows import NOT_UNICODE, TOO_LONG, Row
 from hylorada.errors import DataError
 
 _PARQUET_BATCH = 64  # rows decoded at a time
-_CELL = (1 << 31) - 1  # characters; Python's own limit is 128 Ki
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}  # the first that gives the column
 _SHOWN = 12  # names of columns in a message
 
@@ -97,17 +98,17 @@ def _table(path: Path, columns: list[str], delimiters: str) -> Iterator[Row]:
 
     A row has the number of its first line.
     """
-    csv.field_size_limit(_CELL)
+    csv.field_size_limit(LARGEST)  # characters; Python's own limit is 128 Ki
     with open_text(path) as file:
         # What is not UTF-8 stays in its row, where it is counted.
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
         try:
-            head = text.readline()
+            head = text.readline(LARGEST)
             names, delimiter = _header(head, columns, delimiters)
             missing = [c for c in columns if c not in names]
             if missing and head:
                 raise missing_columns(path, missing, names)
-            reader = csv.reader(text, delimiter=delimiter)
+            reader = csv.reader(_capped(text), delimiter=delimiter)
             above = 1 + reader.line_num
             for cells in reader:
                 number, above = above + 1, 1 + reader.line_num
@@ -117,6 +118,14 @@ def _table(path: Path, columns: list[str], delimiters: str) -> Iterator[Row]:
             raise damaged(path, error) from error
         finally:
             text.detach()
+
+
+def _capped(text: Any) -> Iterator[str]:
+    """Lines, of which no more than `LARGEST` characters are held in memory."""
+    while line := text.readline(LARGEST):
+        if len(line) == LARGEST:
+            raise csv.Error(f"a line of {TOO_LONG}")
+        yield line
 
 
 def _header(line: str, columns: list[str], delimiters: str) -> tuple[list[str], str]:
@@ -132,7 +141,10 @@ def _header(line: str, columns: list[str], delimiters: str) -> tuple[list[str], 
 
 def _lines(path: Path, column: str) -> Iterator[Row]:
     with open_text(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in lines(file):
+            if line is None:
+                yield Row(path, number, None, TOO_LONG)
+                continue
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:

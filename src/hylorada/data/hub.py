@@ -11,26 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from hylorada.data.hub_faults import explained, one_line, some, unreachable
+from hylorada.data.hub_downloads import download
+from hylorada.data.hub_faults import explained, some, unreachable
 from hylorada.data.hub_layout import layout
 from hylorada.data.official_files import official_files
 from hylorada.errors import DataError
+from hylorada.records.result import parse_json
 
 log = logging.getLogger(__name__)
 
 _DEADLINE = 25.0  # seconds for asking what a repository holds
 _REQUEST = 10.0  # seconds for one answer
-_READ = 3  # seconds without a byte, six times in a row, before a download is given up
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Where data sets that were loading scripts are available as files.
 _MIRRORS = {
@@ -103,7 +102,7 @@ def _files(
             return cached
         names = splits[choose(list(splits))]
         log.info("dataset %s at %s: %s", hub_id, commit, ", ".join(names))
-        paths = [_download(hub_id, name, commit) for name in names]
+        paths = [download(hub_id, name, commit, _copy_of(hub_id)) for name in names]
         _remember(hub_id, revision, commit)
         _write_listing(_cache_folder(hub_id) / "snapshots" / commit, config, splits)
         return paths
@@ -137,7 +136,7 @@ def hub_file(hub_id: str, name: str, revision: str) -> Path:
                 f"dataset {hub_id}: no {name} in the repository (found {some(files)}); "
                 f"{_copy_of(hub_id)}"
             )
-        path = _download(hub_id, name, commit)
+        path = download(hub_id, name, commit, _copy_of(hub_id))
         _remember(hub_id, revision, commit)
         return path
 
@@ -179,7 +178,7 @@ def cached_commit(hub_id: str, revision: str, kind: str) -> str | None:
 
     name = file_download.repo_folder_name(repo_id=hub_id, repo_type=kind)
     reference = Path(constants.HF_HUB_CACHE) / name / "refs" / (revision or "main")
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
+    return _read_reference(reference) if reference.is_file() else None
 
 
 def _snapshot(hub_id: str, revision: str) -> Path | None:
@@ -189,9 +188,13 @@ def _snapshot(hub_id: str, revision: str) -> Path | None:
         reference = _cache_folder(hub_id) / "refs" / (revision or "main")
         if not reference.is_file():
             return None
-        commit = reference.read_text(encoding="utf-8").strip()
+        commit = _read_reference(reference)
     snapshot = _cache_folder(hub_id) / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def _read_reference(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace").strip()
 
 
 def _remember(hub_id: str, revision: str, commit: str) -> None:
@@ -252,10 +255,14 @@ def _listing(snapshot: Path, config: str) -> Path:
 
 def _read_listing(snapshot: Path, config: str) -> dict[str, list[str]]:
     try:
-        found: dict[str, list[str]] = json.loads(_listing(snapshot, config).read_text("utf-8"))
+        found = parse_json(_listing(snapshot, config).read_bytes())
     except (OSError, ValueError):  # never written, or not to its end
         return {}
-    return found
+    whole = isinstance(found, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+        for names in found.values()
+    )
+    return found if whole else {}
 
 
 def _write_listing(snapshot: Path, config: str, splits: dict[str, list[str]]) -> None:
@@ -293,55 +300,6 @@ def _splits(hub_id: str, config: str, revision: str | None) -> tuple[str, dict[s
     }
 
 
-def _download(hub_id: str, name: str, commit: str) -> Path:
-    """Download one file, check it against the hash its repository states, once more if wrong."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    for again in (False, True):
-        try:
-            with _impatient():
-                path = Path(
-                    hf_hub_download(
-                        hub_id,
-                        name,
-                        repo_type="dataset",
-                        revision=commit,
-                        etag_timeout=_REQUEST,
-                        force_download=again,
-                    )
-                )
-        except (HfHubHTTPError, LocalEntryNotFoundError):
-            raise
-        except OSError as error:  # not as long as it should be
-            if again:
-                raise
-            log.warning("dataset %s: %s: %s; downloading it again", hub_id, name, one_line(error))
-            continue
-        expected = path.resolve().name  # the cache names large files by their sha256
-        if not _SHA256.fullmatch(expected) or _file_sha256(path) == expected:
-            return path
-        log.warning("dataset %s: %s is not what the repository holds", hub_id, name)
-    raise DataError(
-        f"dataset {hub_id}: {name} was downloaded twice and is damaged; delete {path} and try "
-        f"later, or {_copy_of(hub_id)}"
-    )
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Give up a download that stands still after 6 x 4 seconds instead of a minute."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if "HF_HUB_DOWNLOAD_TIMEOUT" not in os.environ:
-        constants.HF_HUB_DOWNLOAD_TIMEOUT = _READ
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DOWNLOAD_TIMEOUT = before
-
-
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """Run `work`, but not longer: the clients' own retries would go on for minutes."""
     results: list[T] = []
@@ -365,8 +323,3 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
 def _copy_of(hub_id: str) -> str:
     return f"without a network set dataset.path to a copy of {hub_id}'s files"
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,16 +9,22 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hylorada.data.files import damaged, open_text
-from hylorada.data.rows import NOT_JSON, NOT_UNICODE, Row
+from hylorada.data.files import LARGEST, damaged, lines, open_text
+from hylorada.data.rows import (
+    NOT_JSON,
+    NOT_UNICODE,
+    TOO_DEEP,
+    TOO_LONG,
+    TOO_MANY_DIGITS,
+    Row,
+)
 from hylorada.errors import DataError
 
 _CHUNK = 1 << 20  # characters read at a time
-_LARGEST = 1 << 28  # characters of one value
 _BETWEEN = re.compile(r"[\s,]*")  # elements of an array
 _MARK = b"\xef\xbb\xbf"  # of UTF-8
 
@@ -43,9 +49,12 @@ def json_rows(path: Path, column: str = "") -> Iterator[Row]:
             yield from _whole(path, json_lines(path, file, column), column)
 
 
-def json_lines(path: Path, file: Iterable[bytes], column: str = "") -> Iterator[Row]:
-    """Yield one row a line; blank lines are counted and left out."""
-    for number, line in enumerate(file, 1):
+def json_lines(path: Path, file: Any, column: str = "") -> Iterator[Row]:
+    """Yield one row a line of a binary file; blank lines are counted and left out."""
+    for number, line in lines(file):
+        if line is None:
+            yield Row(path, number, None, TOO_LONG)
+            continue
         if number == 1:
             line = line.removeprefix(_MARK)
         if not line.strip():
@@ -54,8 +63,12 @@ def json_lines(path: Path, file: Iterable[bytes], column: str = "") -> Iterator[
             values = json.loads(line)
         except UnicodeDecodeError:
             yield Row(path, number, None, NOT_UNICODE)
-        except (json.JSONDecodeError, RecursionError):
+        except json.JSONDecodeError:
             yield Row(path, number, None, NOT_JSON)
+        except RecursionError:
+            yield Row(path, number, None, TOO_DEEP)
+        except ValueError:  # Python turns no more than 4300 digits into a number
+            yield Row(path, number, None, TOO_MANY_DIGITS)
         else:
             yield _row(path, number, values, column)
 
@@ -79,7 +92,7 @@ def _values(path: Path, file: io.BufferedIOBase, column: str, opening: str) -> I
             try:
                 values, place = decoder.raw_decode(buffer, place)
             except json.JSONDecodeError as error:  # incomplete, or wrong
-                more = text.read(want) if len(buffer) - place < _LARGEST else ""
+                more = text.read(want) if len(buffer) - place < LARGEST else ""
                 if not more and not opening and place == len(buffer):
                     return
                 if not more:
@@ -87,6 +100,12 @@ def _values(path: Path, file: io.BufferedIOBase, column: str, opening: str) -> I
                 buffer, place = buffer[place:] + more, 0
                 want *= 2  # doubling: a long value is not parsed many times
                 continue
+            except (RecursionError, ValueError) as error:
+                reason = TOO_DEEP if isinstance(error, RecursionError) else TOO_MANY_DIGITS
+                raise DataError(
+                    f"{path}: element {number + 1} is {reason}; correct it, or write one object a "
+                    "line, where such a row is left out"
+                ) from error
             number, want = number + 1, _CHUNK
             yield _row(path, number, values, column)
     except UnicodeDecodeError as error:
@@ -96,9 +115,9 @@ def _values(path: Path, file: io.BufferedIOBase, column: str, opening: str) -> I
 
 
 def _broken(path: Path, number: int, error: json.JSONDecodeError, size: int) -> DataError:
-    if size >= _LARGEST:
+    if size >= LARGEST:
         return DataError(
-            f"{path}: element {number} is larger than {_LARGEST >> 20} MiB; write one object a line"
+            f"{path}: element {number} is larger than {LARGEST >> 20} MiB; write one object a line"
         )
     return DataError(
         f"{path} cannot be read (element {number}: {error.msg}); replace it with a whole copy"

@@ -9,6 +9,7 @@ from hylorada.config import SPLITS, DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.kind import kind_of
 from hylorada.errors import ConfigError
+from hylorada.process.counts import number_of
 
 
 def read_documents(
@@ -52,8 +53,8 @@ def describe(dataset: DatasetConfig, split: str, documents: int, unit: str = "do
     if (official := kind.sizes.get(split)) is not None:
         part = "" if documents == official else f"{documents} of "
         return f"{dataset.name} {split}, {part}{official} {kind.noun}"
-    part = f"the first {documents}" if documents == dataset.max_documents else str(documents)
-    return f"{dataset.name} {split}, {part} documents"
+    part = "the first " if documents == dataset.max_documents else ""
+    return f"{dataset.name} {split}, {part}{number_of(documents, 'document')}"
 
 
 def official_words(dataset: DatasetConfig, split: str, documents: int) -> int | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.data.documents import Document
+from hylorada.data.files import LARGEST
 from hylorada.errors import DataError
+from hylorada.process.counts import number_of
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +22,15 @@ _LISTED = 8  # bad rows named in a message
 EMPTY = "empty text"
 NOT_UNICODE = "invalid UTF-8"
 NOT_JSON = "invalid JSON"
+TOO_DEEP = "nested too deeply"
+TOO_MANY_DIGITS = "a number of thousands of digits"
+TOO_LONG = f"more than {LARGEST >> 20} MiB"
 NOT_TEXT = "NUL characters, as in a binary file or in UTF-16 without a mark"
 _ADVICE = {
     NOT_UNICODE: "write it in UTF-8, as by iconv -f WINDOWS-1252 -t UTF-8",
     NOT_TEXT: "write it in UTF-8, as by iconv -f UTF-16LE -t UTF-8",
     NOT_JSON: "write one whole object on each line",
+    TOO_LONG: "write one object on each line, of one document",
 }
 
 
@@ -118,7 +124,11 @@ class RowAccount:
             found = f"; columns found: {', '.join(sorted(self._columns))}" if self._columns else ""
             if self._texts and self._texts < self._columns:
                 found += f" (of text: {', '.join(sorted(self._texts))})"
-            have = f"{count} rows, none usable ({problems}){found}" if count else "no rows"
+            have = (
+                f"{number_of(count, 'row')}, none usable ({problems}){found}"
+                if count
+                else "no rows"
+            )
             told = (told for problem, told in _ADVICE.items() if problem in problems)
             advice = next(told, "correct the file or dataset.text_column")
             raise DataError(f"{self.what}: {have}; {advice}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from array import array
@@ -29,6 +28,8 @@ from hylorada.data.readers import describe, official_words, read_documents
 from hylorada.errors import DataError
 from hylorada.process.disk import disk_error, sync
 from hylorada.process.redaction import redacted
+from hylorada.process.user_cache import user_cache
+from hylorada.records.result import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class TokenCorpus:
         ends: One past the last token of each document, shape [number of documents].
         sha256: Hash of names, texts and counts; independent of the tokenizer.
         label: What was read, in words: "pg19 test, 62 of 100 books".
-        official_words: See `corpora.official_words`.
+        official_words: See `readers.official_words`.
         folder: The cache entry.
     """
 
@@ -77,7 +78,7 @@ class TokenCorpus:
         Raises:
             ValueError: The entry is damaged.
         """
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = parse_json((folder / "meta.json").read_bytes())
         self.folder = folder
         self.label = label
         self.official_words = official_words
@@ -85,7 +86,7 @@ class TokenCorpus:
         for name, (size, digest) in meta["files"].items():
             if (folder / name).stat().st_size != size or _file_sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        self.tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+        self.tokens: np.ndarray = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
         self._table = np.load(folder / "documents.npy", mmap_mode="r")
         self._names = np.memmap(folder / "names.bin", dtype=np.uint8, mode="r")
         self.ends: np.ndarray = self._table[:, 0]
@@ -193,7 +194,8 @@ def load_token_corpus(
                 corpus = TokenCorpus(folder, label, words)
             return corpus
     except OSError as error:
-        ours = error.filename is None or Path(str(error.filename)).is_relative_to(root)
+        place = Path(str(error.filename or root))
+        ours = place.is_relative_to(root) or root.is_relative_to(place)
         known = disk_error(error, root, remedy="set dataset.cache_dir to another folder")
         if known is None or not ours:
             raise
@@ -299,7 +301,9 @@ def _open(folder: Path, label: str, words: int | None) -> TokenCorpus | None:
     """The finished entry; None if there is none or it is damaged."""
     try:
         return TokenCorpus(folder, label, words)
-    except (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError):
+    except (
+        ValueError, LookupError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError,
+    ):  # fmt: skip
         return None
 
 
@@ -354,8 +358,7 @@ def _bytes(document: Document) -> int:
 def _cache_root(dataset: DatasetConfig) -> Path:
     if dataset.cache_dir:
         return Path(dataset.cache_dir).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(user) / "hylorada" / "tokens"
+    return user_cache() / "tokens"
 
 
 def _file_sha256(path: Path) -> str:

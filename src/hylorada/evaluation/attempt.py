@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hylorada.evaluation.resumable import Partial
 from hylorada.process.progress import Reporter
+
+if TYPE_CHECKING:  # a measurement speaks of itself without torch
+    from hylorada.process.ranks import Ranks
 
 
 class Attempt:
@@ -17,15 +20,23 @@ class Attempt:
             `boundary`; None if there was none.
         autocast_dtype: the type to run under autocast with; None: as the weights are.
         chunk: tokens whose logits exist at one time.
+        ranks: the processes that share the work (`Ranks.in_order`); each has all results. A
+            measurement that does not ask them does all of its work on each process.
     """
 
     def __init__(
-        self, kept: Partial, reporter: Reporter, title: str, autocast_dtype: Any, chunk: int
+        self,
+        kept: Partial,
+        reporter: Reporter,
+        title: str,
+        autocast_dtype: Any,
+        chunk: int,
+        ranks: Ranks,
     ) -> None:
         """See `runner.measure.Meter`, which makes it."""
         self._kept, self._reporter, self._title = kept, reporter, title
         self.done: Any = kept.done
-        self.autocast_dtype, self.chunk = autocast_dtype, chunk
+        self.autocast_dtype, self.chunk, self.ranks = autocast_dtype, chunk, ranks
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """Show a progress bar.

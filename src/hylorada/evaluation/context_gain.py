@@ -21,6 +21,7 @@ from hylorada.errors import ConfigError, DataError, DivergedError
 from hylorada.evaluation.perplexity import TokenDocument
 from hylorada.evaluation.perplexity_result import perplexity
 from hylorada.evaluation.scoring import evaluation_mode, token_nll
+from hylorada.process.ranks import ALONE, Ranks
 from hylorada.settings.context_lengths import fitting_contexts
 from hylorada.statistics.clustered import clustered_mean
 
@@ -58,6 +59,7 @@ def evaluate_context_gain(
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[list[list[float]], int], None] | None = None,
     done: Sequence[Sequence[float]] = (),
+    ranks: Ranks = ALONE,
 ) -> list[ContextScore]:
     """Score the same tokens with every amount of context.
 
@@ -72,6 +74,7 @@ def evaluate_context_gain(
             context, and the number of places; may raise to stop.
         done: sums of an earlier, interrupted call with the same arguments; those places are not
             scored again.
+        ranks: the processes that the places are dealt out to; each gets all sums.
 
     Raises:
         ConfigError: fewer than two contexts fit the window.
@@ -80,27 +83,28 @@ def evaluate_context_gain(
     targets = settings.targets
     fitting = contexts_that_fit(documents, window, settings)
     stretch = fitting[-1] + targets
-    starts = [
-        (number, first)
-        for number, document in enumerate(documents)
-        for first in range(0, len(document.tokens) - stretch + 1, stretch)
-    ]
-    count = min(settings.places, len(starts))
-    chosen = [starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)]
+    chosen = places(documents, stretch, settings.places)
+    count = len(chosen)
     nll_PC = np.zeros((count, len(fitting)))
     nll_PC[: len(done)] = np.asarray(done).reshape(len(done), len(fitting))
     with evaluation_mode(model, autocast_dtype) as device:
-        for p, (number, first) in enumerate(chosen):
-            if p < len(done):
-                continue
+
+        def score(place: tuple[int, int]) -> list[float]:
+            number, first = place
             tokens = np.asarray(documents[number].tokens[first : first + stretch])
             ids_T = torch.from_numpy(tokens.astype(np.int64)).to(device)
-            for c, context in enumerate(fitting):
+            sums = []
+            for context in fitting:
                 part_1T = ids_T[None, fitting[-1] - context :]
                 targets_1T = part_1T[:, 1:].clone()
                 targets_1T[:, : context - 1] = IGNORE
                 nll_1T = token_nll(model, part_1T[:, :-1], targets_1T)
-                nll_PC[p, c] = float(nll_1T.double().sum())
+                sums.append(float(nll_1T.double().sum()))
+            return sums
+
+        found = ranks.in_order(chosen[len(done) :], score)
+        for p, sums_C in enumerate(found, len(done)):
+            number, nll_PC[p] = chosen[p][0], sums_C
             if not np.isfinite(nll_PC[p]).all():
                 name = documents[number].name
                 raise DivergedError(f"context gain: the loss is not finite on {name}")
@@ -108,6 +112,23 @@ def evaluate_context_gain(
                 progress(nll_PC[: p + 1].tolist(), count)
     names_P = [(number, documents[number].name) for number, _ in chosen]
     return [_score(nll_PC, c, context, targets, names_P) for c, context in enumerate(fitting)]
+
+
+def places(documents: Sequence[TokenDocument], stretch: int, most: int) -> list[tuple[int, int]]:
+    """Where targets are scored: number of the document and first token of the stretch.
+
+    Args:
+        documents: the split.
+        stretch: tokens of the longest context and the targets.
+        most: places, spread evenly over all that there are.
+    """
+    starts = [
+        (number, first)
+        for number, document in enumerate(documents)
+        for first in range(0, len(document.tokens) - stretch + 1, stretch)
+    ]
+    count = min(most, len(starts))
+    return [starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)]
 
 
 def contexts_that_fit(

@@ -32,15 +32,13 @@ def loss_by_context(comparison: Comparison, name: str) -> Picture | None:
             rows_SK = np.array(
                 [[s["sum_nll"] / s["tokens"] for s in m["by_context"]] for m in metrics]
             )
-            mean_and_range(
-                axes, contexts, rows_SK, marker="o", markersize=3.5, label=label, **style
-            )
+            mean_and_range(axes, contexts, rows_SK, label=label, **style)
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts)
         axes.minorticks_off()
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("context before the first target, tokens")
-        axes.set_ylabel("loss of the same targets, nats per token")
+        axes.set_ylabel("loss, nats per token")
         seeds = max(len(metrics) for _, _, metrics in lines)
         caption = (
             f"What more context is worth, {where(comparison)}: the same {some['places']} x "
@@ -48,5 +46,5 @@ def loss_by_context(comparison: Comparison, name: str) -> Picture | None:
             "before them; a falling line uses it"
             + ("; mean over seeds, bands: range between seeds." if seeds > 1 else "; one seed.")
         )
-        finish(figure, axes, f"Loss by context, {where(comparison)}", comparison)
+        finish(figure, axes, "Loss by context", comparison)
         return picture(figure, name, caption)

@@ -23,6 +23,7 @@ from hylorada.errors import ConfigError
 from hylorada.evaluation.continuations import closing_tokens
 from hylorada.evaluation.harness_questions import Question, quiet_libraries
 from hylorada.evaluation.scoring import evaluation_mode
+from hylorada.process.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def ask(
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[list[Reply], int], None] | None = None,
     done: Sequence[Reply] = (),
+    ranks: Ranks = ALONE,
 ) -> list[Reply]:
     """Ask every question, by greedy generation.
 
@@ -74,6 +76,7 @@ def ask(
         progress: called after each question with all replies so far and the number of questions;
             may raise to stop.
         done: replies of an earlier, interrupted call with the same questions, not asked again.
+        ranks: the processes that the questions are dealt out to; each gets all replies.
 
     Raises:
         ConfigError: a window that leaves no room for a prompt, or a tokenizer without an end.
@@ -83,11 +86,13 @@ def ask(
     known = {(reply.task, reply.index) for reply in replies}
     with quiet_libraries(), evaluation_mode(model, autocast_dtype):
         lm = language_model(model, tokenizer, window, autocast_dtype)
-        for question in questions:
-            if (question.task, question.index) in known:
-                continue
-            text = lm.reply(question)
-            replies.append(Reply(question.task, question.index, text, *lm.last_prompt))
+
+        def reply(question: Question) -> list[Any]:
+            return [lm.reply(question), *lm.last_prompt]
+
+        left = [each for each in questions if (each.task, each.index) not in known]
+        for question, said in zip(left, ranks.in_order(left, reply), strict=True):
+            replies.append(Reply(question.task, question.index, *said))
             if progress is not None:
                 progress(replies, len(questions))
     return replies

@@ -30,6 +30,7 @@ from hylorada.evaluation.retrieval_scores import (
     rank_credit,
 )
 from hylorada.evaluation.scoring import evaluation_mode
+from hylorada.process.ranks import ALONE, Ranks
 from hylorada.statistics.shares import (
     Mean,
     clustered_difference,
@@ -127,6 +128,7 @@ def evaluate_retrieval(
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[list[Answer], int], None] | None = None,
     done: Sequence[Answer] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, RetrievalResult]:
     """Ask every prompt.
 
@@ -142,6 +144,7 @@ def evaluate_retrieval(
             raise to stop.
         done: answers of an earlier, interrupted call with the same prompts; they are not asked
             again.
+        ranks: the processes that the prompts are dealt out to; each gets all answers.
 
     Returns:
         Scoring -> result.
@@ -156,9 +159,9 @@ def evaluate_retrieval(
     asked = {(answer.example, answer.depth) for answer in answers}
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     with evaluation_mode(model, autocast_dtype):
-        for prompt, tokens in zip(prompts, encoded, strict=True):
-            if (prompt.example, prompt.depth) in asked:
-                continue
+
+        def ask(item: tuple[RetrievalPrompt, EncodedPrompt]) -> list[float | None]:
+            prompt, tokens = item
             prefix = Prefix(model, tokens.ids[: tokens.shared])
             ranked = generated = None
             if "ranked" in scorings:
@@ -173,6 +176,15 @@ def evaluate_retrieval(
                     if tokens.candidates
                     else best_subspan_em(text, prompt.answer.split("\n"))
                 )
+            return [ranked, generated]
+
+        left = [
+            (prompt, tokens)
+            for prompt, tokens in zip(prompts, encoded, strict=True)
+            if (prompt.example, prompt.depth) not in asked
+        ]
+        found = ranks.in_order(left, ask)
+        for (prompt, tokens), (ranked, generated) in zip(left, found, strict=True):
             count, length = len(tokens.candidates), len(tokens.ids)
             answers.append(Answer(prompt.example, prompt.depth, count, length, ranked, generated))
             if progress is not None:

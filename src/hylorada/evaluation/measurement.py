@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, Column
+from hylorada.comparison.cells import Cell, Column, Verdict
 from hylorada.comparison.picture import Picture
 from hylorada.comparison.subjects import Metric, Subject, agreed, all_metrics, others
 from hylorada.config import EvalConfig, RunConfig
 from hylorada.evaluation.attempt import Attempt
+from hylorada.evaluation.portion import Cost, Portion
+from hylorada.evaluation.shown import Lines as Lines
+from hylorada.evaluation.shown import Shown as Shown
 from hylorada.process.signals import Stop
 from hylorada.settings.measurements import SLOT, declared, typed
 
@@ -44,11 +46,20 @@ class Text(Protocol):
 
 
 class Sources(Protocol):
-    """What a measurement may read; `runner.preparation` hands it in."""
+    """What a measurement may read; `runner.preparation` hands it in.
+
+    Attributes:
+        config: the run's settings.
+        tokenizer: of the base.
+        window: the most tokens that a model sees.
+        trained_length: tokens that the base was trained on.
+        stop: a signal ends reading.
+    """
 
     config: RunConfig
     tokenizer: Any
     window: int
+    trained_length: int
     stop: Stop
 
     def text(self, unit: str = "documents") -> Text:
@@ -64,52 +75,6 @@ class Sources(Protocol):
         Raises:
             DataError: they are not available.
         """
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A number that has a column in tables and in the summary.
-
-    Attributes:
-        metric: its name in records.
-        key: of the column, for programs.
-        heading: of the column, for people.
-        scale: what its value is multiplied by: 100 for a share in percent.
-        digits: behind the point.
-        sign: "+" to write one before positive numbers too.
-        other: what a cell says that was asked something else than most rows.
-    """
-
-    metric: str
-    key: str
-    heading: str
-    scale: float = 1
-    digits: int = 3
-    sign: str = ""
-    other: str = "other questions"
-
-    def text(self, value: float | None) -> str:
-        """The number as it is shown."""
-        return "-" if value is None else f"{self.scale * value:{self.sign}.{self.digits}f}"
-
-
-@dataclass
-class Lines:
-    """A table of the summary that a run ends with.
-
-    Attributes:
-        title: above it.
-        headers: of the columns behind the first.
-        rows: cells as they are shown, the name first.
-        first: header of the first column.
-        wraps: whether headers may be broken; names are where they may not.
-    """
-
-    title: str
-    headers: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-    first: str = "model"
-    wraps: bool = False
 
 
 class Measurement:
@@ -210,6 +175,18 @@ class Measurement:
         """
         return None
 
+    def portion(self, asked: Any, cost: Cost) -> Portion | None:
+        """A small part that stands for the whole, by which `dry_run=true` tells how long it takes.
+
+        Args:
+            asked: see `prepare`.
+            cost: of a forward pass.
+
+        Returns:
+            None, as by default, if there is none; a plan then leaves the measurement out.
+        """
+        return None
+
     def measure(self, model: Any, asked: Any, attempt: Attempt) -> Metrics:
         """The numbers of a model.
 
@@ -285,6 +262,9 @@ class Measurement:
     ) -> list[Column]:
         """The columns of the table; by default one for each of `shown` that a record holds.
 
+        Few fit the main table, which must be readable on a telephone: those with `main`. The others
+        stand in the card of each method below it.
+
         Args:
             report: every comparison; all tables of a report have the same columns.
             table: those of this table, for headings.
@@ -336,12 +316,22 @@ class Measurement:
                 notes.append(f"{each.heading}, asked otherwise and so not compared: {listed}.")
         return notes
 
+    def verdicts(self, comparison: Comparison, against: Arm | None) -> list[Verdict]:
+        """Sentences above the table, one for each arm against another; see `comparison.verdict`."""
+        return []
+
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """Sentences that stand first below the table of these comparisons, whatever they hold."""
         return []
 
     def figures(self, comparison: Comparison, name: str) -> list[Picture]:
         """Pictures of a comparison; the names of their files begin with ``name``."""
+        return []
+
+    def figures_by_length(
+        self, comparisons: Sequence[Comparison], reference: str, name: str
+    ) -> list[Picture]:
+        """Pictures of two comparisons or more that differ by their length alone, in its order."""
         return []
 
     def of_each_run(self) -> Sequence[Shown]:

@@ -7,9 +7,10 @@ with a published table. Which tokens count is said in `windows`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ from hylorada.evaluation.windows import (
     plan_windows,
     scorable,
 )
+from hylorada.process.ranks import ALONE, Ranks
+from hylorada.records.outcome import is_out_of_memory
 
 
 class TokenDocument(Protocol):
@@ -136,6 +139,7 @@ def evaluate_perplexity(
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[Progress], None] | None = None,
     state: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, PerplexityResult]:
     """Perplexity of a model on a split, under each convention of the settings.
 
@@ -153,6 +157,7 @@ def evaluate_perplexity(
         autocast_dtype: run under autocast with this type; None: the model's own precision.
         progress: called after each batch; may raise to stop.
         state: `Progress.state()` of an earlier, interrupted call with the same arguments.
+        ranks: the processes that the batches are dealt out to; each gets all results.
 
     Returns:
         Convention -> result.
@@ -165,18 +170,9 @@ def evaluate_perplexity(
     """
     stride = 0 if cover else settings.stride
     sums: dict[str, _Sums] = {}
-    plans: dict[str, list[list[Window]]] = {}
-    texts: dict[str, Sequence[TokenDocument]] = {}
-    for convention in settings.conventions:
-        text, limit = scored_text(convention, documents, settings, cover or window, paragraphs)
-        texts[convention], lengths = text, [len(document.tokens) for document in text]
-        if convention == "word" and "sliding" in settings.conventions:
-            continue  # the same windows
-        windows = plan_windows(
-            lengths, convention, window, stride=stride, max_blocks=limit, cover=cover
-        )
-        plans[convention] = batches(windows, settings.batch_size)
-        sums[convention] = _Sums(_plan_hash(plans[convention]), window, len(lengths))
+    plans = planned_windows(documents, settings, window, cover=cover, paragraphs=paragraphs)
+    for convention, (text, plan) in plans.items():
+        sums[convention] = _Sums(_plan_hash(plan), window, len(text))
         if state and convention in state:
             sums[convention].restore(state[convention])
 
@@ -184,11 +180,13 @@ def evaluate_perplexity(
         return {name: part.to_dict() for name, part in sums.items() if part.batches_done}
 
     results = {}
-    for convention, plan in plans.items():
-        part, documents = sums[convention], texts[convention]
+    for convention, (documents, plan) in plans.items():
+        part = sums[convention]
         total = sum(item.scored for batch in plan for item in batch)
         with evaluation_mode(model, autocast_dtype) as device:
-            for batch, nll_BT in _score(model, documents, plan[part.batches_done :], chunk, device):
+            ask = functools.partial(_nll, model, documents, chunk=chunk, device=device)
+            left = plan[part.batches_done :]
+            for batch, nll_BT in zip(left, ranks.in_order(left, ask), strict=True):
                 part.add(batch, nll_BT)
                 if not np.isfinite(nll_BT).all():
                     names = ", ".join(sorted({documents[item.document].name for item in batch}))
@@ -201,6 +199,32 @@ def evaluate_perplexity(
     if "word" in settings.conventions and "word" not in results:
         results["word"] = replace(results["sliding"], convention="word")
     return {convention: results[convention] for convention in settings.conventions}
+
+
+def planned_windows(
+    documents: Sequence[TokenDocument],
+    settings: PerplexityConfig,
+    window: int,
+    *,
+    cover: int = 0,
+    paragraphs: Sequence[TokenDocument] | None = None,
+) -> dict[str, tuple[Sequence[TokenDocument], list[list[Window]]]]:
+    """What is run for each convention: its text, and its windows in batches.
+
+    `word` is not among them where `sliding` is, which has the same windows. Arguments and errors
+    as of `evaluate_perplexity`.
+    """
+    plans = {}
+    for convention in settings.conventions:
+        text, limit = scored_text(convention, documents, settings, cover or window, paragraphs)
+        if convention == "word" and "sliding" in settings.conventions:
+            continue
+        windows = plan_windows(
+            [len(document.tokens) for document in text], convention, window,
+            stride=0 if cover else settings.stride, max_blocks=limit, cover=cover,
+        )  # fmt: skip
+        plans[convention] = text, batches(windows, settings.batch_size)
+    return plans
 
 
 def scored_text(
@@ -253,25 +277,36 @@ def _plan_hash(plan: list[list[Window]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _score(
+def _nll(
     model: nn.Module,
     documents: Sequence[TokenDocument],
-    plan: list[list[Window]],
+    batch: list[Window],
     chunk: int,
     device: torch.device,
-) -> Iterator[tuple[list[Window], np.ndarray]]:
-    """Yield each batch with its float64 NLLs, [B, T]."""
-    for batch in plan:
-        # [B, T + 1]: the input and, one further, the last target.
-        tokens = np.stack(
-            [np.asarray(documents[w.document].tokens[w.start : w.end + 1]) for w in batch]
-        )
-        ids: Tensor = torch.from_numpy(tokens.astype(np.int64)).to(device)
-        targets_BT = ids[:, 1:].clone()
-        for row, item in enumerate(batch):
-            targets_BT[row, : item.first_target - 1 - item.start] = IGNORE
-        nll_BT = token_nll(model, ids[:, :-1], targets_BT, chunk=chunk)
-        yield batch, nll_BT.double().cpu().numpy()
+) -> np.ndarray:
+    """The float64 NLLs of a batch, [B, T]."""
+    # [B, T + 1]: the input and, one further, the last target.
+    tokens = np.stack(
+        [np.asarray(documents[w.document].tokens[w.start : w.end + 1]) for w in batch]
+    )
+    ids: Tensor = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    targets_BT = ids[:, 1:].clone()
+    for row, item in enumerate(batch):
+        targets_BT[row, : item.first_target - 1 - item.start] = IGNORE
+    nll_BT = _nll_that_fits(model, ids[:, :-1], targets_BT, chunk)
+    return nll_BT.double().cpu().numpy()
+
+
+def _nll_that_fits(model: nn.Module, ids_BT: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
+    """`token_nll`; where memory runs out, of half of the rows at a time."""
+    half = (len(ids_BT) + 1) // 2
+    try:
+        return token_nll(model, ids_BT, targets_BT, chunk=chunk)
+    except Exception as error:
+        if half == len(ids_BT) or not is_out_of_memory(error):
+            raise
+    parts = zip(ids_BT.split(half), targets_BT.split(half), strict=True)
+    return torch.cat([_nll_that_fits(model, ids, targets, chunk) for ids, targets in parts])
 
 
 def _result(

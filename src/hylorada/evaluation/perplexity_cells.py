@@ -20,6 +20,7 @@ from hylorada.statistics.paired import (
     paired_change,
     params_per_percent,
     pooled_ppl,
+    ppl_interval,
 )
 
 
@@ -91,7 +92,10 @@ def ppl_cell(metrics: Sequence[Mapping[str, Any]]) -> Cell:
     value = pooled_ppl(metrics)
     spread = deviation([m["value"] for m in metrics if m["value"] is not None])
     text = number(value) + (f" ± {number(spread, like=value)}" if spread is not None else "")
-    return Cell(text, value if value != float("inf") else None)
+    if value == float("inf"):
+        return Cell(text)
+    low, high = ppl_interval(metrics) or (None, None)
+    return Cell(text, value, low, high)
 
 
 def change_cell(change: Change | str, *, trained: bool = True) -> Cell:

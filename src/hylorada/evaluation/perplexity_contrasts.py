@@ -1,50 +1,93 @@
-"""What may be said of an arm's perplexity against another one's, in sentences below the table."""
+"""What may be said of arms' perplexities against another one's: verdicts, and notes behind them."""
 
 from __future__ import annotations
 
 import math
 
 from hylorada.comparison.arms import Arm, Comparison, other_draw
+from hylorada.comparison.cells import Verdict
+from hylorada.comparison.changes import ppl_change
 from hylorada.comparison.family import family
-from hylorada.comparison.subjects import shown_arms
+from hylorada.comparison.subjects import bases, shown_arms
+from hylorada.comparison.verdict import ALPHA, Contrast, contrasts, verdict
+from hylorada.process.counts import number_of
+from hylorada.records.base_rows import is_extended
 from hylorada.records.metric_names import COMPARED
-from hylorada.statistics.contrasts import MARGIN, POWER, equivalence_p, minimum_detectable
-from hylorada.statistics.paired import Change, paired_change
+from hylorada.statistics.contrasts import MARGIN, POWER, minimum_detectable
+from hylorada.statistics.paired import Change, paired_change, pooled_ppl
+
+
+def verdicts(comparison: Comparison, against: Arm | None) -> list[Verdict]:
+    """A sentence for each arm against one, and one for the base in its own window if it is ahead.
+
+    Args:
+        comparison: whose arms they are.
+        against: the arm that the others are compared with; None: it is not there.
+    """
+    found = []
+    if against is not None:
+        found = [
+            verdict(contrast, against.label, comparison.words)
+            for contrast in perplexity_contrasts(comparison, against)
+        ]
+    return [*found, *_own_window_ahead(comparison)]
+
+
+def perplexity_contrasts(comparison: Comparison, against: Arm) -> list[Contrast]:
+    """Every finished arm against one, as a family."""
+    return contrasts(
+        [
+            (arm.label, ppl_change(arm, against))
+            for arm in shown_arms(comparison)
+            if arm.ok and arm is not against
+        ]
+    )
 
 
 def contrast_notes(comparison: Comparison, against: Arm) -> list[str]:
-    """The family of contrasts, who matches, and what could have been found."""
-    known = [
-        (arm, change, p)
-        for arm in shown_arms(comparison)
-        if arm.ok and arm is not against
-        if isinstance(change := _change(arm, against), Change) and change.log_ratio is not None
-        if (p := change.log_ratio.p_value()) is not None
-    ]
+    """The family's p-values, those of single seeds too, who matches, and what could be found."""
+    tested = [each for each in perplexity_contrasts(comparison, against) if each.p is not None]
     notes = []
-    if known:
-        contrasts = [(arm.label, p, change.seeds) for arm, change, p in known]
-        notes.append(
-            f"PPL against {against.label}, p-values of {len(known)} "
-            f"contrast{'s' if len(known) > 1 else ''} by Holm: {family(contrasts)}."
-        )
-        matching = [
-            arm.label
-            for arm, change, _ in known
-            if change.log_ratio is not None
-            and (outside := equivalence_p(change.log_ratio)) is not None
-            and outside < 0.05
+    if tested:
+        p_values = [
+            (each.label, p, each.change.seeds)
+            for each in tested
+            if isinstance(each.change, Change) and each.change.log_ratio is not None
+            if (p := each.change.log_ratio.p_value()) is not None
         ]
         notes.append(
+            f"PPL against {against.label}, p-values of {number_of(len(tested), 'contrast')} by "
+            f"Holm: {family(p_values)}."
+        )
+        matching = [e.label for e in tested if e.outside is not None and e.outside < ALPHA]
+        notes.append(
             f"shown to match {against.label} within {MARGIN:.1%} of PPL (two one-sided tests, "
-            f"p < 0.05 each): {', '.join(matching) or 'none'}."
+            f"p < 0.05 by Holm): {', '.join(matching) or 'none'}."
         )
     return [*notes, *_noise_floors(comparison)]
 
 
-def _change(arm: Arm, against: Arm) -> Change | str:
-    main = next((name for name in COMPARED.values() if arm.metrics(name)), "")
-    return paired_change(arm.metrics(main), against.metrics(main))
+def _own_window_ahead(comparison: Comparison) -> list[Verdict]:
+    """Stretching the positions costs; where no method has won that back, it must be said."""
+    name = COMPARED["sliding"]
+    arms = [arm for arm in shown_arms(comparison) if arm.metrics(name)]
+    own = next((b for b in bases(comparison, "own_window") if b.values(name)), None)
+    if own is None or not arms or not is_extended(own.runs[0].data):
+        return []
+    (base,) = own.values(name)
+    best = min(arms, key=lambda arm: pooled_ppl(list(arm.metrics(name).values())))
+    measured = best.metrics(name)
+    change = paired_change(measured, dict.fromkeys(measured, base))
+    if isinstance(change, str) or change.low is None or change.low <= 0:
+        return []
+    return [
+        Verdict(
+            f"{comparison.words} the untouched base in its own window of {base['window']:,} is "
+            f"ahead of every method: PPL (sliding) {pooled_ppl([base]):.2f} against "
+            f"{pooled_ppl(list(measured.values())):.2f} of {best.label}, the best of them.",
+            "worse",
+        )
+    ]
 
 
 def _noise_floors(comparison: Comparison) -> list[str]:
@@ -55,7 +98,7 @@ def _noise_floors(comparison: Comparison) -> list[str]:
         for other in arms:
             if not other_draw(arm, other):
                 continue
-            change = _change(arm, other)
+            change = ppl_change(arm, other)
             if isinstance(change, str) or change.low is None or change.log_ratio is None:
                 continue
             smallest = minimum_detectable(change.log_ratio)

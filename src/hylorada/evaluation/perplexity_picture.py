@@ -27,7 +27,7 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
     """NLL per token against the tokens of context, one line for each arm and the base.
 
     The band is the range between seeds. The base in its own window, whose context is always short,
-    is a level line.
+    is a level line, the mean over its window.
     """
     lines = [
         _Line(base.label, base_style(i), values)
@@ -44,10 +44,7 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
     some = lines[-1].metrics[0]
     with figure_and_axes() as (figure, axes):
         for line in lines:
-            mean_and_range(
-                axes, line.x_K, line.rows_SK, marker="o", markersize=3, label=line.label,
-                **line.style,
-            )  # fmt: skip
+            mean_and_range(axes, line.x_K, line.rows_SK, label=line.label, **line.style)
         own = next(
             (
                 m
@@ -59,12 +56,12 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         if own and own.get("sum_nll") is not None:
             axes.axhline(
                 own["sum_nll"] / own["tokens"], color=BASE, linestyle=(0, (1, 1.5)), linewidth=1.2,
-                label=f"base, own window {own['window']:,} (sliding, mean)", zorder=1,
+                label=f"base, own window {own['window']:,} (sliding)", zorder=1,
             )  # fmt: skip
         axes.set_xlim(0, some["window"])
         edges = [0, *(bucket["end"] for bucket in some["by_position"])]
-        axes.set_xticks(edges[:: max(1, len(edges) // 8)])
-        axes.set_xlabel("context before the predicted token, tokens")
+        axes.set_xticks(edges[:: max(1, len(edges) // 4)])
+        axes.set_xlabel("context before the token, tokens")
         axes.set_ylabel("loss, nats per token")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         seeds = max(len(line.metrics) for line in lines)
@@ -74,7 +71,7 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
             f"{some['window']:,}, split {some['split']}; a point at the centre of each slice of "
             f"the window, mean over seeds{between}. Lower is better."
         )
-        finish(figure, axes, f"Loss by position in the window, {where(comparison)}", comparison)
+        finish(figure, axes, "Loss by position in the window", comparison)
         return picture(figure, name, caption)
 
 

@@ -14,6 +14,7 @@ from hylorada.process.fault_points import fault_point
 from hylorada.process.redaction import redacted
 from hylorada.process.signals import Stop
 from hylorada.records.manifest import plain_sha256
+from hylorada.records.result import parse_json
 
 KEEP_SECONDS = 30.0
 """Of measuring that a killed process loses at most."""
@@ -90,7 +91,7 @@ class Partial:
         if self._path is None:
             return None
         try:
-            state = json.loads(self._path.read_text(encoding="utf-8"))
+            state = parse_json(self._path.read_bytes())
         except (OSError, ValueError):
             return None  # absent, or not what was written: measured again
         if not isinstance(state, dict) or state.get("identity") != self._identity:

@@ -47,8 +47,8 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
             # Side by side, so that bars do not hide one another.
             x = np.array(depths) + step * (i - (len(lines) - 1) / 2)
             axes.errorbar(
-                x, shares, yerr=np.array(errors).T, marker="o", markersize=3.5, capsize=2.5,
-                elinewidth=1, label=label, **style,
+                x, shares, yerr=np.array(errors).T, capsize=2.5, elinewidth=1,
+                label=label, **style,
             )  # fmt: skip
         if suffix == "":
             axes.axhline(
@@ -59,7 +59,7 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
         axes.set_xlim(min(depths) - 0.05, max(depths) + 0.05)
         axes.set_xticks(depths)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("depth of what is asked for (0: first, 1: last)")
+        axes.set_xlabel("depth of what is asked for (0: first)")
         axes.set_ylabel(f"right answers, {SCORINGS[suffix]}")
         seeds = max(len(metrics) for _, _, metrics in lines)
         low, high = some["prompt_tokens"]
@@ -69,5 +69,5 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
             f"{SCORINGS[suffix]}; bars: 95 % intervals for the prompts at a depth"
             + (" and seeds; mean over seeds." if seeds > 1 else f"; one seed: {ONE_SEED}.")
         )
-        finish(figure, axes, f"Right answers by depth, {where(comparison)}", comparison)
+        finish(figure, axes, "Right answers by depth", comparison)
         return picture(figure, name, caption)

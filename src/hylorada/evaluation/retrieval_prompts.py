@@ -11,7 +11,6 @@ at every depth, with nothing but the place of the wanted item changed.
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import uuid
 import zlib
@@ -21,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.config import DEPTHS
-from hylorada.config_rules import choices
+from hylorada.config.rules import choices
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.longbench_metrics import normalize_answer
+from hylorada.records.result import parse_json
 
 FORMS = choices("eval.lost_in_middle.key_style")
+_LONGEST = 1 << 24  # characters of a line; a published one has 50 thousand at most
 # Keys that a model may be tuned on start with one half of the hexadecimal digits, keys that it is
 # asked for with the other: no training key is ever a test key.
 _FIRST_DIGITS = {"train": "01234567", "test": "89abcdef"}
@@ -275,14 +276,26 @@ def _is_passages(value: Any) -> bool:
     )
 
 
+def _row(path: Path, number: int, line: str) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{path}: line {number} cannot be read as JSON ({error})") from error
+
+
 def _json_lines(path: Path, fields: Mapping[str, Callable[[Any], bool]]) -> list[dict[str, Any]]:
     """The rows of a file; each field is checked."""
     rows = []
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                row = json.loads(line)
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST), ""), 1):
+                if len(line) == _LONGEST:
+                    raise DataError(
+                        f"{path}: line {number} has {_LONGEST:,} characters and more; write one "
+                        "object of one prompt on each line"
+                    )
+                row = _row(path, number, line)
                 if not isinstance(row, dict):
                     raise DataError(f"{path}: line {number} is no object with {', '.join(fields)}")
                 missing = [name for name in fields if name not in row]

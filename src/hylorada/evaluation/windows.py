@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hylorada.config_rules import choices
+from hylorada.config.rules import choices
 from hylorada.errors import ConfigError
 
 CONVENTIONS = choices("eval.perplexity.conventions")

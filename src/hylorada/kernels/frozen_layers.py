@@ -27,8 +27,7 @@ Dimension letters: N tokens (all leading dimensions), I input features, O output
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +39,9 @@ from torch.autograd.function import once_differentiable
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from hylorada.kernels.linear import fast_linear, product_dtype, without_autocast
+from hylorada.kernels import norms, rotary
+from hylorada.kernels.constants import number
+from hylorada.kernels.linear import fast_linear, product_dtype, rows, without_autocast
 from hylorada.kernels.switch import are_left_out, left_out
 
 
@@ -64,7 +65,7 @@ class _FrozenProduct(torch.autograd.Function):
         ctx.x_dtype, ctx.x_shape = x.dtype, x.shape
         ctx.bias_dtype = None if bias_O is None else bias_O.dtype
         with without_autocast(x):
-            x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
+            x_NI = rows(x, dtype)
             y_NO = fast_linear(x_NI, weight_OI.to(dtype), _cast(bias_O, dtype))
         return _unflattened(y_NO, x)
 
@@ -87,8 +88,10 @@ class _FrozenProduct(torch.autograd.Function):
 class _LowRankProduct(torch.autograd.Function):
     """``y = W x + b + factor * B (scale * A x)`` with a frozen W (LoRA, arXiv:2106.09685, eq. 3).
 
-    ``scale`` has one value per token (shape broadcastable to [..., 1]) or is None. The factor goes
-    into B once, rather than into the activations of every pass.
+    ``scale`` has one value per token (shape broadcastable to [..., 1]), the same for each of the R
+    activations of a token ([..., R]: then the sum over R of its gradient is left to whoever shares
+    it out, and done once for all layers), or is None. The factor goes into B once, rather than into
+    the activations of every pass.
     """
 
     @staticmethod
@@ -104,7 +107,7 @@ class _LowRankProduct(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         with without_autocast(x):
-            x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
+            x_NI = rows(x, dtype)
             y_NO = fast_linear(x_NI, weight_OI.to(dtype), _cast(bias_O, dtype))
             used_a_RI = a_RI.to(dtype)
             used_b_OR = _product(b_OR, factor, dtype)
@@ -138,8 +141,8 @@ class _LowRankProduct(torch.autograd.Function):
         with without_autocast(g):
             du_NR = dv_NR = fast_linear(g_NO, used_b_OR.t())
             if needs[5]:
-                ds_N1 = (dv_NR * u_NR).sum(-1, keepdim=True, dtype=scale.dtype)
-                dscale = ds_N1.view(*ctx.x_shape[:-1], 1).sum_to_size(scale.shape)
+                ds_NR = _product(dv_NR, u_NR, torch.promote_types(dtype, scale.dtype))
+                dscale = ds_NR.view(*ctx.x_shape[:-1], -1).sum_to_size(scale.shape)
             if scale is not None:
                 du_NR = _product(dv_NR, _per_token(scale, ctx.x_shape), dtype)
             if needs[4]:  # in this order (R rows, then transposed) several times faster
@@ -159,21 +162,18 @@ class _LowRankProduct(torch.autograd.Function):
 
 def _product(x_NR: Tensor, factor: Tensor | float, dtype: torch.dtype) -> Tensor:
     """Their elementwise product, rounded once to dtype and laid out row by row."""
+    exact = torch.promote_types(x_NR.dtype, torch.float32)
+    if torch.compiler.is_compiling():
+        return (x_NR.to(exact) * factor).to(dtype)
     if not isinstance(factor, Tensor):  # with a plain number, torch would round to x's dtype first
-        factor = _number(factor, torch.promote_types(x_NR.dtype, torch.float32), x_NR.device)
+        factor = number(factor, exact, x_NR.device)
     return torch.mul(x_NR, factor, out=x_NR.new_empty(x_NR.shape, dtype=dtype))
 
 
-@functools.lru_cache(maxsize=64)
-def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the device once for all layers, [1]."""
-    with torch.inference_mode(False):
-        return torch.full((1,), value, dtype=dtype, device=device)
-
-
 def _per_token(scale: Tensor, x_shape: torch.Size) -> Tensor:
-    """[..., 1], broadcastable over tokens -> [N, 1]."""
-    return scale.expand(*x_shape[:-1], 1).reshape(-1, 1)
+    """[..., 1 or R], broadcastable over tokens -> [N, 1 or R]."""
+    width = scale.shape[-1]
+    return scale.expand(*x_shape[:-1], width).reshape(-1, width)
 
 
 def _covered(layer: nn.Linear | Conv1D, x: Tensor) -> bool:
@@ -222,7 +222,7 @@ class FrozenLoraLinear(LoraLinear):
     """peft's LoRA layer on a `FrozenLinear` or `FrozenConv1D`, as one autograd function.
 
     An adapter variant takes part if all it does is to scale each token's rank-r activation and it
-    says by how much: ``scale_of(x)``, [..., 1]. Any other variant (DoRA, ...) keeps its forward.
+    says by how much: ``scale_of(x)``, [..., 1 or R]. Any other one (DoRA, ...) keeps its forward.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -300,6 +300,20 @@ _FAST: dict[type[nn.Module], type[nn.Module]] = {
 _ORIGINAL = {fast: original for original, fast in _FAST.items()}
 
 
+def _faster(module: nn.Module) -> type[nn.Module] | None:
+    """The faster class for a module, None if there is none, or if it has it already."""
+    kind = type(module)  # exactly this class: a subclass has its own forward
+    if _original(module) is not None:
+        return None
+    return _FAST.get(kind) or norms.fused(module) or rotary.fused(module)
+
+
+def _original(module: nn.Module) -> type[nn.Module] | None:
+    """The class that an exchanged module had, None if it is not exchanged."""
+    kind = type(module)
+    return _ORIGINAL.get(kind) or kind.__dict__.get("original")
+
+
 def use_frozen_kernels(model: nn.Module) -> int:
     """Exchange the kernels of every layer that has a faster one, in place.
 
@@ -310,7 +324,7 @@ def use_frozen_kernels(model: nn.Module) -> int:
         how many layers were exchanged; 0 if all of them already were, or if kernels rest
         (`switch.left_out`).
     """
-    return 0 if are_left_out() else _exchange(model, _FAST)
+    return 0 if are_left_out() else _exchange(model, _faster)
 
 
 def restore(model: nn.Module) -> int:
@@ -319,7 +333,7 @@ def restore(model: nn.Module) -> int:
     Returns:
         how many layers were exchanged back.
     """
-    return _exchange(model, _ORIGINAL)
+    return _exchange(model, _original)
 
 
 @contextmanager
@@ -334,11 +348,11 @@ def own_kernels(model: nn.Module) -> Iterator[None]:
             use_frozen_kernels(model)
 
 
-def _exchange(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> int:
+def _exchange(model: nn.Module, other: Callable[[nn.Module], type[nn.Module] | None]) -> int:
     count = 0
     for module in model.modules():
-        other = classes.get(type(module))  # exactly this class: a subclass has its own forward
-        if other is not None:
-            module.__class__ = other
+        kind = other(module)
+        if kind is not None:
+            module.__class__ = kind
             count += 1
     return count

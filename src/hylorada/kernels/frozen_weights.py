@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from hylorada.kernels.frozen_layers import (
     FrozenConv1D,
@@ -55,6 +56,8 @@ def keep_products_in(model: nn.Module, dtype: torch.dtype) -> int:
         if not isinstance(module, (FrozenLinear, FrozenConv1D)) or id(module) in computed_from:
             continue
         for parameter in module.parameters(recurse=False):
+            if isinstance(parameter, DTensor):  # of a sharded base: cast where it is whole
+                continue
             alone = uses[id(parameter)] == 1 and not parameter.requires_grad
             if alone and parameter.is_floating_point() and parameter.dtype != dtype:
                 parameter.data = parameter.data.to(dtype)

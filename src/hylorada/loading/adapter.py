@@ -35,9 +35,12 @@ def read_settings(folder: Path) -> PeftConfig:
         ConfigError: an adapter of a kind that cannot be measured.
     """
     if not (folder / ADAPTER_SETTINGS).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        inner = folder / "adapter"
+        give = "give the folder that PEFT's save_pretrained wrote"
+        if (inner / ADAPTER_SETTINGS).is_file():
+            give = f"this is a run: give its adapter={inner}, or measure it again by run={folder}"
         raise DataError(
-            f"adapter={folder}: no {ADAPTER_SETTINGS} with {ADAPTER_WEIGHTS} here; give "
-            "the folder that PEFT's save_pretrained wrote"
+            f"adapter={folder}: no {ADAPTER_SETTINGS} with {ADAPTER_WEIGHTS} here; {give}"
         )
     try:
         settings = PeftConfig.from_pretrained(str(folder))

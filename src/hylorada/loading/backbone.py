@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from hylorada.architecture import anatomy
 from hylorada.architecture.logits import output_head
 from hylorada.config import EMBEDDED, ModelConfig
 from hylorada.data.hub import check_model
-from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.errors import DataError
 from hylorada.kernels import grouped_heads
+from hylorada.loading.availability import downloaded, explained, named
+from hylorada.loading.fetched_model import verified
 from hylorada.loading.gguf_file import SUFFIX as GGUF
-from hylorada.loading.gguf_file import check_read, refuse_unreadable, unpacking
+from hylorada.loading.gguf_file import check_read, refuse_unreadable, split_as_trained, unpacking
 from hylorada.loading.quantized import (
     NONE,
     files_sha256,
@@ -41,6 +39,7 @@ from hylorada.loading.weight_precision import stored_dtype, weight_files
 from hylorada.loading.whole_weights import check_loaded, refuse_other_task, reported_here
 from hylorada.process.device import choose_dtype
 from hylorada.records.provenance import config_sha256, name_of, weights_sha256
+from hylorada.settings.fetched_models import fetched
 
 _PROBED = 8  # tokens
 
@@ -59,6 +58,7 @@ class Backbone:
         logits: its `probe_logits` when it was loaded.
         quantization: of its linear layers, as ``model.quantization`` says. If there is one, the two
             hashes are of what the files hold, and `dtype` is of the other weights.
+        read_from: what its weights were unpacked from, in words; empty if they lay there so.
     """
 
     model: Any
@@ -69,6 +69,7 @@ class Backbone:
     trained_length: int
     logits: Tensor
     quantization: str = NONE
+    read_from: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -81,6 +82,8 @@ class Backbone:
         }
         if self.quantization != NONE:
             told["base_model_quantization"] = self.quantization
+        if self.read_from:
+            told["base_model_read_from"] = self.read_from
         return told
 
 
@@ -122,15 +125,19 @@ def open_base(settings: ModelConfig) -> Blueprint:
     else:
         options["local_files_only"] = True
     if where == "gguf":
-        refuse_unreadable(Path(source), _named(settings, where))
+        refuse_unreadable(Path(source), named(settings, where))
         source, options["gguf_file"] = str(Path(source).parent), Path(source).name
     with explained(settings, where):
-        config = AutoConfig.from_pretrained(source, **options)
-        refuse_other_task(config, _named(settings, where))
+        config = downloaded(settings, where, lambda: AutoConfig.from_pretrained(source, **options))
+        refuse_other_task(config, named(settings, where))
         refuse_quantized_before(settings, config)
         _without_dropout(config)
         _tell_trained_length(config, settings.trained_length)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = downloaded(
+            settings, where, lambda: AutoTokenizer.from_pretrained(source, **options)
+        )
+        if where == "gguf":
+            split_as_trained(tokenizer, Path(source) / options["gguf_file"])
     return Blueprint(source, where, config, tokenizer, options)
 
 
@@ -146,6 +153,7 @@ def load_backbone(
     device: torch.device,
     precision: str = "auto",
     opened: Blueprint | None = None,
+    stays: bool = False,
 ) -> Backbone:
     """Load the base model and tokenizer of a run.
 
@@ -154,6 +162,7 @@ def load_backbone(
         device: to load it onto.
         precision: that it is to run in (``train.precision``).
         opened: what `open_base` gave for these settings, if it was asked already.
+        stays: leave its weights where they were read, in the host's memory.
 
     Raises:
         DataError: not there, not reachable, gated, damaged, incomplete, made for another task, or
@@ -164,28 +173,34 @@ def load_backbone(
     """
     refuse_elsewhere(settings, device)
     opened = opened or open_base(settings)
-    what = _named(settings, opened.where)
+    what = named(settings, opened.where)
     grouped_heads.use_here(device)
     gguf = opened.options.get("gguf_file")
     with explained(settings, opened.where), reported_here():
-        dtype = choose_dtype(settings.dtype, precision, device, lambda: stored(opened))
+        dtype = choose_dtype(
+            settings.dtype, precision, device,
+            lambda: downloaded(settings, opened.where, lambda: stored(opened)),
+        )  # fmt: skip
         four_bit = quantizing(settings, device, precision)
         way: Any = unpacking() if gguf else contextlib.nullcontext(four_bit)
         with way as more:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                opened.source,
-                config=opened.config,
-                dtype=dtype,
-                attn_implementation=settings.attn_implementation,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # named and refused by check_loaded, with the others
-                **opened.options,
-                **more,
+            loaded: Any = downloaded(
+                settings,
+                opened.where,
+                lambda: AutoModelForCausalLM.from_pretrained(
+                    opened.source,
+                    config=opened.config,
+                    dtype=dtype,
+                    attn_implementation=settings.attn_implementation,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # named and refused by check_loaded
+                    **opened.options,
+                    **more,
+                ),
             )
         model, info = loaded
-        if gguf:
-            check_read(model, Path(opened.source) / gguf, what)
+        read_from = check_read(model, Path(opened.source) / gguf, what) if gguf else ""
     check_loaded(model, info, what)
     # What PEFT writes into an adapter as its base: as the user named it, not where it lay here.
     model.name_or_path = settings.path
@@ -198,11 +213,13 @@ def load_backbone(
     else:
         sha256 = weights_sha256(model)  # where it was read: from a GPU all of it would come back
         config_hash = config_sha256(model.config)
-        model.to(device)
+        if not stays:
+            model.to(device)
     output_head(model)  # whether its loss can be computed at all, before anything is measured
     return Backbone(
         model, opened.tokenizer, sha256, config_hash, dtype,
         anatomy.trained_length(model.config), probe_logits(model), settings.quantization,
+        _told_of(settings, read_from),
     )  # fmt: skip
 
 
@@ -220,27 +237,6 @@ def probe_logits(model: nn.Module) -> Tensor:
     return lm(input_ids=ids_T[None], use_cache=False).logits
 
 
-@contextlib.contextmanager
-def explained(settings: ModelConfig, where: str) -> Iterator[None]:
-    """Turn whatever transformers and the hub raise into one line; without their progress bars.
-
-    Args:
-        settings: of the model that is read inside the block.
-        where: "embedded", "folder", "hub" or "gguf".
-    """
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # "Loading weights", for every shard
-    try:
-        yield
-    except HyloradaError:  # a signal
-        raise
-    except Exception as error:  # transformers and the hub raise some twenty kinds
-        raise _explain(error, settings, where) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
 def _locate(settings: ModelConfig) -> tuple[str, str]:
     """The path or hub id to load from, and which of embedded, folder, hub, gguf it is."""
     if settings.path == EMBEDDED:
@@ -251,6 +247,8 @@ def _locate(settings: ModelConfig) -> tuple[str, str]:
                 "hub id or a local folder"
             )
         return str(folder), EMBEDDED
+    if (known := fetched(settings.path)) is not None:
+        return str(verified(known)), "gguf"
     folder = Path(settings.path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -279,6 +277,11 @@ def _locate(settings: ModelConfig) -> tuple[str, str]:
     return settings.path, "hub"
 
 
+def _told_of(settings: ModelConfig, read_from: str) -> str:
+    known = fetched(settings.path)
+    return f"{read_from} of {known.title}, {known.what}" if known and read_from else read_from
+
+
 def _tell_trained_length(config: Any, told: int) -> None:
     """What the user says; or of a model that was merged, the length that it was extended to."""
     merged = config.__dict__.pop("hylorada_range", None)
@@ -291,86 +294,6 @@ def _without_dropout(config: Any) -> None:
     for name, value in vars(config).items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
             setattr(config, name, 0.0)
-
-
-def _named(settings: ModelConfig, where: str) -> str:
-    """How the user named the model, for messages."""
-    what = f"model.path={settings.path}"
-    if where == "hub" and settings.revision:
-        what += f" (revision {settings.revision})"
-    return what
-
-
-def _explain(error: Exception, settings: ModelConfig, where: str) -> DataError | ConfigError:
-    """One line for whatever transformers or the hub raised."""
-    what = _named(settings, where)
-    offline = "use model=tiny (embedded), or model.path=<local folder> with a copy of it"
-    causes = _chain(error)
-    names = {type(e).__name__ for e in causes}
-    text = " ".join(str(e) for e in causes)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        raise error
-    if "GatedRepoError" in names:
-        return DataError(
-            f"{what}: gated on the hub; ask for access on its page and set HF_TOKEN, or {offline}"
-        )
-    if names & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
-        return DataError(
-            f"{what}: the hub has no such model or revision (or it is private and HF_TOKEN is not "
-            f"set); check the spelling, or {offline}"
-        )
-    if "trust_remote_code" in text:
-        return DataError(
-            f"{what}: this model needs code from its repository, which is never run here; choose "
-            "an architecture that transformers itself has"
-        )
-    if "safetensors" in text and ("pytorch_model.bin" in text or "no file named" in text):
-        return DataError(
-            f"{what}: no safetensors weights; pickled weights are not loaded, so convert them "
-            "(save_pretrained writes safetensors) or choose another revision"
-        )
-    offline_mode = os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true")
-    if "OfflineModeIsEnabled" in names or (where == "hub" and offline_mode):
-        return DataError(f"{what}: not in the local hub cache and HF_HUB_OFFLINE is set; {offline}")
-    if where == "hub" and names & _NETWORK:
-        return DataError(f"{what}: the hub cannot be reached; try again later, or {offline}")
-    if "Unrecognized" in text and "configuration class" in text:
-        return ConfigError(f"{what}: not a causal language model that transformers knows")
-    if "scaled_dot_product_attention" in text:
-        return ConfigError(
-            f"{what}: transformers has no SDPA attention for this architecture; set "
-            "model.attn_implementation=eager"
-        )
-    gone = next((e for e in causes if isinstance(e, FileNotFoundError)), None)
-    if gone is not None and where == "folder" and ".safetensors" in str(gone):
-        name = Path(str(gone).split()[-1].strip("'\"")).name
-        return DataError(
-            f"{what}: its index names {name}, which is not there; copy the whole folder again"
-        )
-    unread = re.search(r"GGUF \w+ (?:with|of) architecture '?([\w.-]+)", text)
-    if unread is not None:
-        return DataError(
-            f"{what}: a GGUF file of architecture {unread[1]}, which transformers does not read; "
-            f"{offline}"
-        )
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return DataError(f"{what}: cannot be loaded ({type(error).__name__}: {first[:200]}); {offline}")
-
-
-_NETWORK = {
-    "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "HfHubHTTPError",
-    "LocalEntryNotFoundError", "HTTPError", "HTTPStatusError", "RemoteProtocolError", "ReadError",
-    "ProxyError", "MaxRetryError", "Timeout", "TimeoutException", "ConnectionRefusedError",
-}  # fmt: skip
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
 
 
 def parameter_count(model: nn.Module) -> int:

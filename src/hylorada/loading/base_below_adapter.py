@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import nn
 
 from hylorada.architecture import anatomy
+from hylorada.architecture.logits import TOLERANCE
 from hylorada.config import PositionRangeConfig
 from hylorada.errors import DataError
 from hylorada.kernels.frozen_layers import restore, use_frozen_kernels
@@ -95,13 +96,8 @@ class BaseBelow:
     def _can_be_switched_off(self) -> bool:
         if not is_extended_as(self._model, *self._asked):
             return False
-        try:
-            with switched_off(self._model), _own_tables(self._model), unextended(self._model):
-                now = probe_logits(self._model)
-        except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
-            logger.debug("the adapter cannot be switched off: %s", error)
-            return False
-        return torch.equal(now, self._backbone.logits)
+        now = _logits_without(self._model)
+        return now is not None and torch.equal(now, self._backbone.logits)
 
     def _again(self) -> Any:
         """A second copy of the base, extended."""
@@ -114,6 +110,37 @@ class BaseBelow:
             )
         extend_range(again.model, *self._asked)
         return again.model
+
+
+def logits_below(model: nn.Module, backbone: Backbone) -> torch.Tensor:
+    """The base's logits where it is now, if they are near to those that it had where it was loaded.
+
+    Two devices round differently, and what `BaseBelow` compares is bits.
+
+    Args:
+        model: of the run.
+        backbone: that it was made from.
+
+    Returns:
+        its `probe_logits`; where they are others, or the adapter cannot be switched off, those of
+        ``backbone``.
+    """
+    now = _logits_without(model)
+    if now is None:
+        return backbone.logits
+    before = backbone.logits.to(now.device)
+    near = (now - before).abs().max() <= TOLERANCE[backbone.dtype] * before.abs().max()
+    return now if bool(near) else backbone.logits
+
+
+def _logits_without(model: nn.Module) -> torch.Tensor | None:
+    """`probe_logits` of the base in its own range; None if the adapter cannot be switched off."""
+    try:
+        with switched_off(model), _own_tables(model), unextended(model):
+            return probe_logits(model)
+    except (RuntimeError, ValueError, AttributeError) as error:
+        logger.debug("the adapter cannot be switched off: %s", error)
+        return None
 
 
 @contextmanager

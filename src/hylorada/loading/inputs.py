@@ -18,6 +18,7 @@ import hylorada
 from hylorada.config import EMBEDDED, DatasetConfig, ModelConfig, RunConfig
 from hylorada.data.kind import kind_of
 from hylorada.errors import DataError
+from hylorada.settings.fetched_models import fetched
 
 # Of a model's folder: weights, settings, tokenizer; not what people write beside them.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.gguf", "*.model", "*.txt", "*.tiktoken", "*.jinja")
@@ -143,6 +144,8 @@ def _path(name: str, config: RunConfig) -> Path:
     if name == "model":
         if config.model.path == EMBEDDED:
             return Path(hylorada.__file__).parent / "assets" / "tiny"
+        if (known := fetched(config.model.path)) is not None:
+            return known.file
         return Path(config.model.path).expanduser()
     if name == "eval.lost_in_middle.path":
         return Path(config.eval.lost_in_middle.path).expanduser()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from hylorada.architecture import anatomy
 from hylorada.architecture.anatomy import PositionForm
 from hylorada.config import MethodConfig
-from hylorada.config_fields import SWITCHES as SETTINGS
+from hylorada.config.fields import SWITCHES as SETTINGS
 from hylorada.errors import ConfigError
 from hylorada.methods.hylorada_config import (
     LONG_CONTEXT,
@@ -22,7 +22,7 @@ from hylorada.methods.hylorada_config import (
     HyloradaConfig,
 )
 from hylorada.methods.placement import SWITCHES
-from hylorada.methods.position_range import without_rope
+from hylorada.methods.position_range import refuse_start, without_rope
 
 
 def from_method(method: MethodConfig, max_length: int, base_config: Any) -> HyloradaConfig | None:
@@ -56,6 +56,11 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
             f"method: {type(skeleton).__name__} has no learned position embeddings to train; "
             "set train_embeddings to auto or false"
         )
+    if method.placebo and not (switches["position_bias"] or switches["landmark"]):
+        raise ConfigError(
+            f"method: placebo=true has no effect at {max_length} tokens, where position bias and "
+            "landmarks are off; set one of them to true, or placebo to false"
+        )
     lora = method.lora
     target = lora.target_modules
     s2 = method.s2_attn
@@ -78,11 +83,14 @@ def from_method(method: MethodConfig, max_length: int, base_config: Any) -> Hylo
         s2_group_size=s2.group_size or max_length // 8 * 2,  # a quarter, even
         s2_shift=s2.shift,
         s2_in_evaluation=s2.in_evaluation and (switches["s2_attn"] or s2.enabled == "false"),
+        s2_full_layers=s2.full_layers if switches["s2_attn"] else 0.0,
+        s2_full_heads=s2.full_heads if switches["s2_attn"] else 0.0,
         rope_scaling_type=method.position_range.rope_type,
         rope_scaling_factor=method.position_range.rope_factor,
         learned_init=method.position_range.learned_init,
         train_embeddings=switches["train_embeddings"],
         train_norms=switches["train_norms"],
+        placebo=method.placebo,
         max_length=max_length,
         chosen_by_rule=[SWITCHES[name] for name, setting in settings.items() if setting == "auto"],
     )
@@ -135,8 +143,9 @@ def _resolve(name: str, setting: str, rule: bool) -> bool:
 
 
 def _check_range(method: MethodConfig, skeleton: Any) -> None:
-    """A RoPE setting made by hand must have a rotary embedding to act on."""
+    """A setting made by hand must have the positions to act on: rotary ones, or learned ones."""
     wanted, form = method.position_range, anatomy.position_form(skeleton)
+    refuse_start(wanted.learned_init, skeleton)
     if form is not PositionForm.ROTARY and (
         wanted.rope_type not in ("auto", "none") or wanted.rope_factor
     ):

@@ -44,8 +44,12 @@ def adapt(
         seed: of the initial weights; None draws from torch's generator as it stands.
 
     Raises:
-        ConfigError: a component cannot take effect on this model.
+        ConfigError: a component cannot take effect on this model; it carries an adapter.
     """
+    if getattr(base_model, "peft_config", None):
+        raise ConfigError(
+            "method: this model carries an adapter; load its base anew, or take it off by unload()"
+        )
     config = copy.deepcopy(config)
     if max_length is not None:
         if config.max_length not in (0, max_length):

@@ -15,7 +15,7 @@ from typing import Any
 from peft import LoraConfig, PeftType, TaskType
 from peft.utils import CONFIG_NAME
 
-from hylorada.config_rules import choices
+from hylorada.config.rules import choices
 from hylorada.errors import ConfigError
 
 # The adaptive rule: from this length on, in tokens.
@@ -65,12 +65,16 @@ class HyloradaConfig(LoraConfig):
         s2_group_size: tokens in a group; even.
         s2_shift: "layers" (every second layer) or "heads" (half of the heads of each).
         s2_in_evaluation: also outside training.
+        s2_full_layers: share of the layers that attend fully all the same, evenly spread.
+        s2_full_heads: share of the heads that attend fully all the same, in every layer.
         rope_scaling_type: "auto" (linear to 8192 tokens, YaRN beyond, nothing on models without
             RoPE), "linear", "yarn", "dynamic" or "none".
         rope_scaling_factor: 0 means ceil(max_length / the model's trained length).
-        learned_init: how longer learned position embeddings start: "interpolate" or "tile".
+        learned_init: how longer learned position embeddings start: "interpolate", "tile",
+            "by_parts" or "keep", see `longer_rows`.
         train_embeddings: train the position embeddings (not the token embeddings).
         train_norms: train the norms of the residual path.
+        placebo: a control: the output of position bias and landmarks is multiplied by 0.
         max_length: tokens that the model must reach; its range is extended to it before the
             adapter is attached, also when the adapter is loaded. 0 leaves the range as it is.
         base_trained_length: tokens that the base was trained on, where the user has said so
@@ -102,11 +106,14 @@ class HyloradaConfig(LoraConfig):
     s2_group_size: int = 2048
     s2_shift: str = "layers"
     s2_in_evaluation: bool = False
+    s2_full_layers: float = 0.0
+    s2_full_heads: float = 0.0
     rope_scaling_type: str = "auto"
     rope_scaling_factor: float = 0.0
     learned_init: str = "interpolate"
     train_embeddings: bool = False
     train_norms: bool = False
+    placebo: bool = False
     max_length: int = 0
     base_trained_length: int = 0
     chosen_by_rule: list[str] = field(default_factory=list)
@@ -133,6 +140,11 @@ class HyloradaConfig(LoraConfig):
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"method: {name} is {getattr(self, name)}; use at least {least}")
+        for name in ("s2_full_layers", "s2_full_heads"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"method: {name} is {getattr(self, name)}; use a share from 0 to below 1"
+                )
         if self.init_lora_weights is not True:
             raise ConfigError(
                 f"method: init_lora_weights is {self.init_lora_weights!r}; leave it True and set "
@@ -149,10 +161,11 @@ class HyloradaConfig(LoraConfig):
             raise ConfigError("method: bucketing is relative to max_length; set max_length")
         if self.s2_attn_enabled:
             self._check_s2()
-        if self.s2_in_evaluation and not self.s2_attn_enabled:
-            raise ConfigError(
-                "method: s2_in_evaluation has no effect without s2_attn_enabled; switch both on"
-            )
+        for name in ("s2_in_evaluation", "s2_full_layers", "s2_full_heads"):
+            if getattr(self, name) and not self.s2_attn_enabled:
+                raise ConfigError(
+                    f"method: {name} has no effect without s2_attn_enabled; switch both on"
+                )
 
     def _uses_buckets(self) -> bool:
         gates = self.landmark_enabled and self.landmark_position_buckets > 0
@@ -188,6 +201,9 @@ class HyloradaConfig(LoraConfig):
             max_length: tokens.
             trained_length: tokens the base model was trained on (`anatomy.trained_length`).
             **overrides: any field; what is named here wins over the rule.
+
+        Raises:
+            ConfigError: a length below 1 token.
         """
         if max_length < 1 or trained_length < 1:
             raise ConfigError(
@@ -212,6 +228,20 @@ class HyloradaConfig(LoraConfig):
         )  # fmt: skip
         values["chosen_by_rule"] = [n for n in depends_on_model if n not in overrides]
         return cls(**{**values, **overrides})
+
+    @property
+    def s2_arguments(self) -> dict[str, Any] | None:
+        """What `s2_attention.enable_s2` is called with; None where it is off."""
+        if not self.s2_attn_enabled:
+            return None
+        return {
+            "group_size": self.s2_group_size,
+            "shift": self.s2_shift,
+            "in_evaluation": self.s2_in_evaluation,
+            "max_length": self.max_length or None,
+            "full": self.s2_full_layers,
+            "share_of_heads": self.s2_full_heads,
+        }
 
     @property
     def is_plain(self) -> bool:

@@ -37,6 +37,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from hylorada.architecture.packed_rows import is_one_document_a_row
 from hylorada.errors import ConfigError
 from hylorada.methods.positions import bucket
+from hylorada.methods.sequence_part import running_part
 
 _BLOCK = 128  # tokens in a block of `prefix_sum`
 
@@ -58,13 +59,15 @@ class Landmark(nn.Module):
         position_buckets: rows of P; 0 leaves it out.
         bucketing: "log2" or "relative".
         max_length: tokens; used by "relative" only.
+        placebo: what is added is multiplied by 0 (in `add_to_output`).
     """
 
     def __init__(
         self, hidden_size: int, num_landmarks: int, pooling: str, position_buckets: int,
-        bucketing: str, max_length: int,
+        bucketing: str, max_length: int, placebo: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.placebo = placebo
         self.pooling = pooling
         self.position_buckets = position_buckets
         self.bucketing = bucketing
@@ -88,21 +91,25 @@ class Landmark(nn.Module):
         position_ids_BT: Tensor,
         weight_BT: Tensor | None = None,
         state: PooledState | None = None,
+        packed: bool = True,
     ) -> tuple[Tensor, PooledState]:
         """h' [B, T, d] and the state for the tokens that follow.
 
         Args:
             h_BTd: output of the final norm.
-            position_ids_BT: integers [B or 1, T]; a step other than +1 starts a new document.
+            position_ids_BT: integers [B or 1, T].
             weight_BT: 1 for text and 0 for padding; None is all text.
             state: of the tokens before these in the same sequences (KV cache).
+            packed: a step of the positions other than +1 starts a new document; False: a row is one
+                document, whatever its positions.
         """
         dtype = torch.promote_types(h_BTd.dtype, torch.float32)
         with torch.autocast(h_BTd.device.type, enabled=False):
             score_BTK = F.linear(h_BTd.to(dtype), self.W_g.to(dtype))
             mean_BTK, state = running_mean(
-                score_BTK, position_ids_BT, weight_BT, state, whole=self.pooling == "sequence_mean"
-            )
+                score_BTK, position_ids_BT, weight_BT, state,
+                whole=self.pooling == "sequence_mean", packed=packed,
+            )  # fmt: skip
             gate_BTK = mean_BTK.to(dtype)
             if self.position_buckets:
                 index_BT = bucket(
@@ -120,10 +127,12 @@ def running_mean(
     weight_BT: Tensor | None,
     state: PooledState | None,
     whole: bool = False,
+    packed: bool = True,
 ) -> tuple[Tensor, PooledState]:
     """Mean of each token's document up to and including the token, in float64.
 
-    Free of branches on values, so that it can be compiled.
+    Free of branches on values, so that it can be compiled. Of a sequence that is split over
+    processes (`sequence_part`), the state is what the parts before this one have summed up.
 
     Args:
         x_BTK: what is averaged.
@@ -131,6 +140,7 @@ def running_mean(
         weight_BT: 1 for text, 0 for padding.
         state: carried into the document that the first token belongs to.
         whole: average over all of the document that is here, not only up to the token.
+        packed: a step of the positions other than +1 starts a new document.
     """
     B, T, K = x_BTK.shape
     weight_BT1 = torch.ones(B, T, 1, dtype=torch.float64, device=x_BTK.device)
@@ -139,7 +149,8 @@ def running_mean(
     both_BTK1 = torch.cat([x_BTK.double() * weight_BT1, weight_BT1], dim=-1)  # sums and count
     on_cpu = x_BTK.device.type == "cpu"
     here_BTK1 = both_BTK1.cumsum(dim=1) if on_cpu else prefix_sum(both_BTK1)
-    one_document = is_one_document_a_row() and state is None
+    part = running_part()
+    one_document = not packed or (is_one_document_a_row() and state is None and part is None)
     if not one_document:
         index_T = torch.arange(T, device=x_BTK.device)
         position_BT = position_ids_BT.expand(B, T)
@@ -148,9 +159,13 @@ def running_mean(
         before_BTK1 = F.pad(here_BTK1[:, :-1], (0, 0, 1, 0))
         before_BTK1 = before_BTK1.gather(1, first_BT.unsqueeze(-1).expand(-1, -1, K + 1))
         here_BTK1 = here_BTK1 - before_BTK1
+    if part is not None:
+        carried_BK1 = part.carried(here_BTK1[:, -1])
+        state = PooledState(carried_BK1[:, :K], carried_BK1[:, K:])
     if state is not None:
         seen_B1K1 = torch.cat([state.sum_BK, state.count_B1], dim=-1).unsqueeze(1)
-        here_BTK1 = here_BTK1 + (first_BT == 0).unsqueeze(-1) * seen_B1K1
+        joined_BT1 = 1 if one_document else (first_BT == 0).unsqueeze(-1)
+        here_BTK1 = here_BTK1 + joined_BT1 * seen_B1K1
     after = PooledState(here_BTK1[:, -1, :K], here_BTK1[:, -1, K:])
     if whole and one_document:
         here_BTK1 = here_BTK1[:, -1:].expand(-1, T, -1)
@@ -275,9 +290,13 @@ def add_to_output(
     layer = None
     if cache is not None:
         layer = _layer_of(cache, adapter_name)
-    weight_BT = _text_weights(call.get("attention_mask"), h_BTd.shape[1], cache)
+    mask = call.get("attention_mask")
+    weight_BT = _text_weights(mask, h_BTd.shape[1], cache)
     state = layer.state if layer is not None else None
-    h_BTd, state = landmark(h_BTd, position_ids_BT, weight_BT, state)
+    # Beside a 2-D mask transformers takes no gap between positions for a new document, nor do we.
+    packed = not (isinstance(mask, Tensor) and mask.dim() == 2)
+    with_BTd, state = landmark(h_BTd, position_ids_BT, weight_BT, state, packed)
+    h_BTd = h_BTd + 0 * (with_BTd - h_BTd) if landmark.placebo else with_BTd
     if layer is not None:
         layer.state = state
     if is_tuple:

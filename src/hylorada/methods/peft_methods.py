@@ -35,7 +35,7 @@ from hylorada.methods.placement import (
     stores_transposed,
 )
 from hylorada.methods.position_flow import position_flow
-from hylorada.methods.position_range import RangeReport, extend_range
+from hylorada.methods.position_range import RangeReport, extend_range, refuse_start
 
 _WORDS = ("auto", "attention")  # for target_modules, as method.lora has them
 _OURS = {"position_bias": "bias", "landmark": "landmarks", "s2_attn": "shifted attention"}
@@ -79,6 +79,7 @@ def attach_peft_method(
             left_out[name] = f"it acts inside this project's own adapter, and {kind} is peft's"
     to_save = _modules_to_save(config, method, lm, switches, left_out)
     wanted = method.position_range
+    refuse_start(wanted.learned_init, lm)
     report = extend_range(lm, max_length, wanted.learned_init, wanted.rope_type, wanted.rope_factor)
     _fill_targets(config, lm)
     if to_save:

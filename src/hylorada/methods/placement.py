@@ -79,6 +79,7 @@ def resolve(config: HyloradaConfig, model: nn.Module) -> HyloradaConfig:
         logger.debug("left out: %s (%s)", component, reason)
     if not config.s2_attn_enabled:
         config.s2_in_evaluation = False
+        config.s2_full_layers = config.s2_full_heads = 0.0
     to_save = list(config.modules_to_save or [])
     if config.train_embeddings:
         found = anatomy.position_embedding(model)
@@ -136,7 +137,7 @@ def _s2_reason(config: HyloradaConfig, model: nn.Module) -> str:
 
     What was asked for by hand, `enable_s2` itself refuses.
     """
-    reason = s2_obstacle(model, config.s2_shift)
+    reason = s2_obstacle(model, config.s2_shift, config.s2_full_heads)
     has_weights = not any(p.is_meta for p in model.parameters())
     if reason or not has_weights or "s2_attn_enabled" not in config.chosen_by_rule:
         return reason

@@ -35,10 +35,14 @@ class PositionBias(nn.Module):
         buckets: entries of b.
         bucketing: "log2" or "relative".
         max_length: tokens; used by "relative" only.
+        placebo: s(p) is not applied, whatever b and w are.
     """
 
-    def __init__(self, buckets: int, bucketing: str, max_length: int) -> None:
+    def __init__(
+        self, buckets: int, bucketing: str, max_length: int, placebo: bool = False
+    ) -> None:
         super().__init__()
+        self.placebo = placebo
         self.bucketing = bucketing
         self.max_length = max_length
         # Directly here, not in a module below: peft takes the adapter's name out of a saved key
@@ -87,9 +91,10 @@ class PositionBiasVariant(LoraVariant):
     One object per layer and adapter. It refers to the shared parameters without owning them.
     """
 
-    def __init__(self, bias: PositionBias, positions: Positions) -> None:
+    def __init__(self, bias: Any, positions: Positions, rank: int) -> None:
         self.bias = bias
         self.positions = positions
+        self.rank = rank
 
     def supports_lora_conversion(self) -> bool:
         """An update that depends on the position is no LoRA."""
@@ -100,17 +105,26 @@ class PositionBiasVariant(LoraVariant):
     ) -> Tensor:
         """result + s(p) * scaling * B A x; x [B, T, d_in] or [N, d_in] (OPT's FFN)."""
         h = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
+        if self.bias.placebo:  # scaled where peft's own LoRA is, so that not a bit differs from it
+            h = h * self.scale_of(h).to(h.dtype)
+            return result + module.lora_B[active_adapter](h) * module.scaling[active_adapter]
         scale = self.scale_of(h) * module.scaling[active_adapter]
         return result + module.lora_B[active_adapter]((h * scale).to(h.dtype))
 
     def scale_of(self, h: Tensor) -> Tensor:
-        """s(p) in a shape that multiplies h [B, T, any] or [N, any]; also for fused kernels."""
-        s_BT = self.positions.once(self.bias)
-        tokens = s_BT.shape[1]
+        """s(p) for each rank-r activation, [B, T, r], or [N, r] for h [N, any]; for fused kernels.
+
+        It is spread over the r activations once for all layers, not in each: so is the sum over r
+        of its gradient.
+        """
+        s_BTr = self.positions.once(self.bias, self.rank)
+        if self.bias.placebo:
+            s_BTr = 1 + 0 * (s_BTr - 1)
+        tokens = s_BTr.shape[1]
         if h.dim() == 2:
-            s_BT = s_BT.expand(h.shape[0] // tokens, tokens).reshape(-1)
-        assert h.shape[-2] == s_BT.shape[-1], f"{h.shape[-2]} tokens, {s_BT.shape[-1]} positions"
-        return s_BT.unsqueeze(-1)
+            s_BTr = s_BTr.expand(h.shape[0] // tokens, -1, -1).flatten(0, 1)
+        assert h.shape[-2] == s_BTr.shape[-2], f"{h.shape[-2]} tokens, {s_BTr.shape[-2]} positions"
+        return s_BTr
 
     def _delta(self, module: Any, active_adapter: str) -> Tensor:
         if not self.bias.is_identity():

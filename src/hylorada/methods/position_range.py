@@ -1,11 +1,6 @@
 """How a model reaches positions beyond its trained length (paper 2.2).
 
-Learned position embeddings (GPT-2, OPT) get more rows: old and new positions are spread over the
-same interval and each new row is interpolated between its two old neighbours,
-
-    P'[i] = (1 - t) P[j] + t P[j + 1],   j + t = i (n - 1) / (n' - 1)
-
-or the old rows are repeated (tile), which leaves short prompts exactly as they were.
+Learned position embeddings (GPT-2, OPT) get more rows, made from the old ones; see `longer_rows`.
 
 Rotary embeddings (RoPE) are rescaled by factor = ceil(max_length / trained length): linear
 interpolation (arXiv:2306.15595) up to 8192 tokens, YaRN (arXiv:2309.00071) beyond, dynamic NTK on
@@ -27,9 +22,10 @@ from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
 from hylorada.architecture.anatomy import PositionForm
-from hylorada.config_rules import choices
+from hylorada.config.rules import choices
 from hylorada.errors import ConfigError
 from hylorada.methods import rope_tables
+from hylorada.methods.longer_rows import longer_rows
 from hylorada.methods.own_range import Asked, forget, put, remember
 
 LEARNED_INITS = choices("method.position_range.learned_init")
@@ -84,7 +80,7 @@ def extend_range(
     Args:
         model: a causal language model, before any adapter wraps its embeddings.
         max_length: tokens.
-        learned_init: of longer learned embeddings, "interpolate" or "tile".
+        learned_init: of longer learned embeddings, "interpolate", "tile", "by_parts" or "keep".
         rope_type: "auto", "linear", "yarn", "dynamic", or "none" to leave RoPE as it is.
         rope_factor: 0 means ceil(max_length / trained length).
 
@@ -234,6 +230,19 @@ def _check_settings(
         )
 
 
+def refuse_start(learned_init: str, model: nn.Module) -> None:
+    """Refuse a start that was set by hand on a base that has no learned positions to start.
+
+    Not part of `extend_range`, which reads what adapters were saved with.
+    """
+    form = anatomy.position_form(model)
+    if learned_init != "interpolate" and form not in (PositionForm.LEARNED, PositionForm.UNKNOWN):
+        raise ConfigError(
+            f"method.position_range.learned_init={learned_init} has no effect: "
+            f"{type(anatomy.causal_lm(model)).__name__} has {form}; set it to interpolate"
+        )
+
+
 def without_rope(kind: str, form: PositionForm) -> str:
     """Why RoPE scaling has nothing to act on."""
     if form is PositionForm.UNKNOWN:
@@ -258,14 +267,7 @@ def _lengthen_embedding(lm: Any, length: int, trained: int, init: str) -> RangeR
     buffers = _longer_buffers(lm, count[1], length)
     old = embedding.weight
     head, body = old[:offset], old[offset:]
-    if init == "tile":
-        rows = body[torch.arange(length, device=old.device) % trained]
-    else:  # in float32: bf16 could not tell neighbouring rows apart
-        scaled = torch.arange(length, device=old.device) * (trained - 1)  # exact, as integers
-        left = scaled // (length - 1)
-        t = (scaled % (length - 1) / (length - 1))[:, None]
-        right = (left + 1).clamp(max=trained - 1)
-        rows = torch.lerp(body[left].float(), body[right].float(), t)
+    rows = longer_rows(body[:trained], length, init)
     weight = torch.cat([head, rows.to(old.dtype)]).contiguous()
     embedding.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     embedding.num_embeddings = length + offset

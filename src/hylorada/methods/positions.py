@@ -33,7 +33,7 @@ class Positions:
 
     def __init__(self) -> None:
         self.position_ids_BT: Tensor | None = None
-        self._made: dict[int, tuple[Tensor, Any, Tensor]] = {}
+        self._made: dict[tuple[int, int], tuple[Tensor, Any, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was made: it has a graph, which cannot be copied."""
@@ -58,18 +58,19 @@ class Positions:
             )
         return self.position_ids_BT
 
-    def once(self, make: nn.Module) -> Tensor:
-        """``make(positions)``, computed when the first layer asks for it.
+    def once(self, make: nn.Module, width: int) -> Tensor:
+        """``make(positions)`` [B, T], ``width`` times [B, T, width], when the first layer asks.
 
         Again when the positions are another tensor, a parameter has moved, or gradients are wanted
         that were not (or no longer): activation checkpointing runs layers in either mode.
 
         Args:
             make: whose result may be kept for a second backward pass: its graph saves no tensor.
+            width: of a view in which each number of a token is the same.
         """
         position_ids_BT = self.current()
         if torch.compiler.is_compiling():
-            return make(position_ids_BT)
+            return _spread(make(position_ids_BT), width)
         parameters = list(make.parameters())
         wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         state = (
@@ -77,15 +78,19 @@ class Positions:
             torch.is_inference_mode_enabled(),
             *map(_stamp, [position_ids_BT, *parameters]),
         )
-        kept = self._made.get(id(make))
+        kept = self._made.get((id(make), width))
         if kept is None or kept[0] is not position_ids_BT or kept[1] != state:
-            kept = (position_ids_BT, state, make(position_ids_BT))
-            self._made[id(make)] = kept
+            kept = (position_ids_BT, state, _spread(make(position_ids_BT), width))
+            self._made[id(make), width] = kept
         return kept[2]
 
     def forget(self, *_: Any) -> None:
         """Make all anew: the pre-hook of the decoder, so that nothing outlives its forward pass."""
         self._made = {}
+
+
+def _spread(x_BT: Tensor, width: int) -> Tensor:
+    return x_BT.unsqueeze(-1).expand(-1, -1, width)
 
 
 def _stamp(x: Tensor) -> tuple[int, int]:
@@ -100,6 +105,9 @@ def bucket(position_ids_BT: Tensor, buckets: int, bucketing: str, max_length: in
     by one from 2**21 on and bf16 positions from 256 on.
     """
     p_BT = position_ids_BT.clamp(min=0)
+    if bucketing == "log2" and torch.compiler.is_compiling():  # inductor has no frexp for doubles
+        power_K = 2 ** torch.arange(1, min(buckets, 63), device=p_BT.device)
+        return (p_BT.long().unsqueeze(-1) + 1 >= power_K).sum(-1)
     if bucketing == "log2":
         bucket_BT = torch.frexp((p_BT + 1).double()).exponent.long() - 1
     else:

@@ -15,43 +15,51 @@ g/2 tokens into one segment and lets the past read the future; here the first sh
 simply half as long. Any length works: the last segment is what remains.
 
 It is one registered attention function, "s2", with a mask function of the same name (without one,
-transformers passes no mask at all and padding would be attended to). Full segments are zero-copy
-views stacked along the batch of one SDPA call, so no n x n tensor exists and the fused kernels run.
-Outside training, for n <= g, and when decoding with a cache, it is ordinary SDPA.
+transformers passes no mask at all and padding would be attended to); `segments` computes it.
+Outside training, for n <= g, when decoding with a cache, and in layers that are to attend fully,
+it is ordinary SDPA; heads that are to attend fully take the whole sequence for one segment.
 
-Legend: B batch, H query heads, K key-value heads, N tokens, M segments in one call, G tokens in
-each of them, D width of a head.
+Legend: B batch, H query heads, K key-value heads, N tokens, D width of a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from hylorada.architecture.anatomy import backbone, causal_lm, decoder
+from hylorada.architecture.anatomy import attention_modules, backbone, causal_lm, decoder
 from hylorada.errors import ConfigError
 from hylorada.kernels import grouped_heads
 from hylorada.kernels.linear import product_dtype
-from hylorada.methods.s2_limits import attention_configs, check_settings, excluded
+from hylorada.methods.s2_limits import (
+    attends_fully,
+    attention_configs,
+    check_settings,
+    excluded,
+    full_heads_of,
+    full_layers,
+)
+from hylorada.methods.segments import dense_mask, parted_heads, segmented
 
 S2 = "s2"
-_SETTINGS = ("s2_group_size", "s2_shift", "s2_in_evaluation", "s2_replaced_attention")
+_SETTINGS = (
+    "s2_group_size", "s2_shift", "s2_in_evaluation", "s2_full_heads", "s2_replaced_attention",
+)  # fmt: skip
 # Arguments of other attention variants, which the segments would silently drop.
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux", "sliding_window")
 
-# Layer indices, while `record_s2_layers` listens: of this thread of control, so that a model which
-# another thread runs at the same time is not counted.
-_taken: ContextVar[set[int] | None] = ContextVar("s2_layers_taken", default=None)
+# Index of a layer -> its heads in segments and all its heads, while `record_s2_layers` listens: of
+# this thread of control, so that a model which another thread runs at the same time is not counted.
+_taken: ContextVar[dict[int, tuple[int, int]] | None] = ContextVar("s2_layers_taken", default=None)
 
 
 def enable_s2(
@@ -60,11 +68,13 @@ def enable_s2(
     shift: str,
     in_evaluation: bool = False,
     max_length: int | None = None,
+    full: float = 0.0,
+    share_of_heads: float = 0.0,
 ) -> int:
-    """Switch shifted sparse attention on, for every attention layer of ``model``.
+    """Switch shifted sparse attention on, for every attention layer of ``model`` or most of them.
 
     The settings live on the model's transformers config (``s2_group_size``, ``s2_shift``,
-    ``s2_in_evaluation``) and are read at every call.
+    ``s2_in_evaluation``, ``s2_full_heads``) and are read at every call.
 
     Args:
         model: a causal language model, or a PeftModel of one.
@@ -72,6 +82,8 @@ def enable_s2(
         shift: "layers" or "heads".
         in_evaluation: also in evaluation mode; otherwise only in training mode.
         max_length: tokens in a training sequence, to refuse a group that never splits it.
+        full: share of the layers that attend fully all the same (`s2_limits.full_layers`).
+        share_of_heads: that attend fully in the other layers (`s2_limits.full_heads`).
 
     Returns:
         The number of layers that take it, counted by running a short probe.
@@ -80,7 +92,9 @@ def enable_s2(
         ConfigError: a setting that is wrong or cannot take effect on this model.
     """
     lm = causal_lm(model)
-    check_settings(lm, group_size, shift, max_length)
+    check_settings(lm, group_size, shift, max_length, share_of_heads)
+    layers = attention_modules(lm)
+    attending_fully = {id(layers[i]) for i in full_layers(len(layers), full)}
     replaced = attention_of(lm)
     if replaced == S2:
         replaced = getattr(lm.config, "s2_replaced_attention", "sdpa")
@@ -88,20 +102,27 @@ def enable_s2(
         config.s2_group_size = group_size
         config.s2_shift = shift
         config.s2_in_evaluation = in_evaluation
+        config.s2_full_heads = full_heads_of(config, share_of_heads)[0]
         config.s2_replaced_attention = replaced
+    for module in layers:
+        if (index := getattr(module, "layer_idx", None)) is not None:
+            vars(module)["s2_shifted"] = bool(int(index) % 2)
+        vars(module)["s2_full"] = id(module) in attending_fully
     use_attention(lm, S2)
     try:
-        count = count_s2_layers(model)
+        taken = s2_heads(model)
+        if share_of_heads and any(some == heads for some, heads in taken.values()):
+            raise excluded(f"how many heads {type(lm).__name__} has its config does not say")
     except ConfigError:
         disable_s2(model)
         raise
-    if count == 0:
+    if not taken:
         disable_s2(model)
         raise excluded(
             f"no layer of {type(lm).__name__} takes it, its attention does not go through "
             "transformers' AttentionInterface"
         )
-    return count
+    return len(taken)
 
 
 def disable_s2(model: nn.Module) -> None:
@@ -113,6 +134,9 @@ def disable_s2(model: nn.Module) -> None:
     for config in attention_configs(lm):
         for name in _SETTINGS:
             config.__dict__.pop(name, None)
+    for module in attention_modules(lm):
+        vars(module).pop("s2_shifted", None)
+        vars(module).pop("s2_full", None)
 
 
 def attention_of(model: nn.Module) -> str:
@@ -126,7 +150,12 @@ def use_attention(model: nn.Module, implementation: str) -> None:
 
 
 def count_s2_layers(model: nn.Module) -> int:
-    """The number of layers whose attention really runs in segments during training.
+    """The number of layers whose attention really runs in segments in training (`s2_heads`)."""
+    return len(s2_heads(model))
+
+
+def s2_heads(model: nn.Module) -> dict[int, tuple[int, int]]:
+    """Index of a layer -> its heads that really run in segments during training, and all its heads.
 
     Counted by running a few tokens in training mode with small segments, not by reading the config.
     Settings, modes and random state are left as they were.
@@ -134,7 +163,7 @@ def count_s2_layers(model: nn.Module) -> int:
     lm = causal_lm(model)
     configs = [c for c in attention_configs(lm) if hasattr(c, "s2_group_size")]
     if not configs:
-        return 0
+        return {}
     kept = [config.s2_group_size for config in configs]
     modes = [(module, module.training) for module in lm.modules()]
     embedding_VD = lm.get_input_embeddings().weight
@@ -151,17 +180,17 @@ def count_s2_layers(model: nn.Module) -> int:
             config.s2_group_size = group_size
         for module, mode in modes:
             module.training = mode
-    return len(taken)
+    return taken
 
 
 @contextmanager
-def record_s2_layers() -> Iterator[set[int]]:
-    """Collect the indices of the layers that run in segments inside the ``with`` block.
+def record_s2_layers() -> Iterator[dict[int, tuple[int, int]]]:
+    """Collect what runs in segments inside the ``with`` block, as `s2_heads` returns it.
 
     Of what the calling thread runs: forward passes, and on a CPU what activation checkpointing
     computes again in the backward pass. A block inside another one has a list of its own.
     """
-    taken: set[int] = set()
+    taken: dict[int, tuple[int, int]] = {}
     token = _taken.set(taken)
     try:
         yield taken
@@ -203,38 +232,76 @@ def s2_attention_forward(
             )
     config: Any = module.config
     group_size, length = config.s2_group_size, query_BHND.shape[2]
-    active = module.training or config.s2_in_evaluation
+    active = (module.training or config.s2_in_evaluation) and not attends_fully(module)
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if not (active and causal and group_size < length == key_BKND.shape[2]):
         if attention_mask is not None and attention_mask.dim() == 2:
-            attention_mask = _dense_mask(attention_mask)
+            attention_mask = dense_mask(attention_mask)
         return grouped_heads.sdpa(
             module, query_BHND, key_BKND, value_BKND, attention_mask, dropout, scaling, **kwargs
         )
-    taken = None if torch.compiler.is_compiling() else _taken.get()
-    if taken is not None:
-        taken.add(module.layer_idx)  # type: ignore[arg-type]
     # What autocast would do in each of several calls.
     dtype = product_dtype(query_BHND)
     query_BHND, key_BKND, value_BKND = (x.to(dtype) for x in (query_BHND, key_BKND, value_BKND))
-    segmented = partial(_segmented, group_size=group_size, dropout=dropout, scaling=scaling)
+    attend = partial(segmented, dropout=dropout, scaling=scaling)
+    out_BNHD = by_pattern(
+        module, query_BHND, key_BKND, value_BKND, attention_mask,
+        partial(attend, group_size=group_size), partial(attend, shifted=False, group_size=length),
+    )  # fmt: skip
+    return out_BNHD, None
+
+
+def by_pattern(
+    module: nn.Module,
+    query_BHND: torch.Tensor,
+    key_BKND: torch.Tensor,
+    value_BKND: torch.Tensor,
+    mask: torch.Tensor | None,
+    attend: Callable[..., torch.Tensor],
+    attend_to_all: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """Attention of one layer by the pattern of its config, [B, N, H, D].
+
+    Args:
+        module: the attention layer.
+        query_BHND: queries.
+        key_BKND: keys.
+        value_BKND: values.
+        mask: as `s2_attention_forward` has it.
+        attend: (queries, keys, values, mask, shifted) -> output of those heads, in segments.
+        attend_to_all: (queries, keys, values, mask) -> output of those that attend fully.
+    """
+    config: Any = module.config
+    heads, kv_heads, fully = query_BHND.shape[1], key_BKND.shape[1], config.s2_full_heads
+    if kv_heads > 1 and fully * kv_heads % heads:
+        raise excluded(
+            f"{fully} of {heads} heads of {type(module).__name__} do not go with their "
+            f"{kv_heads} key-value heads (use full_heads=0)"
+        )
+    taken = None if torch.compiler.is_compiling() else _taken.get()
+    if taken is not None:
+        taken[module.layer_idx] = heads - fully, heads  # type: ignore[index]
+    out_BNHD = []
+    if fully:
+        first, rest = parted_heads((query_BHND, key_BKND, value_BKND), mask, fully)
+        out_BNHD.append(attend_to_all(*first))
+        query_BHND, key_BKND, value_BKND, mask = rest
     if config.s2_shift == "layers":
-        shifted = bool(module.layer_idx % 2)  # type: ignore[operator]
-        return segmented(query_BHND, key_BKND, value_BKND, attention_mask, shifted), None
+        shifted: Any = getattr(module, "s2_shifted", None)  # one of two, for one graph each
+        if shifted is None:
+            shifted = bool(module.layer_idx % 2)  # type: ignore[operator]
+        out_BNHD.append(attend(query_BHND, key_BKND, value_BKND, mask, shifted))
+        return out_BNHD[0] if len(out_BNHD) == 1 else torch.cat(out_BNHD, 2)
     heads, kv_heads = query_BHND.shape[1], key_BKND.shape[1]
     if kv_heads % 2 and kv_heads > 1:  # the halves would cut a key-value head in two
         key_BKND = repeat_kv(key_BKND, heads // kv_heads)
         value_BKND = repeat_kv(value_BKND, heads // kv_heads)
-    out_BNHD = []
-    for shifted in (False, True):
-        part = partial(_half_of_heads, second=shifted)
-        mask = attention_mask
-        if mask is not None and mask.dim() == 4:
-            mask = part(mask)
-        q_BHND, k_BKND, v_BKND = part(query_BHND), part(key_BKND), part(value_BKND)
-        out_BNHD.append(segmented(q_BHND, k_BKND, v_BKND, mask, shifted))
-    return torch.cat(out_BNHD, 2), None
+    halves = parted_heads((query_BHND, key_BKND, value_BKND), mask, (heads + 1) // 2)
+    out_BNHD += [
+        attend(*half, shifted) for half, shifted in zip(halves, (False, True), strict=True)
+    ]
+    return torch.cat(out_BNHD, 2)
 
 
 def s2_mask(
@@ -306,77 +373,6 @@ def s2_mask(
         if one_document.all():
             return None
     return ids_BN
-
-
-def _segmented(
-    query_BHND: torch.Tensor,
-    key_BKND: torch.Tensor,
-    value_BKND: torch.Tensor,
-    mask: torch.Tensor | None,
-    shifted: bool,
-    group_size: int,
-    dropout: float,
-    scaling: float | None,
-) -> torch.Tensor:
-    """Attention in segments of one pattern; the output [B, N, H, D]."""
-    batch, heads, length, _ = query_BHND.shape
-    repeats = heads // key_BKND.shape[1]
-    # With a mask, and on some GPUs, grouped heads would leave the fused kernels.
-    if repeats > 1 and (mask is not None or not grouped_heads.fused(query_BHND)):
-        key_BKND, value_BKND = repeat_kv(key_BKND, repeats), repeat_kv(value_BKND, repeats)
-        repeats = 1
-    lead = group_size // 2 if shifted else 0
-    full = (length - lead) // group_size
-    tail = lead + full * group_size
-    runs = [(0, 1, lead), (lead, full, group_size), (tail, 1, length - tail)]  # start, count, size
-    runs = [run for run in runs if run[1] * run[2]]
-    # Split once, and not narrowed run by run: the gradient is one tensor put together, where each
-    # narrowing would fill one with zeros and add it.
-    tokens = [count * size for _, count, size in runs]
-    whole = (query_BHND, key_BKND, value_BKND)
-    parts = zip(*(x.split(tokens, 2) for x in whole), strict=True) if len(runs) > 1 else [whole]
-    outputs = []
-    for (start, count, size), part in zip(runs, parts, strict=True):
-        mask_MGG = None if mask is None else _segment_mask(mask, batch, start, count, size)
-        q_MHGD, k_MKGD, v_MKGD = (_stack_segments(x, count, size) for x in part)
-        out_MHGD = F.scaled_dot_product_attention(
-            *(q_MHGD, k_MKGD, v_MKGD, mask_MGG, dropout, mask_MGG is None),
-            scale=scaling,
-            enable_gqa=repeats > 1,
-        )
-        # The fused kernels write [batch, tokens, heads, width], so this is a view of their output.
-        outputs.append(out_MHGD.transpose(1, 2).reshape(batch, count * size, heads, -1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-
-def _half_of_heads(x_BHxx: torch.Tensor, second: bool) -> torch.Tensor:
-    """The first or second half of the heads; a single head serves both."""
-    return x_BHxx if x_BHxx.shape[1] == 1 else x_BHxx.chunk(2, 1)[int(second)]
-
-
-def _stack_segments(x_BHND: torch.Tensor, count: int, size: int) -> torch.Tensor:
-    """Segments along the batch, [B * M, H, G, D]: a view for B = 1, whatever the strides."""
-    return x_BHND.unflatten(2, (count, size)).transpose(1, 2).flatten(0, 1)
-
-
-def _segment_mask(
-    mask: torch.Tensor, batch: int, start: int, count: int, size: int
-) -> torch.Tensor:
-    """The diagonal blocks of a mask, [B * M, 1 or H, G, G]; never an N x N tensor of our own."""
-    end = start + count * size
-    if mask.dim() == 2:
-        return _dense_mask(mask[:, start:end].reshape(batch * count, size))
-    blocks_BHMGMG = mask[:, :, start:end, start:end].unflatten(3, (count, size))
-    blocks_BHMGMG = blocks_BHMGMG.unflatten(2, (count, size))
-    blocks_BMHGG = blocks_BHMGMG.diagonal(dim1=2, dim2=4).permute(0, 4, 1, 2, 3)
-    return blocks_BMHGG.expand(batch, -1, -1, -1, -1).flatten(0, 1)
-
-
-def _dense_mask(ids_BN: torch.Tensor) -> torch.Tensor:
-    """Causal within equal ids, [B, 1, N, N]; padding sees padding, so no row is ever empty."""
-    index_N = torch.arange(ids_BN.shape[1], device=ids_BN.device)
-    same_BNN = ids_BN[:, :, None] == ids_BN[:, None, :]
-    return (same_BNN & (index_N[:, None] >= index_N))[:, None]
 
 
 AttentionInterface.register(S2, s2_attention_forward)

@@ -9,7 +9,7 @@ injection so that an adapter loads onto the base model as it was; S2 attention, 
 active adapter; float32 copies of trained norms and embeddings.
 
 peft has no public interface for this: all uses of its private one are in this file, `attach` and
-`loaded`.
+`loaded_tensors`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class HyloradaModel(LoraModel):
             if config.position_bias_enabled:
                 with context():
                     self.lora_position_bias[adapter_name] = _to(device, PositionBias(
-                        config.position_buckets, config.bucketing, config.max_length
+                        config.position_buckets, config.bucketing, config.max_length, config.placebo
                     ))  # fmt: skip
             super().inject_adapter(
                 model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict
@@ -101,7 +101,7 @@ class HyloradaModel(LoraModel):
                     self.lora_landmark[adapter_name] = _to(device, Landmark(
                         _width(model), config.num_landmarks,
                         config.landmark_pooling, config.landmark_position_buckets,
-                        config.bucketing, config.max_length,
+                        config.bucketing, config.max_length, config.placebo,
                     ))  # fmt: skip
         except Exception:
             self._drop_shared(adapter_name)
@@ -166,8 +166,8 @@ class HyloradaModel(LoraModel):
                 f"method: peft's layer for {type(layer.get_base_layer()).__name__} ({current_key}) "
                 "cannot take a position bias; use another quantisation or switch position bias off"
             )
-        bias: Any = self.lora_position_bias[adapter_name]
-        layer.lora_variant[adapter_name] = PositionBiasVariant(bias, self.positions)
+        bias, rank = self.lora_position_bias[adapter_name], layer.r[adapter_name]
+        layer.lora_variant[adapter_name] = PositionBiasVariant(bias, self.positions, rank)
 
     # ---- hooks --------------------------------------------------------------------------------
 
@@ -222,13 +222,7 @@ class HyloradaModel(LoraModel):
         settings = None
         for name in self.active_adapters:
             config = self.peft_config.get(name)
-            if config is not None and config.s2_attn_enabled:
-                settings = {
-                    "group_size": config.s2_group_size,
-                    "shift": config.s2_shift,
-                    "in_evaluation": config.s2_in_evaluation,
-                    "max_length": config.max_length or None,
-                }
+            settings = (config and config.s2_arguments) or settings
         if settings is None and self.s2_settings is not None:
             disable_s2(self.model)
             self.s2_layers = 0

@@ -99,3 +99,17 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def refuse_too_many(processes: int) -> None:
+    """Refuse more processes than this machine has GPUs, of which each takes one.
+
+    Raises:
+        ConfigError: saying how many there are.
+    """
+    count = torch.cuda.device_count()
+    if processes > count:
+        raise ConfigError(
+            f"{processes} processes on this machine, which has {count} GPUs; start as many at "
+            "most, or set device=cpu"
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from hylorada.errors import DiskError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
@@ -37,6 +38,12 @@ def disk_error(
         remedy: what to do when that place cannot be used.
     """
     number = error.errno if isinstance(error, OSError) else _quoted_errno(str(error))
+    if number == errno.EFBIG:
+        size = f" ({_megabytes(need)} are needed)" if need else ""
+        return DiskError(
+            f"{where}: {_largest_file()}{size}; raise that limit or {remedy}, then run the same "
+            "command again"
+        )
     if number in _FULL:
         room = f"free {_megabytes(_free(where))}" + (f", needs {_megabytes(need)}" if need else "")
         return DiskError(
@@ -46,6 +53,10 @@ def disk_error(
     if number in _REFUSED:
         reason = os.strerror(number or 0)
         return DiskError(f"{where}: cannot be written ({reason}); {remedy}")
+    if number == errno.ENOENT and not where.parent.is_dir():
+        return DiskError(
+            f"{where}: its directory was removed while it was in use; run the same command again"
+        )
     return None
 
 
@@ -61,8 +72,33 @@ def disk_errors(where: Path, need: int = 0, remedy: str = _REMEDY) -> Iterator[N
         raise known from error
 
 
+def unforeseen_disk_error(error: BaseException, directory: Path) -> DiskError | None:
+    """As `disk_error`, of a write that nobody guarded: the error itself may say where it was.
+
+    Args:
+        error: an OSError, or a library's error that only quotes one.
+        directory: of the run, which is blamed where the error names no place.
+    """
+    named = getattr(error, "filename", None)
+    if not isinstance(named, str | os.PathLike):
+        return disk_error(error, directory)
+    where = Path(named)
+    if where.absolute().is_relative_to(directory.absolute()):
+        return disk_error(error, where)
+    return disk_error(error, where, remedy="make it writable, or name another place")
+
+
 def _quoted_errno(text: str) -> int | None:
-    return next((n for n in _FULL | _REFUSED if f"os error {n})" in text), None)
+    known = _FULL | _REFUSED | {errno.EFBIG}
+    return next((n for n in known if f"os error {n})" in text), None)
+
+
+def _largest_file() -> str:
+    """Why a file may not grow, where the disk itself has room."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return "larger than a file may be on this file system"
+    return f"larger than this process may make a file (ulimit -f: {_megabytes(limit)})"
 
 
 def _free(path: Path) -> int:
@@ -74,27 +110,42 @@ def _megabytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, remedy: str = _REMEDY) -> None:
     """Create a directory and its parents.
+
+    Args:
+        path: the directory.
+        remedy: what to do when it cannot be created.
 
     Raises:
         DiskError: it cannot be created.
     """
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path, remedy=remedy):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # no parent is missing: /proc and its like make none
+            reason = os.strerror(errno.ENOENT)
+            raise DiskError(f"{path}: cannot be made ({reason}); {remedy}") from error
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, remedy: str = _REMEDY) -> None:
     """Refuse a directory that cannot be made or written, without making it.
+
+    Args:
+        path: the directory.
+        remedy: what to do then.
 
     Raises:
         DiskError: its nearest existing parent is a file, or may not be written; no file can have
             such a name.
     """
-    with disk_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with (
+        disk_errors(path, remedy=remedy),
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+    ):
         path.lstat()
     existing = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
-    with disk_errors(path):
+    with disk_errors(path, remedy=remedy):
         if not existing.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
         if not os.access(existing, os.W_OK | os.X_OK):
@@ -137,28 +188,33 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path, remedy: str = _REMEDY) -> Iterator[None]:
     """Hold a directory for one live run.
 
     The lock is the kernel's, so that of a killed run is gone with its process; only the note of who
     holds it may be left behind, and it is overwritten.
 
+    Args:
+        directory: is made if it is not there.
+        remedy: what to do when it cannot be made or written.
+
     Raises:
         DiskError: a live run holds the directory, or it cannot be written.
     """
-    make_directory(directory)
+    make_directory(directory, remedy)
     owner = directory / ".lock-owner"
     lock = FileLock(directory / ".lock", timeout=0)
-    with disk_errors(directory):
+    with disk_errors(directory, remedy=remedy):
         try:
             lock.acquire()
         except Timeout:
-            held_by = owner.read_text().strip() if owner.exists() else "another process"
+            known = owner.read_text(errors="replace").strip() if owner.exists() else ""
+            held_by = known or "another process"
             raise DiskError(
                 f"{directory}: in use by a live run ({held_by}); wait until it ends or stop it"
             ) from None
     try:
-        with disk_errors(directory):
+        with disk_errors(directory, remedy=remedy):
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     finally:

@@ -15,6 +15,17 @@ LogError = Callable[[BaseException], None]
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+class _File(logging.FileHandler):
+    """A log that loses lines on a full disk; Python would print a traceback for each of them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what was not written
+            super().close()
+
+
 @contextlib.contextmanager
 def log_file(path: Path, source: logging.Logger) -> Iterator[LogError]:
     """Append to a file what a logger gets, inside the block.
@@ -23,7 +34,7 @@ def log_file(path: Path, source: logging.Logger) -> Iterator[LogError]:
         A function that writes a traceback into the file and not on the terminal.
     """
     # Not delayed: a file that cannot be written is found here.
-    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    file = _File(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(RedactingFormatter(_FORMAT))
 
     def traceback(error: BaseException) -> None:

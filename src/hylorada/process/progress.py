@@ -24,6 +24,15 @@ QUIET_SECONDS = 10.0
 """Between two plain lines."""
 
 
+_heading = ""
+
+
+def head(text: str) -> None:
+    """Put a text before the title of every phase from now on: which cell of a sweep it is of."""
+    global _heading
+    _heading = text
+
+
 class Reporter:
     """Reports phases (text, gate, base, training, evaluation), most of them counted to a total.
 
@@ -67,7 +76,7 @@ class Reporter:
             done: how many an earlier attempt has done.
         """
         self._end()
-        self._title, self._total, self._first = title, total, done
+        self._title, self._total, self._first = f"{_heading}{title}", total, done
         self._started = self._spoke = time.monotonic()
         if done < total:
             self._show_count(done)
@@ -99,7 +108,7 @@ class Reporter:
     def working(self, title: str) -> Iterator[None]:
         """A phase that nobody can count, for the time of a block; shown on a terminal alone."""
         self._end()
-        self._title = title
+        self._title = f"{_heading}{title}"
         self._show(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         try:
             yield
@@ -140,12 +149,12 @@ class Reporter:
         return f"  {minutes}:{seconds:02d} left"
 
     def _end(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
         while self._redirected:
             handler, stream = self._redirected.pop()
             handler.setStream(stream)
+        if bar is not None:
+            bar.stop()
 
 
 class _AboveTheBar:
@@ -175,5 +184,12 @@ def _terminal_handlers() -> list[logging.StreamHandler]:
         if isinstance(handler, logging.StreamHandler)
         and not isinstance(handler, logging.FileHandler)
         and "stream" in vars(handler)  # some look standard error up anew, which the bar has taken
-        and getattr(handler.stream, "isatty", bool)()
+        and _is_terminal(handler.stream)
     ]
+
+
+def _is_terminal(stream: object) -> bool:
+    try:
+        return getattr(stream, "isatty", bool)()
+    except ValueError:  # closed, or taken off its buffer, and forgotten by the handler's library
+        return False

@@ -6,15 +6,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from hylorada.errors import Interrupted
 from hylorada.process.disk import exclusive
 from hylorada.process.log import LogError, log_to
+from hylorada.process.ranks import ALONE, Ranks
+from hylorada.process.requeue import requeue
 from hylorada.process.seeding import deterministic
 from hylorada.process.signals import Stop
 
 
 @contextmanager
-def session(directory: Path) -> Iterator[tuple[Stop, LogError]]:
+def session(
+    directory: Path, *, held: bool = False, ranks: Ranks = ALONE
+) -> Iterator[tuple[Stop, LogError]]:
     """One process in the directory, signals heard, a log, and the same numbers each time.
+
+    Args:
+        directory: of the run.
+        held: whether the caller holds it already (`disk.exclusive`).
+        ranks: the processes of the run; they agree on what signal has come.
 
     Yields:
         What knows whether a signal has come, and what writes a traceback into the log.
@@ -22,10 +32,18 @@ def session(directory: Path) -> Iterator[tuple[Stop, LogError]]:
     Raises:
         DiskError: a live process holds the directory, or it cannot be written.
     """
-    stop = Stop()
+    stop = Stop(shared=ranks.world > 1)
+    if ranks.world > 1:
+        ranks.stop = stop
     with ExitStack() as stack:
-        stack.enter_context(exclusive(directory))
+        if not held:
+            stack.enter_context(exclusive(directory))
         stack.enter_context(stop.listening())
         log = stack.enter_context(log_to(directory / "run.log"))
         stack.enter_context(deterministic())
-        yield stop, log
+        try:
+            yield stop, log
+        except Interrupted as interrupted:
+            if ranks.is_first:
+                interrupted.requeued = requeue(interrupted.signal_number)
+            raise

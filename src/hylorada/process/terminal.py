@@ -1,8 +1,9 @@
-"""The terminal may go away; the work goes on.
+"""What is written to may go away; the work goes on.
 
-A reader that closes its end (`| head -1`), a hangup, a full disk under a redirected stream: none of
-them ends a run. What cannot be shown any more is in run.log. Python's own streams raise at that
-point, and libraries make an exit of it, so the commands write through `Lasting` streams.
+A reader that closes its end (`| head -1`), a full disk under a redirected stream, a terminal that
+is gone under nohup: none of them ends a run. What cannot be shown any more is in run.log. Python's
+own streams raise at that point, and libraries make an exit of it, so the commands write through
+`Lasting` streams. A terminal that is closed without nohup is a signal: see `process.signals`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
@@ -73,25 +72,37 @@ class Lasting:
 def lasting_terminal() -> Iterator[None]:
     """Inside the block nothing that happens to standard output and error ends the process.
 
-    A hangup (SIGHUP) is not heard either, as under nohup. Blocks may be nested.
+    Blocks may be nested.
     """
     former = sys.stdout, sys.stderr
     _fill_descriptors()
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
-    deaf = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
-    )
-    if deaf:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = former
-        if deaf:
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def silent_terminal() -> Iterator[None]:
+    """Inside the block nothing that this process writes reaches standard output or error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, former in zip((1, 2), kept, strict=True):
+            os.dup2(former, number)
+            os.close(former)
+        os.close(nowhere)
 
 
 def _lasting(stream: TextIO | None) -> Any:

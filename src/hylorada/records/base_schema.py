@@ -21,6 +21,9 @@ class BaseModel(TypedDict):
     base_model_quantization: NotRequired[
         Annotated[str, About("`nf4`; the two hashes are of the files", absent="as it is")]
     ]
+    base_model_read_from: NotRequired[
+        Annotated[str, About("what was unpacked to its weights, in words", absent="as it is")]
+    ]
     base_model_trained_length: NotRequired[
         Annotated[int, About("that it was trained on", "tokens", absent="ended early")]
     ]

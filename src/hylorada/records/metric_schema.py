@@ -81,6 +81,12 @@ class Perplexity(Metric):
     by_document: Annotated[list[Document], About("documents of which something was scored")]
 
 
+class ShortContext(Perplexity):
+    """`short_context/ppl`: by blocks, in a window in which the base needs no extension."""
+
+    text_sha256: Annotated[str, About("of the split")]
+
+
 _FEW_EXAMPLES = "fewer than 3 depths or examples"
 _FEW_DOCUMENTS = "the shortest context, or fewer than 3 documents"
 
@@ -210,6 +216,7 @@ class Benchmark(Metric):
 
 MEASURED: dict[str, type] = {
     "eval/ppl": Perplexity,
+    "short_context/": ShortContext,
     "lim/accuracy": Retrieval,
     "lim/accuracy@": RetrievalAtDepth,
     "lim/accuracy_generated": Retrieval,

@@ -14,11 +14,14 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from hylorada.config import EMBEDDED
+from hylorada.process.counts import number_of
 from hylorada.process.disk import replace_file
 from hylorada.process.redaction import redacted_text
 from hylorada.records import base_rows
+from hylorada.records.chosen_settings import choice_in_words, chosen_in
 from hylorada.records.component_names import component_words
 from hylorada.records.run_files import ADAPTER_SETTINGS
+from hylorada.settings.fetched_models import fetched
 
 Record = dict[str, Any]
 
@@ -88,6 +91,8 @@ def base_name(record: Record) -> str:
     name, path = record["model"], record["config"]["model"]["path"]
     if path == EMBEDDED:
         return "hylorada-tiny"
+    if (known := fetched(path)) is not None:
+        return known.title
     if _on_hub(record):
         return path
     return name if "/" not in name and name != path else Path(path).expanduser().resolve().name
@@ -96,7 +101,7 @@ def base_name(record: Record) -> str:
 def _on_hub(record: Record) -> bool:
     path = record["config"]["model"]["path"]
     local = path.startswith((".", "/", "~")) or Path(path).expanduser().exists()
-    return path != EMBEDDED and not local
+    return path != EMBEDDED and not local and fetched(path) is None
 
 
 def _plain(settings: Record) -> bool:
@@ -170,13 +175,18 @@ def _low_rank(record: Record, settings: Record) -> list[str]:
     ]
     if settings.get("s2_attn_enabled"):
         when = "training and evaluation" if settings["s2_in_evaluation"] else "training alone"
+        fully = ""
+        for what in ("layers", "heads"):
+            share = settings.get(f"s2_full_{what}")
+            fully += f"; {100 * share:g} % of the {what} attend fully" if share else ""
         lines.append(
             f"- shifted sparse attention in groups of {settings['s2_group_size']:,} tokens, in "
-            f"{when}"
+            f"{when}{fully}"
         )
     if settings.get("max_length"):
-        rope = settings["rope_scaling_type"]
-        how = f"RoPE: {rope}" if rope != "none" else f"learned: {settings['learned_init']}"
+        reached = record["position_range"]
+        kind = {"rope": "RoPE"}.get(reached["kind"], reached["kind"])
+        how = "the base's own range" if kind == "none" else f"{kind}: {reached['type']}"
         lines.append(f"- made for {settings['max_length']:,} positions ({how})")
     return lines
 
@@ -184,6 +194,8 @@ def _low_rank(record: Record, settings: Record) -> list[str]:
 def _base(record: Record) -> str:
     known, model = record["provenance"], record["config"]["model"]
     lines = [f"- {base_name(record)}" + (" (ships with hylorada)" if _embedded(record) else "")]
+    if known.get("base_model_read_from"):
+        lines.append(f"- read from {known['base_model_read_from']}")
     if model["revision"]:
         lines.append(f"- revision {model['revision']}")
     for key, what in (
@@ -207,12 +219,14 @@ def _training(record: Record) -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
     lines += [
-        f"- {done['tokens']:,} tokens in {done['steps']:,} steps, task {train['task']}, sequences "
-        f"of {record['length']:,} tokens, seed {record['seed']}",
+        f"- {done['tokens']:,} tokens in {number_of(done['steps'], 'step')}, task {train['task']}, "
+        f"sequences of {record['length']:,} tokens, seed {record['seed']}",
         f"- AdamW, learning rate {train['lr']:g} ({train['lr_scheduler']}), {done['precision']} on "
         f"{done['device']}",
         f"- {versions}",
     ]
+    if (chosen := chosen_in(record)) is not None:
+        lines.append(f"- chosen: {choice_in_words(chosen)}")
     return "## Data and training\n\n" + "\n".join(lines)
 
 
@@ -291,6 +305,8 @@ def _loading(record: Record, settings: Record) -> str:
     if _embedded(record):
         imports = ["from importlib.resources import files", "", *imports]
         place = 'base = str(files("hylorada") / "assets" / "tiny")'
+    elif (known := fetched(model["path"])) is not None:
+        options["gguf_file"] = known.file.name
     elif model["path"].endswith(".gguf"):
         options["gguf_file"] = Path(model["path"]).name
     elif _on_hub(record):

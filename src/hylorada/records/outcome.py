@@ -17,9 +17,10 @@ from hylorada.errors import (
     HyloradaError,
     Interrupted,
     OutOfMemoryError,
+    chain,
 )
 from hylorada.process.device import has_bf16
-from hylorada.process.disk import disk_error
+from hylorada.process.disk import unforeseen_disk_error
 from hylorada.process.log import LogError
 from hylorada.records.result import write_result
 
@@ -61,6 +62,8 @@ def _status(error: BaseException) -> str:
 
 def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> BaseException:
     """The error in the user's terms; the same one if it is so already, or a bug."""
+    if (stopped := _stop_beneath(error)) is not None:
+        return stopped
     if isinstance(error, HyloradaError):
         return error
     if isinstance(error, SystemExit):  # of a library: it would end a sweep as well
@@ -71,10 +74,8 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
             return OutOfMemoryError(
                 f"out of memory at length {record['length']}; try a shorter length"
             )
+        # A smaller micro-batch is no hint: training itself has come down to a single sequence.
         hints = [
-            f"train.micro_batch_size={train['micro_batch_size'] // 2}"
-            if train["micro_batch_size"] > 1
-            else "",
             "" if train["gradient_checkpointing"] else "train.gradient_checkpointing=true",
             _fewer_bits(train["precision"], record),
             "a shorter length",
@@ -88,7 +89,16 @@ def explained(error: BaseException, directory: Path, record: dict[str, Any]) -> 
             f"train.deterministic=true: {missing[1]} has no kernel on this device that gives the "
             "same bits again; set it to false"
         )
-    return disk_error(error, directory) or error
+    return unforeseen_disk_error(error, directory) or error
+
+
+def _stop_beneath(error: BaseException) -> Interrupted | None:
+    """The signal that broke into a library, which made an error of its own of it.
+
+    Or its cleaning up did, which a signal finds half done: neither is what ended the run.
+    """
+    stops = (e for e in chain(error) if isinstance(e, Interrupted) and e.at_once)
+    return next(stops, None)
 
 
 def _fewer_bits(precision: str, record: dict[str, Any]) -> str:
@@ -101,8 +111,13 @@ def _fewer_bits(precision: str, record: dict[str, Any]) -> str:
     return "train.precision=fp16" if device.type == "cuda" else ""
 
 
+# What oneDNN says where it finds no memory; nothing of what it cannot compute ends so.
+_ONEDNN = ("could not create a primitive", "could not create a memory object")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on a GPU or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or text in _ONEDNN)

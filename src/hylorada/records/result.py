@@ -86,7 +86,7 @@ class JsonLines:
         return present
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """What a small file of JSON holds.
 
     Raises:
@@ -112,7 +112,9 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict):
         return None
-    _refuse_damaged(run_dir, record)
+    reason = _damaged(record)
+    if reason:
+        raise DataError(f"{run_dir / RESULT}: {reason}; {_RESTORE}")
     return record
 
 
@@ -132,14 +134,12 @@ def finished_record(run_dir: Path, products: str = "") -> dict[str, Any]:
     """
     path = run_dir / RESULT
     if not path.is_file():
-        raise DataError(f"run={run_dir}: no {RESULT} here; give the directory of a run")
+        what = f"no {RESULT} here" if run_dir.exists() else "there is no such directory"
+        raise DataError(f"run={run_dir}: {what}; give the directory of a run")
     try:
-        record = parse_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        record = open_record(path)
     except ValueError as error:
-        raise DataError(f"{path}: damaged, it is not JSON ({error}); {_RESTORE}") from error
-    _refuse_damaged(run_dir, record)
+        raise DataError(f"{path}: {error}; {_RESTORE}") from error
     if record["status"] != "ok":
         raise DataError(
             f"run={run_dir}: this run is not finished (status {record['status']}); run it to its "
@@ -156,20 +156,33 @@ def finished_record(run_dir: Path, products: str = "") -> dict[str, Any]:
     return record
 
 
-def _refuse_damaged(run_dir: Path, record: Any) -> None:
-    """Refuse what is no record of a run, or not the one that was written.
+def open_record(path: Path) -> dict[str, Any]:
+    """The record in a file: that which was written, in a schema that this version reads.
 
     Raises:
-        DataError: naming the first thing that is wrong.
+        ValueError: the first thing that is wrong, in words and without the path.
     """
-    path = run_dir / RESULT
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    try:
+        record = parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"damaged, it is not JSON ({error})") from error
+    reason = _damaged(record)
+    if reason:
+        raise ValueError(reason)
+    whole: dict[str, Any] = record
+    return whole
+
+
+def _damaged(record: Any) -> str:
+    """Why a value is no record of a run, or not the one that was written; empty if it is."""
     if isinstance(record, dict) and altered(record):
-        raise DataError(
-            f"{path}: damaged or changed by hand, it does not match its own sha256; {_RESTORE}"
-        )
+        return "damaged or changed by hand, it does not match its own sha256"
     flaw = next(record_flaws(record), None)
-    if flaw:
-        raise DataError(f"{path}: damaged, or no record of a run: {flaw}; {_RESTORE}")
+    return f"damaged, or no record of a run: {flaw}" if flaw else ""
 
 
 def write_result(run_dir: Path, record: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 from hylorada.records.base_schema import BaseModel
 from hylorada.records.described import About, flaws
 from hylorada.records.metric_schema import Metric, Metrics, metric_kind
+from hylorada.records.training_schema import Training
 
 VERSION = 1
 """Of the schema; records that do not say theirs are of version 1."""
@@ -78,47 +79,16 @@ class Parameters(TypedDict):
     total: Annotated[int, About("all", "numbers")]
     trainable: Annotated[int, About("that train", "numbers")]
     by_group: Annotated[dict[str, int], About("trainable, by component", "numbers")]
+    placebo: NotRequired[
+        Annotated[
+            list[str],
+            About(
+                "components that train and are counted, with their output multiplied by 0",
+                absent="`method.placebo=false`",
+            ),
+        ]
+    ]
     experts: NotRequired[Annotated[Experts, About("of a mixture", absent="no mixture")]]
-
-
-class Training(TypedDict):
-    """What training did; zeros in a run that trains nothing (baseline)."""
-
-    steps: Annotated[int, About("optimizer steps, skipped ones too", "steps")]
-    skipped_steps: Annotated[int, About("with a loss or gradient that is not finite", "steps")]
-    tokens: Annotated[int, About("scored, in steps that moved the weights", "tokens")]
-    seconds: Annotated[float, About("in steps, over all attempts", "seconds")]
-    ended_by: NotRequired[
-        Annotated[
-            str | None,
-            About(
-                "the budget that came to its end: `seconds`, or `steps` (of epochs, steps or "
-                "tokens)",
-                null="stopped before",
-                absent="without `train.max_seconds`, and where nothing trains",
-            ),
-        ]
-    ]
-    tokens_per_second: Annotated[float | None, About("tokens / seconds", null="nothing trained")]
-    final_loss: Annotated[
-        float | None, About("of the last step", "nats per token", null="nothing trained")
-    ]
-    peak_memory_bytes: Annotated[
-        int | None, About("the most in use at once", "bytes", null="nothing trained")
-    ]
-    peak_memory_of: Annotated[
-        str, About("whose memory: `host`, of the process, or `device`, allocated on a GPU")
-    ]
-    peak_memory_reserved_bytes: NotRequired[
-        Annotated[
-            int,
-            About(
-                "that torch took of the GPU for it, in the last attempt", "bytes", absent="on a CPU"
-            ),
-        ]
-    ]
-    precision: Annotated[str, About("`fp32`, or `bf16` or `fp16` (autocast)")]
-    device: Annotated[str, About("`cpu` or `cuda`")]
 
 
 class Check(TypedDict):
@@ -166,9 +136,19 @@ class Machine(TypedDict):
     time: Annotated[str, About("when it started, ISO 8601, UTC")]
 
 
+class Processes(TypedDict):
+    """The processes of a run that had several; no number depends on them."""
+
+    world: Annotated[int, About("how many", "processes")]
+    hosts: Annotated[list[str], About("the machines that they ran on")]
+
+
 class Provenance(Machine, BaseModel):
     """Where the numbers came from; a run that ended early has what it knew by then."""
 
+    processes: NotRequired[
+        Annotated[Processes, About("that shared the work", absent="there was one")]
+    ]
     dataset: NotRequired[
         Annotated[dict[str, str], About("what was read, in words, by split", absent="ended early")]
     ]
@@ -215,8 +195,34 @@ class FileHash(TypedDict):
     sha256: Annotated[str, About("of these bytes", needed=True)]
 
 
+class Candidate(TypedDict):
+    """A combination of values that a choice was made among."""
+
+    settings: Annotated[dict[str, Any], About("the values, by key")]
+    loss: Annotated[
+        float | None,
+        About("mean over the seeds", "nats per token", null="training diverged, or not finished"),
+    ]
+
+
+class Chosen(TypedDict):
+    """Why this run and no other one of its grid was measured (`hylorada-eval chosen=`)."""
+
+    grid: Annotated[str, About("the folder of its runs, as it was typed")]
+    settings: Annotated[dict[str, Any], About("what was chosen, by key")]
+    among: Annotated[list[Candidate], About("all that were tried for this method")]
+    split: Annotated[str, About("whose loss was compared")]
+    convention: Annotated[str, About("of that loss, as of a perplexity")]
+    tokens: Annotated[int, About("that it is of", "tokens")]
+    seeds: Annotated[list[int], About("over which it was averaged")]
+
+
 class Evaluation(TypedDict):
-    """A time that a finished run was measured again (`hylorada-eval run=`)."""
+    """A time that a finished run was measured again (`hylorada-eval run=` or `chosen=`)."""
+
+    chosen: NotRequired[
+        Annotated[Chosen, About("that it was chosen, and how", absent="measured by `run=`")]
+    ]
 
     eval: Annotated[dict[str, Any], About("settings of what was measured, by measurement")]
     metrics: Annotated[list[str], About("names of what was measured")]
@@ -232,7 +238,7 @@ class Evaluation(TypedDict):
 
 
 class Settings(TypedDict):
-    """The composed settings, as `hylorada-train --cfg job` prints them; units in config.py."""
+    """The composed settings, as `hylorada-train --cfg job` prints them; units in config/."""
 
     method: Annotated[
         dict[str, Any],
@@ -304,6 +310,12 @@ class Record(TypedDict):
             "what training did", null="an adapter that was only measured, or it did not come so far"
         ),
     ]
+    seconds: NotRequired[
+        Annotated[
+            dict[str, float],
+            About("of the last attempt, by phase", "seconds", absent="ended early"),
+        ]
+    ]
     integrity: Annotated[
         Integrity | None,
         About(
@@ -330,41 +342,6 @@ class Record(TypedDict):
 
 
 # The functional form: names with a slash.
-TrainingLine = TypedDict(
-    "TrainingLine",
-    {
-        "step": Annotated[int, About("from 1", "steps")],
-        "train/loss": Annotated[float, About("mean of the step", "nats per token")],
-        "train/lr": Annotated[float, About("learning rate of the step, before train.lr_scale")],
-        "train/grad_norm": Annotated[float, About("of all gradients, before clipping")],
-        "train/tokens": Annotated[int, About("scored so far", "tokens")],
-    },
-)
-SkippedLine = TypedDict(
-    "SkippedLine",
-    {
-        "step": Annotated[int, About("from 1", "steps")],
-        "train/skipped": Annotated[str, About("what was not finite, so that no weight moved")],
-    },
-)
-ValidationLine = TypedDict(
-    "ValidationLine",
-    {
-        "step": Annotated[int, About("after which it was measured", "steps")],
-        "validation/ppl": Annotated[float, About("perplexity of the validation split, `blocks`")],
-    },
-)
-
-
-class TimingLine(TypedDict):
-    """A line of timing.jsonl: what differs from one attempt to the next."""
-
-    step: Annotated[int, About("from 1", "steps")]
-    seconds: Annotated[float, About("of this step", "seconds")]
-    tokens: Annotated[int, About("scored in this step", "tokens")]
-    peak_memory_bytes: Annotated[int, About("the most so far", "bytes")]
-
-
 OPEN = (Metric, Settings)
 """What may have fields that are not described here."""
 

@@ -1,6 +1,6 @@
 """A `Table` as text: for a terminal, for a document, for a program, for a paper.
 
-Every function is pure: the same table gives the same bytes.
+Every function is pure: the same table gives the same bytes. The page is in `page`.
 """
 
 from __future__ import annotations
@@ -8,27 +8,26 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from hylorada.comparison.cells import Cell
-from hylorada.report.table import NOT_MEASURED, Row, Table
+from hylorada.comparison.cells import Cell, Column
+from hylorada.report.hypotheses import HEADINGS, LEAD, TITLE
+from hylorada.report.table import MISSING, Row, Section, Table, cell
 
-MISSING = Cell(NOT_MEASURED)
-
-
-def cell(row: Row, key: str) -> Cell:
-    """A cell of a row; one that says "not measured" if there is none."""
-    return row.cells.get(key, MISSING)
+_NARROW = 48  # columns of a heading, which stands in the first column and must not widen it
+_VERDICT_STYLES = {"better": "bold green", "worse": "bold red", "matches": "bold"}
 
 
 def for_terminal(table: Table) -> RenderableType:
     """The table for rich: numbers right, methods left, the base dim, what failed in red."""
-    # Parameters by group are too wide for a terminal; they follow as lines.
-    columns = [column for column in table.columns if column.key not in ("groups", "length")]
+    # All windows of a section are the same but that of the base, which says so itself.
+    columns = [column for column in table.main if column.key != "length"]
     shown = RichTable(title=table.title, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
         shown.add_column(
@@ -39,19 +38,23 @@ def for_terminal(table: Table) -> RenderableType:
         )
     for section in table.sections:
         shown.add_section()
-        shown.add_row(Text(section.heading, style="bold"))
+        names = [len(cell(row, "method").text) for row in section.rows]
+        heading = textwrap.wrap(section.heading, max(_NARROW, *names))
+        shown.add_row(Text("\n".join(heading), style="bold"))
         for row in section.rows:
             style = {"base": "dim", "failed": "red"}.get(row.kind, "")
             texts = [Text(cell(row, column.key).text) for column in columns]
             shown.add_row(*texts, style=style)
-    groups = dict.fromkeys(
-        f"{cell(row, 'method').text}, {section.heading}: trains {cell(row, 'groups').text}"
+    verdicts = [Text(v.text, style=_VERDICT_STYLES.get(v.kind, "")) for v in table.verdicts]
+    cards = [
+        f"{cell(row, 'method').text}, {section.heading}: "
+        + "; ".join(f"{column.heading} {item.text}" for column, item in told if item is not MISSING)
+        + "."
         for section in table.sections
-        for row in section.rows
-        if cell(row, "groups").text not in ("-", NOT_MEASURED)
-    )
-    lines = [Text(line, style="dim") for line in [*groups, *table.notes]]
-    return Group(shown, *lines)
+        for row, told in table.cards(section)
+        if told
+    ]
+    return Group(shown, *verdicts, *(Text(line, style="dim") for line in [*cards, *table.notes]))
 
 
 def print_tables(tables: list[Table], console: Console) -> None:
@@ -64,22 +67,35 @@ def print_tables(tables: list[Table], console: Console) -> None:
 
 
 def markdown(table: Table) -> str:
-    """A GitHub-flavoured Markdown table and its notes."""
+    """Verdicts, the main table, the table of all else, and notes, GitHub-flavoured."""
+    parts = [f"## {table.title}", ""]
+    if table.verdicts:
+        parts += [*(f"* {verdict.text}" for verdict in table.verdicts), ""]
+    parts += [*_markdown_table(table, table.main), ""]
+    method = [column for column in table.columns if column.key in ("method", "length")]
+    parts += [*_markdown_table(table, [*method, *table.details]), ""]
+    if table.hypotheses:
+        rows = [_line(HEADINGS), _line(["---"] * len(HEADINGS))]
+        rows += [_line(each.cells) for each in table.hypotheses]
+        parts += [f"{TITLE}. {LEAD}", "", *rows, ""]
+    return "\n".join([*parts, *(f"* {note}" for note in table.notes), ""])
 
-    def line(texts: list[str]) -> str:
-        escaped = (" ".join(text.replace("|", "\\|").split()) for text in texts)
-        return f"| {' | '.join(escaped)} |"
 
-    rows = [
-        f"## {table.title}",
-        "",
-        line([column.heading for column in table.columns]),
-        line(["---:" if column.numeric else "---" for column in table.columns]),
+def _line(texts: Sequence[str]) -> str:
+    escaped = (" ".join(text.replace("|", "\\|").split()) for text in texts)
+    return f"| {' | '.join(escaped)} |"
+
+
+def _markdown_table(table: Table, columns: Sequence[Column]) -> list[str]:
+    return [
+        _line([column.heading for column in columns]),
+        _line(["---:" if column.numeric else "---" for column in columns]),
+        *(
+            _line([cell(row, column.key).text for column in columns])
+            for section in table.sections
+            for row in section.rows
+        ),
     ]
-    for section in table.sections:
-        for row in section.rows:
-            rows.append(line([cell(row, column.key).text for column in table.columns]))
-    return "\n".join([*rows, "", *(f"* {note}" for note in table.notes), ""])
 
 
 def as_csv(tables: list[Table]) -> str:
@@ -114,29 +130,31 @@ def as_csv(tables: list[Table]) -> str:
 
 
 def as_json(tables: list[Table]) -> str:
-    """All tables with values, texts and intervals."""
+    """All tables with values, texts, intervals and verdicts."""
     tree = [
         {
             "title": table.title,
-            "columns": [{"key": c.key, "heading": c.heading} for c in table.columns],
+            "verdicts": [{"kind": each.kind, "text": each.text} for each in table.verdicts],
+            "columns": [
+                {"key": c.key, "heading": c.heading, "main": c.main} for c in table.columns
+            ],
             "sections": [
-                {
-                    "heading": section.heading,
-                    "rows": [
-                        {
-                            "kind": row.kind,
-                            **{c.key: _cell_tree(cell(row, c.key)) for c in table.columns},
-                        }
-                        for row in section.rows
-                    ],
-                }
+                {"heading": section.heading, "rows": _rows_tree(table, section)}
                 for section in table.sections
             ],
+            "paper": [each.tree() for each in table.hypotheses],
             "notes": table.notes,
         }
         for table in tables
     ]
     return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rows_tree(table: Table, section: Section) -> list[dict[str, Any]]:
+    def cells(row: Row) -> dict[str, Any]:
+        return {column.key: _cell_tree(cell(row, column.key)) for column in table.columns}
+
+    return [{"kind": row.kind, **cells(row)} for row in section.rows]
 
 
 def _cell_tree(item: Cell) -> dict[str, Any]:
@@ -147,10 +165,35 @@ def _cell_tree(item: Cell) -> dict[str, Any]:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table, without the column of parameters by group."""
-    columns = [column for column in table.columns if column.key != "groups"]
+    """The main table and that of all else, for booktabs; verdicts and notes as comments."""
+    method = [column for column in table.columns if column.key in ("method", "length")]
+    return "\n".join(
+        [
+            f"% {table.title}; needs booktabs",
+            *(f"% {verdict.text}" for verdict in table.verdicts),
+            *_tabular(table, table.main),
+            "",
+            *_tabular(table, [*method, *table.details]),
+            *_claims(table),
+            *(f"% {note}" for note in table.notes),
+            "",
+        ]
+    )
+
+
+def _claims(table: Table) -> list[str]:
+    if not table.hypotheses:
+        return []
+    rows = [HEADINGS, *(each.cells for each in table.hypotheses)]
+    head, *lines = (" & ".join(map(_tex, row)) + r" \\" for row in rows)
+    return [
+        "", f"% {TITLE}. {LEAD}", "\\begin{tabular}{lll}", "\\toprule", head, "\\midrule", *lines,
+        "\\bottomrule", "\\end{tabular}",
+    ]  # fmt: skip
+
+
+def _tabular(table: Table, columns: Sequence[Column]) -> list[str]:
     lines = [
-        f"% {table.title}; needs booktabs",
         f"\\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in columns)}}}",
         "\\toprule",
         " & ".join(_tex(column.heading) for column in columns) + r" \\",
@@ -159,8 +202,7 @@ def latex(table: Table) -> str:
         lines.append("\\midrule")
         for row in section.rows:
             lines.append(" & ".join(_tex(cell(row, c.key).text) for c in columns) + r" \\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(f"% {note}" for note in table.notes), ""])
+    return [*lines, "\\bottomrule", "\\end{tabular}"]
 
 
 _TEX = {

@@ -1,7 +1,8 @@
-"""The main table: what each method reached, what it cost, and the untouched base beside it, twice.
+"""What each method reached, what it cost, and the untouched base beside it, twice.
 
-A `Table` holds values and texts; `render` turns it into what a terminal, a paper or a program
-reads. A cell without a measurement says so.
+A `Table` holds values and texts; `render` and `page` turn it into what a terminal, a paper, a
+program or a browser reads: verdicts in sentences, a main table of few columns, and all else for
+each method. A cell without a measurement says so.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, Column
+from hylorada.comparison.cells import NOT_MEASURED, Cell, Column, Verdict
 from hylorada.comparison.collect import Record
 from hylorada.comparison.differences import difference_notes
 from hylorada.comparison.subjects import BASES, Subject, bases, expected_base, of_arm, shown_arms
 from hylorada.evaluation.measurement import measurements
-from hylorada.records.component_names import component_words
+from hylorada.records.component_names import COMPONENTS, component_words
+from hylorada.report.hypotheses import Held, held_against
 
-NOT_MEASURED = "not measured"
+GROUP = "trained_"
+"""How the keys of the columns begin that count the parameters of one component."""
 
 
 @dataclass
@@ -40,12 +43,58 @@ class Section:
 
 @dataclass
 class Table:
-    """One table for a model and a data set, a section for each length."""
+    """One table for a model and a data set, a section for each length.
+
+    Attributes:
+        title: model and data set.
+        columns: all of them, the method first.
+        sections: rows of each comparison.
+        verdicts: a sentence for each comparison of two arms.
+        hypotheses: what the paper expects at these lengths, beside what was measured.
+        notes: what must be known to read it.
+    """
 
     title: str
     columns: list[Column]
     sections: list[Section]
+    verdicts: list[Verdict]
+    hypotheses: list[Held]
     notes: list[str]
+
+    @property
+    def main(self) -> list[Column]:
+        """The columns of the main table."""
+        return [column for column in self.columns if column.main]
+
+    @property
+    def details(self) -> list[Column]:
+        """All others: what stands in the card of a method."""
+        return [column for column in self.columns if not column.main]
+
+    def cards(self, section: Section) -> list[tuple[Row, list[tuple[Column, Cell]]]]:
+        """The rows of a section with what is told of them beside the main table.
+
+        Of the base only what was measured; of a method also what was not.
+        """
+        found = []
+        for row in section.rows:
+            cells = [(column, cell(row, column.key)) for column in self.details]
+            told = [
+                (column, item)
+                for column, item in cells
+                if item.text != "-" and (row.kind == "arm" or item.value is not None)
+            ]
+            if row.kind != "base" or any(not column.cost for column, _ in told):
+                found.append((row, told))
+        return found
+
+
+MISSING = Cell(NOT_MEASURED)
+
+
+def cell(row: Row, key: str) -> Cell:
+    """A cell of a row; one that says "not measured" if there is none."""
+    return row.cells.get(key, MISSING)
 
 
 def build_tables(comparisons: Sequence[Comparison], reference: str = "lora") -> list[Table]:
@@ -68,23 +117,49 @@ def _table(
     results = [column for column in measured if not column.cost]
     sections = [_section(comparison, reference, notes, results) for comparison in comparisons]
     columns = [
-        Column("method", "method", numeric=False),
-        Column("length", "length, tokens"),
-        Column("seeds", "seeds"),
+        Column("method", "method", numeric=False, main=True),
+        Column("length", "window, tokens", main=True),
+        Column("seeds", "seeds", main=True),
         *results,
-        Column("trainable", "trainable parameters"),
+        Column("trainable", "trainable parameters", cost=True),
+        *(
+            Column(f"{GROUP}{name}", f"of these: {component_words(name)}", cost=True)
+            for name in _groups(report)
+        ),
         *(column for column in measured if column.cost),
-        Column("tokens_per_second", "tokens/s"),
-        Column("peak_memory_mib", "peak memory, MiB"),
-        Column("groups", "what is trained", numeric=False),
+        Column("tokens", "trained on, tokens", cost=True),
+        Column("seconds", "training time, seconds", cost=True),
+        Column("tokens_per_second", "tokens/s", cost=True),
+        Column("peak_memory_mib", "peak memory, MiB", cost=True),
     ]
     fixed = [
         *(text for each in measurements() for text in each.explanations(comparisons, reference)),
-        "tokens/s: tokens trained on per second, median over seeds. Peak memory: largest over "
+        "Training time and tokens/s: median over seeds. Peak memory: largest over "
         "seeds; on a CPU of the whole process, libraries included, on a GPU what was allocated.",
     ]
     title = f"{first.model} on {first.dataset}"
-    return Table(title, columns, sections, fixed + notes.texts)
+    verdicts = [
+        verdict
+        for comparison in comparisons
+        for each in measurements()
+        for verdict in each.verdicts(comparison, comparison.reference(reference))
+    ]
+    held = held_against(comparisons)
+    return Table(title, columns, sections, verdicts, held, fixed + notes.texts)
+
+
+def _groups(report: Sequence[Comparison]) -> list[str]:
+    """The components that some arm trains, in the order in which they are shown."""
+    trained = {
+        name
+        for comparison in report
+        for arm in comparison.arms
+        for run in arm.runs
+        for name, count in (run.part("parameters").get("by_group") or {}).items()
+        if count
+    }
+    known = [name for name in COMPONENTS if name in trained]
+    return [*known, *sorted(trained - set(known))]
 
 
 class _Notes:
@@ -104,7 +179,7 @@ def _section(
     heading = comparison.heading
     section = Section(heading)
     asked = [text for each in measurements() for text in each.notes(comparison)]
-    for text in [*difference_notes(comparison), *_texts(comparison), *asked]:
+    for text in [*difference_notes(comparison), *_texts(comparison), *_weights(comparison), *asked]:
         notes.add(f"{heading}: {text}")
     against = comparison.reference(reference)
     if against is None:
@@ -124,6 +199,13 @@ def _texts(comparison: Comparison) -> list[str]:
         for split, words in (run.part("provenance").get("dataset") or {}).items():
             read.setdefault(split, {})[words] = None
     return [f"text: {'; '.join(words for split in read for words in read[split])}."] if read else []
+
+
+def _weights(comparison: Comparison) -> list[str]:
+    """What the base's weights were unpacked from, so that it is not taken for the model itself."""
+    runs = (run for arm in comparison.arms for run in arm.runs)
+    found = dict.fromkeys(run.part("provenance").get("base_model_read_from") for run in runs)
+    return [f"base model: read from {words}." for words in found if words]
 
 
 def _base_rows(comparison: Comparison, against: Arm | None, notes: _Notes) -> list[Row]:
@@ -151,9 +233,8 @@ def _base_row(comparison: Comparison, base: Subject, against: Arm | None) -> Row
         "length": Cell(f"{window:,}", window),
         "seeds": Cell("-"),
         "trainable": Cell("0", 0),
-        "groups": Cell("-"),
-        "tokens_per_second": Cell("-"),
-        "peak_memory_mib": Cell("-"),
+        **_NO_GROUPS,
+        **{key: Cell("-") for key in ("tokens", "seconds", "tokens_per_second", "peak_memory_mib")},
     }
     return Row("base", cells | _measured(comparison, base, against))
 
@@ -196,6 +277,9 @@ def _arm_row(
     return Row("arm", cells)
 
 
+_NO_GROUPS = {f"{GROUP}{name}": Cell("-", 0) for name in COMPONENTS}
+
+
 def _seeds_cell(arm: Arm) -> Cell:
     if arm.failed:
         return Cell(f"{len(arm.ok)} of {len(arm.runs)}", len(arm.ok))
@@ -208,10 +292,19 @@ def _cost_cells(runs: Sequence[Record]) -> dict[str, Cell]:
     for run in runs:
         parameters = run.part("parameters")
         if "trainable" in parameters:
+            cells |= _NO_GROUPS
             cells["trainable"] = Cell(f"{parameters['trainable']:,}", parameters["trainable"])
-            cells["groups"] = Cell(groups_text(parameters.get("by_group") or {}))
+            for name, count in (parameters.get("by_group") or {}).items():
+                if count:
+                    mark = " (placebo)" if name in parameters.get("placebo", []) else ""
+                    cells[f"{GROUP}{name}"] = Cell(f"{count:,}{mark}", count)
             break
     training = [run.part("training") for run in runs]
+    for key in ("tokens", "seconds"):
+        found = [t[key] for t in training if t.get(key)]
+        if found:
+            middle = stdlib_statistics.median(found)
+            cells[key] = Cell(f"{middle:,.0f}", middle)
     speeds = [t["tokens_per_second"] for t in training if t.get("tokens_per_second")]
     if speeds:
         speed = stdlib_statistics.median(speeds)
@@ -221,12 +314,6 @@ def _cost_cells(runs: Sequence[Record]) -> dict[str, Cell]:
         mib = max(peaks) / 2**20
         cells["peak_memory_mib"] = Cell(f"{mib:,.0f}", mib)
     return cells
-
-
-def groups_text(by_group: Mapping[str, int]) -> str:
-    """ "LoRA 811,008, position bias 65"."""
-    parts = [f"{component_words(name)} {count:,}" for name, count in by_group.items() if count]
-    return ", ".join(parts) or "-"
 
 
 def one_line(error: Any, limit: int = 160) -> str:

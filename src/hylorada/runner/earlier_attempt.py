@@ -20,6 +20,7 @@ from hylorada.records.manifest import damage
 from hylorada.records.result import JsonLines, parse_json, read_result
 from hylorada.settings import check_splits
 from hylorada.settings.fingerprint import IMPLIED, counted
+from hylorada.settings.processes import check_dropout, check_parts, check_world
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +81,22 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
         inputs: see `already_done`.
 
     Raises:
-        ConfigError: the newest checkpoint was made under other settings.
+        ConfigError: the newest checkpoint was made under other settings; the processes are more
+            than a step has micro-batches, or would draw for dropout.
         DataError: resume=must, and there is no checkpoint; a checkpoint that was made on another
             text or other weights, or whose lines are lost; a split that the data set never has.
         DiskError: the directory cannot be written.
     """
     check_splits(config)
+    check_parts(config)
+    check_dropout(config)
+    if config.processes > 1:  # of one, whoever starts the others knows how many there are
+        check_world(config, config.processes)
     refuse_unwritable(directory)
     if config.resume == "never":
         return
     checkpoints = directory / "checkpoints"
-    newest = _newest_state(checkpoints)
+    newest = newest_state(checkpoints)
     if newest is not None:
         check_continuation(newest, config, directory, inputs)
         return
@@ -182,7 +188,7 @@ def check_hardware(
     return [*before, here]
 
 
-def _newest_state(checkpoints: Path) -> Record | None:
+def newest_state(checkpoints: Path) -> Record | None:
     """The state of the newest checkpoint that can be read; nothing is verified or set aside."""
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         try:

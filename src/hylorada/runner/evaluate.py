@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from hylorada.loading.backbone import Backbone, load_backbone, parameter_count
 from hylorada.loading.finished_run import Record, load_finished
 from hylorada.loading.inputs import Inputs
 from hylorada.methods.position_range import extend_range
+from hylorada.process.disk import exclusive
+from hylorada.process.place import place
 from hylorada.process.progress import Reporter
+from hylorada.process.ranks import Ranks, joined
 from hylorada.process.redaction import remember
 from hylorada.process.seeding import repeatable, seed_everything
 from hylorada.process.session import session
@@ -47,9 +50,11 @@ from hylorada.records.result import (
 from hylorada.records.run_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from hylorada.runner.base_model import base_metrics
 from hylorada.runner.earlier_attempt import refuse_changed
+from hylorada.runner.launch import start_processes, starts_processes
 from hylorada.runner.measure import Meter, make_meter
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.preparation import Prepared, prepare
+from hylorada.runner.processes import of_processes, own_directory
 from hylorada.runner.summary import print_summary, summary_console, summary_tables
 from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import group_name
@@ -58,13 +63,22 @@ from hylorada.tracking.tracker import start_tracker
 
 
 @lasting_terminal()
-def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
+def evaluate_run(
+    run_dir: Path | str,
+    config: RunConfig,
+    chosen: Mapping[str, Any] | None = None,
+    *,
+    held: bool = False,
+) -> Record:
     """Measure a finished run by ``config.eval`` and add the numbers to its record.
 
     Args:
         run_dir: the run's directory.
         config: the run's settings, but for what may differ now: ``eval``, ``device``, ``threads``,
-            ``track``, ``train.precision``, ``train.frozen_kernels``, and where its text lies.
+            ``track``, ``train.precision``, ``train.frozen_kernels``, ``processes``, and where its
+            text lies.
+        chosen: why this run of a grid and no other one is measured (`records.schema.Chosen`).
+        held: whether the caller holds the directory (`disk.exclusive`).
 
     Returns:
         The record as it stands now.
@@ -76,31 +90,48 @@ def evaluate_run(run_dir: Path | str, config: RunConfig) -> Record:
     check_settings(config)
     remember(configs.to_dict(config))
     directory = Path(run_dir)
-    with session(directory) as (stop, log):
-        record = finished_record(directory)
+    if starts_processes(config):
+        with exclusive(directory):
+            start_processes(config, directory, "evaluate", chosen)
+        return finished_record(directory)
+    with (
+        joined(config.device) as ranks,
+        own_directory(ranks, directory) as own,
+        session(own, held=held or not ranks.is_first, ranks=ranks) as (stop, log),
+        ranks.telling(),
+    ):
+        record = ranks.decided(lambda: finished_record(directory))
         try:
-            metrics = _again(config, directory, record, stop)
+            metrics = _again(config, directory, record, stop, chosen, ranks)
         except BaseException as error:
             known = explained(error, directory, record)
             log(known)
             if known is error:
                 raise
             raise known from error
-    console = summary_console()
-    for table in summary_tables(record, metrics):
-        console.print(table)
-    console.print(f"added to {directory / 'result.json'}", soft_wrap=True)
+    if ranks.is_first:
+        console = summary_console()
+        for table in summary_tables(record, metrics):
+            console.print(table)
+        console.print(f"added to {directory / 'result.json'}", soft_wrap=True)
     return record
 
 
-def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Metrics:
+def _again(
+    config: RunConfig,
+    directory: Path,
+    record: Record,
+    stop: Stop,
+    chosen: Mapping[str, Any] | None,
+    ranks: Ranks,
+) -> Metrics:
     seed_everything(config.seed)
     # The base's cache lies beside the experiment's folder, wherever that is now.
     if directory.absolute().parent.name == group_name(config):
         root = str(directory.absolute().parents[1])
         config = dataclasses.replace(config, output_root=root)
     with ExitStack() as stack, Reporter() as reporter, left_out(not config.train.frozen_kernels):
-        meter = make_meter(config, stop, reporter)
+        meter = make_meter(config, stop, reporter, ranks)
         stack.enter_context(repeatable(meter.device, config.train.deterministic))
         prepared = _prepared(config, stop)
         precision = config.train.precision
@@ -120,6 +151,10 @@ def _again(config: RunConfig, directory: Path, record: Record, stop: Stop) -> Me
         else:
             metrics = base["extended"]
     _add(record, config, prepared, metrics, base, meter)
+    if chosen is not None:
+        record["evaluations"][-1]["chosen"] = dict(chosen)
+    if not ranks.is_first:
+        return metrics
     step = (record["training"] or {}).get("steps", 0)
     line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
     lines = JsonLines(directory / "metrics.jsonl")
@@ -173,7 +208,7 @@ def _add(
             "weights": name_of(meter.weights),
             "frozen_kernels": config.train.frozen_kernels,
             "device": meter.device.type,
-            "provenance": provenance(meter.device),
+            "provenance": provenance(meter.device) | of_processes(meter.ranks),
         }
     )
     if any(each.of_the_text for each in measured):
@@ -220,9 +255,13 @@ def evaluate_adapter(adapter: Path | str, config: RunConfig) -> Record:
 
     Raises:
         DataError: no adapter there, or not one of this base.
-        ConfigError: a kind of adapter that cannot be measured.
+        ConfigError: a kind of adapter that cannot be measured, or several processes.
     """
     check_settings(config)
+    if config.processes > 1 or place().world > 1:
+        raise ConfigError(
+            "adapter= is measured by one process: leave processes at 1, and start it once"
+        )
     remember(configs.to_dict(config))
     folder = Path(adapter).expanduser()
     weights, settings = folder / ADAPTER_WEIGHTS, read_settings(folder)
@@ -322,7 +361,7 @@ def _attach(folder: Path, backbone: Backbone, config: RunConfig, own_range: bool
 
 def _prepared(config: RunConfig, stop: Stop) -> Prepared:
     """Before any weights are read, so that what cannot be asked is refused at once."""
-    return prepare(config, Preflight().check(config, trains=False).tokenizer, stop)
+    return prepare(config, Preflight().check(config, trains=False), stop)
 
 
 def _mirror(config: RunConfig, directory: Path, record: Record) -> None:

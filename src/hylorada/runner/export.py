@@ -114,9 +114,10 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise ConfigError(
             f"to={target}: already there; nothing is overwritten, name another folder"
         )
-    make_directory(target.parent)
+    remedy = "choose another folder with to="
+    make_directory(target.parent, remedy)
     partial = target.with_name(f".{target.name}.partial")
-    with exclusive(partial), disk_errors(target):
+    with exclusive(partial, remedy), disk_errors(target, remedy=remedy):
         folder = partial / "folder"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from hylorada.architecture import anatomy
 from hylorada.config import RunConfig
+from hylorada.kernels.compiled import CompiledLayers, compiled_layers
 from hylorada.kernels.frozen_layers import own_kernels, restore, use_frozen_kernels
 from hylorada.kernels.switch import are_left_out
-from hylorada.methods.integrity import IntegrityReport, check_integrity
+from hylorada.methods.integrity import Check, IntegrityReport, check_integrity
 from hylorada.methods.integrity.as_trained import Conditions, check_in_place
+from hylorada.process.ranks import ALONE, Ranks
 from hylorada.process.signals import Stop
-from hylorada.training.loop import checkpointing_as, gradient_checkpointing
+from hylorada.runner.parts import prove_parts
 from hylorada.training.loss import LossModel
+from hylorada.training.recomputation import as_configured
 
 KERNELS = "frozen layers through oneDNN or as one function with LoRA, chunked loss"
 
 
 def prove(
-    model: Any, tokenizer: Any, config: RunConfig, autocast: Any, stop: Stop
+    model: Any,
+    tokenizer: Any,
+    config: RunConfig,
+    autocast: Any,
+    stop: Stop,
+    ranks: Ranks = ALONE,
+    saved: Check | None = None,
 ) -> IntegrityReport:
     """Check a model that a run is about to train, or to measure.
 
@@ -32,6 +42,9 @@ def prove(
         config: of the run.
         autocast: what training computes in under autocast; None: without it.
         stop: a signal ends it between the two.
+        ranks: the processes of the run, which all do the same; those that share each sequence have
+            a check more, and the length of a part instead of the run's.
+        saved: what `check_saving` has found, where the base is shared out since.
 
     Raises:
         Interrupted: a signal came.
@@ -47,6 +60,7 @@ def prove(
         probe_length=gate.probe_length,
         seed=config.seed,
         autocast=autocast,
+        saved=saved,
     )
     stop.check()  # the gate takes whatever is raised inside it for a failed check
     if not (report.ok and config.method.trains):
@@ -55,14 +69,27 @@ def prove(
     use_frozen_kernels(model)  # weights that training casts once are cast here, to the same bits
     try:
         loss_model = LossModel(model, config.train.loss_chunk)
-        own = partial(own_kernels, model)
-        conditions = Conditions(loss_model, own, kernels, autocast, packed)
-        lm = anatomy.causal_lm(model)
-        with gradient_checkpointing(lm, **checkpointing_as(config.train)):
+        compiles = config.train.compile == "layers"
+        kernels += ", layers compiled" if compiles else ""
+        with (
+            compiled_layers(model, compiles) as compiled,
+            as_configured(model, config.train, autocast),
+        ):
+            own = partial(_as_written, model, compiled)
+            conditions = Conditions(loss_model, own, kernels, autocast, packed)
             check_in_place(
-                report, model, tokenizer, conditions, allow_leak=gate.allow_leak, seed=config.seed
-            )
+                report, model, tokenizer, conditions, length=length // config.sequence_ranks,
+                allow_leak=gate.allow_leak, seed=config.seed,
+            )  # fmt: skip
+            prove_parts(report, loss_model, tokenizer, config, autocast, ranks, packed)
     finally:
         restore(model)
     stop.check()
     return report
+
+
+@contextmanager
+def _as_written(model: Any, compiled: CompiledLayers) -> Iterator[None]:
+    """The model's own kernels, and its layers not compiled."""
+    with own_kernels(model), compiled.resting():
+        yield

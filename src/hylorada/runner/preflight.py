@@ -28,17 +28,21 @@ from hylorada.config import DatasetConfig, ModelConfig, RunConfig
 from hylorada.data.readers import read_documents
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.evaluation.measurement import asked_for
-from hylorada.loading.backbone import Blueprint, explained, open_base, stored
+from hylorada.kernels.compiled import refuse_without_compiler
+from hylorada.loading.availability import downloaded, explained
+from hylorada.loading.backbone import Blueprint, open_base, stored
 from hylorada.loading.quantized import refuse_elsewhere
 from hylorada.loading.weight_precision import weight_files
 from hylorada.loading.whole_weights import check_names, reported_here
 from hylorada.methods import adapt
 from hylorada.methods.adaptive_rule import from_method
+from hylorada.methods.integrity.adapters import count_by_component
 from hylorada.methods.integrity.probe import vocabulary_size
 from hylorada.methods.peft_methods import attach_peft_method
 from hylorada.methods.placement import linear_names
-from hylorada.methods.position_range import extend_range
+from hylorada.methods.position_range import extend_range, nothing_to_extend
 from hylorada.methods.s2_attention import enable_s2
+from hylorada.methods.split_limits import refuse_unsplittable
 from hylorada.process.device import choose_autocast, choose_device, choose_dtype
 from hylorada.process.session import session
 from hylorada.records.outcome import recorded
@@ -83,14 +87,14 @@ class Preflight:
                     "train.gradient_checkpointing_offload=true has no effect on a CPU, whose "
                     "memory everything lies in already; set it to false"
                 )
+            if trains and config.method.trains and config.train.compile == "layers":
+                refuse_without_compiler(device)
         base = ["base", config.model]
         opened = self._once(base, lambda: open_base(config.model))
         if trains:
-            of_train = [config.train.gradient_checkpointing, config.train.lr_scale]
-            method = [*base, config.method, window, *of_train]
-            self._once(method, lambda: _check_method(config, opened))
+            self.trained(config, opened)
         else:
-            self._once([*base, "skeleton"], lambda: _skeleton(config.model, opened))
+            self._once([*base, "skeleton"], lambda: without_weights(config.model, opened))
         asked = asked_for(settings)
         for measurement in asked:
             self._once(
@@ -99,7 +103,7 @@ class Preflight:
             )
         learns = trains and config.method.trains
         task = config.train.retrieval
-        if learns and config.train.task == "retrieval":
+        if learns and (config.train.task == "retrieval" or config.train.mix):
             self._once(
                 [*base, "task", task, window],
                 lambda: RetrievalBlocks(opened.tokenizer, window, task, config.seed),
@@ -122,6 +126,20 @@ class Preflight:
                 lambda: stored(opened),
             )  # fmt: skip
         return opened
+
+    def trained(self, config: RunConfig, opened: Blueprint) -> dict[str, int] | None:
+        """Values that train, by component; None where only the weights themselves can tell.
+
+        Args:
+            config: the run's settings, validated.
+            opened: the base that they name.
+
+        Raises:
+            HyloradaError: the method does not fit the model.
+        """
+        of_train = [config.train.gradient_checkpointing, config.train.lr_scale]
+        what = ["base", config.model, config.method, config.length.max_length, *of_train]
+        return self._once(what, lambda: _check_method(config, opened))
 
     def _once(self, what: list[Any], call: Callable[[], T]) -> T:
         """The call's result or error, which for the same thing is that of the first time."""
@@ -167,7 +185,7 @@ def _recorded(config: RunConfig, directory: Path, error: HyloradaError) -> Hylor
         return known
 
 
-def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
+def without_weights(settings: ModelConfig, opened: Blueprint) -> Any:
     """The model without weights, which its tokenizer must fit; None where it cannot be built so."""
     config = copy.deepcopy(opened.config)  # from_config writes into it
     try:
@@ -175,7 +193,7 @@ def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=settings.attn_implementation
             )
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         logger.debug("preflight: no model without weights: %s", error)
         return None
     except Exception as error:
@@ -187,19 +205,20 @@ def _skeleton(settings: ModelConfig, opened: Blueprint) -> Any:
     return model
 
 
-def _check_method(config: RunConfig, opened: Blueprint) -> None:
-    """The method, attached to the model without weights."""
-    model, length = _skeleton(config.model, opened), config.length.max_length
+def _check_method(config: RunConfig, opened: Blueprint) -> dict[str, int] | None:
+    """The method, attached to the model without weights; the values that train, by component."""
+    model, length = without_weights(config.model, opened), config.length.max_length
     if model is None:
-        return
+        return None
     if config.train.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise ConfigError(
             f"train.gradient_checkpointing=true: {type(model).__name__} does not support it; "
             "set it to false"
         )
+    if config.method.skipped_positions.enabled:
+        _check_skipped_positions(model, length)
     if config.method.peft:
-        _check_peft_method(config, model)
-        return
+        return _check_peft_method(config, model)
     method = from_method(config.method, length, model.config)
     if method is None:
         position_range = config.method.position_range
@@ -207,35 +226,67 @@ def _check_method(config: RunConfig, opened: Blueprint) -> None:
             model, length, position_range.learned_init, position_range.rope_type,
             position_range.rope_factor,
         )  # fmt: skip
-        return
+        return {}
     if not isinstance(method.target_modules, str):
         _check_targets(model, config.method.lora.target_modules)
+    counted: dict[str, int] | None = None
     try:
         with warnings.catch_warnings(action="ignore"):  # the run itself will warn
             adapted = adapt(model, method, length)
             refuse_adapted_head(adapted)
             rates_by_name(adapted, config.train.lr_scale)
-            if method.s2_attn_enabled:
-                enable_s2(adapted, method.s2_group_size, method.s2_shift, max_length=length)
+            counted = count_by_component(adapted)
+            if method.s2_arguments:
+                _switch_s2_on(adapted, method.s2_arguments)
+            if config.sequence_ranks > 1:
+                refuse_unsplittable(adapted, config.sequence_ranks, length)
     except HyloradaError:
         raise
     except ValueError as error:  # peft's, of settings that do not fit the model
         reason = " ".join(str(error).split())
         raise ConfigError(f"method.lora: {reason[:300]}; change it, or the model") from error
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         # What the meta device cannot do is no fault of the settings: the run itself will tell.
+        logger.debug("preflight: not tried without weights: %s", error)
+    return counted
+
+
+def _switch_s2_on(model: Any, arguments: dict[str, Any]) -> None:
+    """Shifted attention, probed as far as the meta device can: it stays on where that cannot."""
+    try:
+        enable_s2(model, **arguments)
+    except RuntimeError as error:
         logger.debug("preflight: not tried without weights: %s", error)
 
 
-def _check_peft_method(config: RunConfig, model: Any) -> None:
+def _check_skipped_positions(model: Any, length: int) -> None:
+    """Refuses a model to which the numbers of its positions say nothing, or nothing new."""
+    trained = anatomy.trained_length(model.config)
+    on = "method.skipped_positions.enabled=true"
+    if length <= trained:
+        raise ConfigError(
+            f"{on} has no effect: length.max_length is {length} and the base was trained on "
+            f"{trained} tokens; use a longer one, or set it to false"
+        )
+    reason = nothing_to_extend(model)
+    if reason:
+        raise ConfigError(f"{on} has no effect: {reason}; set it to false")
+
+
+def _check_peft_method(config: RunConfig, model: Any) -> dict[str, int] | None:
     """Another method of peft, attached to the model without weights."""
     try:
         with warnings.catch_warnings(action="ignore"):  # the run itself will warn
-            attached = attach_peft_method(model, config.method, config.length.max_length)
+            length = config.length.max_length
+            attached = attach_peft_method(model, config.method, length)
             refuse_adapted_head(attached.model)
             rates_by_name(attached.model, config.train.lr_scale)
-    except (NotImplementedError, RuntimeError) as error:
+            if config.sequence_ranks > 1:
+                refuse_unsplittable(attached.model, config.sequence_ranks, length)
+            return count_by_component(attached.model)
+    except RuntimeError as error:
         logger.debug("preflight: not tried without weights: %s", error)
+    return None
 
 
 def _check_targets(model: Any, targets: list[str]) -> None:
@@ -255,7 +306,11 @@ def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
     if opened.where == "gguf":
         return  # read as a whole
     with explained(settings, opened.where):
-        files = weight_files(opened.source, opened.config, **opened.options)
+        files = downloaded(
+            settings,
+            opened.where,
+            lambda: weight_files(opened.source, opened.config, **opened.options),
+        )
     for file in files:
         try:
             with safe_open(str(file), "pt"):
@@ -263,7 +318,7 @@ def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
         except (SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"{what}: {file.name} is damaged ({reason}); replace it with a whole copy"
+                f"{what}: {file.name} is damaged ({reason}); replace {file} with a whole copy"
             ) from error
     try:
         with explained(settings, opened.where), reported_here():

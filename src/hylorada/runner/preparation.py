@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hylorada.architecture import anatomy
 from hylorada.config import DatasetConfig, EvalConfig, RunConfig
 from hylorada.data.kinds.longbench import read_tasks
 from hylorada.data.token_corpus import TokenCorpus, load_token_corpus
 from hylorada.errors import DataError
 from hylorada.evaluation.measurement import Measurement, asked_for, slot
+from hylorada.loading.backbone import Blueprint
 from hylorada.process.signals import Stop
 
 
@@ -61,9 +63,10 @@ class Prepared:
 class Sources:
     """What a measurement may read; see `evaluation.measurement.Sources`."""
 
-    def __init__(self, config: RunConfig, tokenizer: Any, stop: Stop) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Any, trained_length: int, stop: Stop) -> None:
         """Nothing is read yet; a signal ends reading between two documents or tasks."""
         self.config, self.tokenizer, self.stop = config, tokenizer, stop
+        self.trained_length = trained_length
         self.window = config.length.max_length
         self._texts: dict[str, TokenCorpus] = {}
 
@@ -92,12 +95,12 @@ class Sources:
             raise DataError(f"eval.harness: {error}") from error
 
 
-def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Prepared:
-    """What models with this tokenizer are asked.
+def prepare(config: RunConfig, opened: Blueprint, stop: Stop) -> Prepared:
+    """What models on this base are asked.
 
     Args:
         config: the run's settings; its data set, window and ``eval`` say what.
-        tokenizer: of the base.
+        opened: the base, of which no weights need be read.
         stop: a signal ends it between two documents or tasks.
 
     Raises:
@@ -106,7 +109,8 @@ def prepare(config: RunConfig, tokenizer: Any, stop: Stop) -> Prepared:
             window too small for what is asked.
         ConfigError: a convention that needs the whole split and gets a part.
     """
-    sources = Sources(config, tokenizer, stop)
+    tokenizer = opened.tokenizer
+    sources = Sources(config, tokenizer, anatomy.trained_length(opened.config), stop)
     asked = [(each, each.prepare(sources)) for each in asked_for(config.eval)]
     found = Prepared(config.eval, sources.window, sources.text(), tokenizer, [])
     found.parts.extend(found.part(measurement, each) for measurement, each in asked)

@@ -9,8 +9,10 @@ measures, and result.json says how it ended, however it ended.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,20 @@ from hylorada.data.blocks import Blocks
 from hylorada.data.overlap import shared_documents
 from hylorada.data.token_corpus import TokenCorpus, load_token_corpus, tokenizer_sha256
 from hylorada.evaluation.measurements import perplexity
+from hylorada.kernels.compiled import compiled_layers
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.kernels.switch import left_out
 from hylorada.loading.adapter import save_adapter
 from hylorada.loading.backbone import Backbone, load_backbone, parameter_count
-from hylorada.loading.finished_run import extend
 from hylorada.loading.inputs import Inputs
-from hylorada.methods import adapt
-from hylorada.methods.adaptive_rule import from_method
 from hylorada.methods.experts import reached_experts
+from hylorada.methods.integrity import Check
 from hylorada.methods.integrity.adapters import count_by_component
-from hylorada.methods.peft_methods import attach_peft_method
-from hylorada.process.disk import replace_file
+from hylorada.process.disk import exclusive, replace_file
 from hylorada.process.fault_points import fault_point
+from hylorada.process.phases import timed
 from hylorada.process.progress import Reporter
+from hylorada.process.ranks import Ranks, joined
 from hylorada.process.redaction import remember
 from hylorada.process.seeding import repeatable, seed_everything
 from hylorada.process.session import session
@@ -43,36 +45,47 @@ from hylorada.process.terminal import lasting_terminal
 from hylorada.records import manifest
 from hylorada.records.model_card import write_card
 from hylorada.records.outcome import exit_code, recorded
-from hylorada.records.provenance import PeakMemory, add_texts, provenance
-from hylorada.records.result import JsonLines, blank_result, to_json
+from hylorada.records.provenance import add_texts, provenance
+from hylorada.records.result import JsonLines, blank_result, finished_record, to_json
+from hylorada.runner.attachment import attach
 from hylorada.runner.base_model import base_metrics
 from hylorada.runner.earlier_attempt import (
     already_done,
-    check_continuation,
     check_hardware,
     check_start,
     identity,
     set_earlier_attempt_aside,
 )
 from hylorada.runner.gate import prove
+from hylorada.runner.launch import start_processes, starts_processes
 from hylorada.runner.measure import make_meter
+from hylorada.runner.parts import loss_of_parts, sent_in_parts, share_base_out
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.preparation import Part, Prepared, prepare
+from hylorada.runner.processes import (
+    as_rank,
+    check_processes,
+    ended_told,
+    newest_checkpoint,
+    of_processes,
+    own_directory,
+    refuse_draws,
+)
 from hylorada.runner.summary import print_summary
+from hylorada.runner.training_record import told_of_end, told_of_training
+from hylorada.runner.training_text import training_blocks
 from hylorada.settings import check_settings, fingerprint
 from hylorada.tracking.final_numbers import mirror
 from hylorada.tracking.tracker import Tracker, start_tracker
-from hylorada.training.checkpoint import Checkpoint, load_newest
+from hylorada.training.checkpoint import Checkpoint
+from hylorada.training.counters import Counters
 from hylorada.training.group_rates import rates_by_name
-from hylorada.training.loop import (
-    BlockSource,
-    Counters,
-    Training,
-    checkpointing_as,
-    gradient_checkpointing,
-)
+from hylorada.training.loop import Training
 from hylorada.training.loss import LossModel
+from hylorada.training.plan import BlockSource
+from hylorada.training.recomputation import as_configured
 from hylorada.training.retrieval_blocks import RetrievalBlocks
+from hylorada.training.segment_schedule import scheduled_segments
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +93,13 @@ Record = dict[str, Any]
 
 
 @lasting_terminal()
-def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
+def run(config: RunConfig, run_dir: Path | str | None = None, *, held: bool = False) -> Record:
     """Run, continue, or skip what the config describes.
 
     Args:
         config: the run's settings.
         run_dir: its directory; default: the one named by the config's content.
+        held: whether the caller has made sure that no other process runs there (`disk.exclusive`).
 
     Returns:
         The record, as in result.json. A run that is done already is not repeated.
@@ -97,19 +111,35 @@ def run(config: RunConfig, run_dir: Path | str | None = None) -> Record:
     check_settings(config)
     remember(configs.to_dict(config))
     directory = Path(run_dir or fingerprint.run_dir(config))
+    if starts_processes(config):
+        if not _done(config, directory):
+            with nullcontext() if held else exclusive(directory), ended_told(config, directory):
+                start_processes(config, directory, "train")
+        return finished_record(directory)
+    with joined(config.device) as ranks, own_directory(ranks, directory) as own:
+        done = ranks.decided(lambda: _done(config, directory))
+        if done is not None:
+            return done
+        held = held or not ranks.is_first
+        with session(own, held=held, ranks=ranks) as (stop, log), ExitStack() as after:
+            record = blank_result(config)
+            if config.resume == "never":
+                ranks.decided(lambda: set_earlier_attempt_aside(directory))
+            with ranks.telling(), recorded(own, record, log):
+                check_processes(config, ranks)
+                ranks.decided(lambda: check_start(config, directory))
+                _Run(config, own, record, stop, after, ranks).execute()
+        if ranks.is_first:
+            print_summary(record, directory)
+    return record
+
+
+def _done(config: RunConfig, directory: Path) -> Record | None:
+    """The record of a run that is done, which is said."""
     done = already_done(config, directory)
     if done is not None:
         Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
-        return done
-    with session(directory) as (stop, log), ExitStack() as after:
-        if config.resume == "never":
-            set_earlier_attempt_aside(directory)
-        record = blank_result(config)
-        with recorded(directory, record, log):
-            check_start(config, directory)
-            _Run(config, directory, record, stop, after).execute()
-    print_summary(record, directory)
-    return record
+    return done
 
 
 class _Run:
@@ -119,10 +149,16 @@ class _Run:
     """
 
     def __init__(
-        self, config: RunConfig, directory: Path, record: Record, stop: Stop, after: ExitStack
+        self,
+        config: RunConfig,
+        directory: Path,
+        record: Record,
+        stop: Stop,
+        after: ExitStack,
+        ranks: Ranks,
     ) -> None:
         self.config, self.directory, self.record, self.stop = config, directory, record, stop
-        self.after = after
+        self.after, self.ranks = after, ranks
 
     def execute(self) -> None:
         """All of it."""
@@ -131,64 +167,65 @@ class _Run:
         with ExitStack() as stack:
             self.reporter = stack.enter_context(Reporter())
             stack.enter_context(left_out(not config.train.frozen_kernels))
-            self.meter = make_meter(config, self.stop, self.reporter)
+            self.meter = make_meter(config, self.stop, self.reporter, self.ranks)
             self.device = self.meter.device
             stack.enter_context(repeatable(self.device, config.train.deterministic))
-            record["provenance"] = provenance(self.device)
-            checkpoint = self._checkpoint()
-            opened = Preflight().check(config)
+            record["provenance"] = provenance(self.device) | of_processes(self.ranks)
+            checkpoint = newest_checkpoint(config, self.directory, self.ranks)
+            phases = record["seconds"] = {}
+            with timed(phases, "preflight"):
+                opened = Preflight().check(config)
             tokenizer = opened.tokenizer
-            with self.reporter.working("text"):
-                prepared = prepare(config, tokenizer, self.stop)
-                blocks = self._blocks(tokenizer) if config.method.trains else None
+            with self.reporter.working("text"), timed(phases, "text"):
+                prepared = prepare(config, opened, self.stop)
+                trained_length = anatomy.trained_length(opened.config)
+                blocks = self._blocks(tokenizer, trained_length) if config.method.trains else None
                 validation = self._validation(tokenizer)
             add_texts(record["provenance"], config.eval.perplexity.split, prepared.corpus, blocks)
             self._tell_shared(prepared, blocks)
-            backbone = load_backbone(config.model, self.device, config.train.precision, opened)
+            with timed(phases, "load"):
+                backbone = load_backbone(
+                    config.model, self.device, config.train.precision, opened, config.shard_base
+                )
             self.meter.weigh(backbone.dtype)
             here = {"device": self.device.type, "precision": self.meter.precision}
             self.hardware = check_hardware(checkpoint.state if checkpoint else None, here, config)
             if len(self.hardware) > 1:
                 record["provenance"]["hardware_in_order"] = self.hardware
-            record["provenance"] |= backbone.identity
-            record["provenance"] |= {
+            record["provenance"] |= backbone.identity | {
                 "precision": self.meter.precision,
                 "tokenizer_sha256": tokenizer_sha256(tokenizer),
             }
             self.inputs = Inputs().describe(config, self._texts(prepared, blocks, validation))
             record["provenance"]["inputs"] = self.inputs
             model = self._attach(backbone)
-            with self.reporter.working("integrity gate"):
-                self._gate(model, backbone)
-            record["base"] = base_metrics(config, self.meter, backbone, prepared, model)
-            tracker = start_tracker(config, self.directory, record["name"])
+            with self.reporter.working("integrity gate"), timed(phases, "gate"):
+                saved = share_base_out(config, model, backbone, self.device, self.ranks)
+                self._gate(model, backbone, saved)
+            with timed(phases, "base"):
+                record["base"] = base_metrics(config, self.meter, backbone, prepared, model)
+            tracker = start_tracker(as_rank(config, self.ranks), self.directory, record["name"])
             self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
             if blocks is None:
                 tracker.replay(self.directory, {"metrics_bytes": 0})
-                self._describe_training(Counters())
+                record["training"] = told_of_training(config, Counters(), self.meter)
                 self._finish(record["base"]["extended"], 0, tracker)
             else:
                 make_fast(model, self.meter.autocast)
-                self._train(model, blocks, validation, checkpoint, tracker)
-                save_adapter(model, self.directory)
+                refuse_draws(model, self.meter.autocast, self.ranks)
+                with timed(phases, "training"):
+                    self._train(model, blocks, validation, checkpoint, tracker)
+                    if self.ranks.is_first:
+                        save_adapter(model, self.directory)
                 fault_point("before_evaluation")
-                metrics = self.meter.measure_all(
-                    model,
-                    prepared,
-                    config.method.name,
-                    partial=self.directory / ".evaluation.partial",
-                )
+                with timed(phases, "evaluation"):
+                    metrics = self.meter.measure_all(
+                        model,
+                        prepared,
+                        config.method.name,
+                        partial=self.directory / ".evaluation.partial",
+                    )
                 self._finish(metrics, record["training"]["steps"], tracker)
-
-    def _checkpoint(self) -> Checkpoint | None:
-        """What is continued from; `check_start` may have looked at one that is damaged."""
-        if not self.config.method.trains:
-            return None
-        checkpoint = load_newest(self.directory / "checkpoints")
-        if checkpoint is not None:
-            check_continuation(checkpoint.state, self.config, self.directory)
-            logger.info("continuing from step %d (%s)", checkpoint.state["step"], checkpoint.path)
-        return checkpoint
 
     def _tell_shared(self, prepared: Prepared, blocks: Blocks | RetrievalBlocks | None) -> None:
         """Say which documents are trained on and measured."""
@@ -205,19 +242,20 @@ class _Run:
             )  # fmt: skip
 
     def _corpus(self, tokenizer: Any, split: str) -> TokenCorpus:
-        config = self.config
-        return load_token_corpus(
-            config.dataset, split, tokenizer, config.model.path,
-            progress=lambda tokens: self.stop.check(),
-        )  # fmt: skip
+        config, batches = self.config, itertools.count(1)
 
-    def _blocks(self, tokenizer: Any) -> Blocks | RetrievalBlocks:
+        def progress(_tokens: int) -> None:
+            fault_point("inside_text", next(batches))
+            self.stop.check()
+
+        return load_token_corpus(
+            config.dataset, split, tokenizer, config.model.path, progress=progress
+        )
+
+    def _blocks(self, tokenizer: Any, trained_length: int) -> Blocks | RetrievalBlocks:
         """What is trained on."""
-        config = self.config
-        length = config.length.max_length
-        if config.train.task == "retrieval":
-            return RetrievalBlocks(tokenizer, length, config.train.retrieval, config.seed)
-        return Blocks(self._corpus(tokenizer, "train"), length, config.dataset.packing)
+        corpus = functools.partial(self._corpus, tokenizer, "train")
+        return training_blocks(self.config, tokenizer, trained_length, corpus)
 
     def _validation(self, tokenizer: Any) -> TokenCorpus | None:
         """What is measured between the steps, if anything is."""
@@ -239,18 +277,7 @@ class _Run:
         """Extend the range and attach the adapter; the parameters, counted by group."""
         config, model = self.config, backbone.model
         length = config.length.max_length
-        left_out: dict[str, str] = {}
-        seed = config.seed + config.method.adapter_seed
-        if config.method.peft:
-            attached = attach_peft_method(model, config.method, length, seed=seed)
-            model, reached = attached.model, attached.range_report
-            left_out |= attached.left_out
-        elif (method := from_method(config.method, length, model.config)) is None:
-            reached = extend(model, length, config.method.position_range)
-        else:
-            adapted: Any = adapt(model, method, length, seed=seed)
-            model, reached = adapted, adapted.base_model.range_report
-            left_out |= adapted.peft_config["default"].left_out
+        model, reached, left_out = attach(config, model)
         self.record["position_range"] = reached.to_dict()
         if reached.reason:
             left_out["position_range"] = reached.reason
@@ -265,6 +292,10 @@ class _Run:
             "trainable": sum(by_group.values()),
             "by_group": by_group,
         }
+        if config.method.placebo:
+            inert = [group for group in ("position_bias", "landmark") if group in by_group]
+            self.record["parameters"]["placebo"] = inert
+            logger.info("a control: the output of %s is multiplied by 0", " and ".join(inert))
         groups = ", ".join(f"{group} {count:,}" for group, count in by_group.items())
         logger.info(
             "%s at %d tokens on %s: %s", config.method.name, length, config.model.name,
@@ -276,11 +307,14 @@ class _Run:
             logger.info("%s", experts.note)
         return model
 
-    def _gate(self, model: Any, backbone: Backbone) -> None:
+    def _gate(self, model: Any, backbone: Backbone, saved: Check | None) -> None:
         """Refuse a model in which something does not act, or reads the future."""
         if not self.config.integrity.enabled:
             return
-        report = prove(model, backbone.tokenizer, self.config, self.meter.autocast, self.stop)
+        report = prove(
+            model, backbone.tokenizer, self.config, self.meter.autocast, self.stop, self.ranks,
+            saved,
+        )  # fmt: skip
         self.record["integrity"] = report.to_dict()
         replace_file(self.directory / "integrity.json", to_json(report.to_dict()))
         report.raise_if_failed()
@@ -297,10 +331,10 @@ class _Run:
         checkpoint: Checkpoint | None,
         tracker: Tracker,
     ) -> None:
-        config = self.config
+        config, loss_model = self.config, LossModel(model, self.config.train.loss_chunk)
         training = Training(
             model=model,
-            loss_model=LossModel(model, config.train.loss_chunk),
+            loss_model=loss_model,
             blocks=blocks,
             settings=config.train,
             seed=config.seed,
@@ -311,6 +345,7 @@ class _Run:
             reporter=self.reporter,
             identity=identity(config, self.inputs, self.hardware),
             on_metrics=tracker.log,
+            ranks=self.ranks,
         )
         if validation is not None:
             training.evaluate = lambda step: self._validate(model, validation, step)
@@ -319,39 +354,27 @@ class _Run:
                 lines.truncate(0)
         tracker.replay(self.directory, {} if checkpoint is None else checkpoint.state)
         seed_everything(config.seed)
+        sent: dict[str, Any] = {}
         try:
-            lm = anatomy.causal_lm(model)
-            with gradient_checkpointing(lm, **checkpointing_as(config.train)):
+            s2, length = config.method.s2_attn, config.length.max_length
+            with (
+                compiled_layers(model, config.train.compile == "layers") as compiled,
+                as_configured(model, config.train, self.meter.autocast),
+                scheduled_segments(model, s2, length, config.seed) as training.prepare,
+                loss_of_parts(loss_model, config, self.ranks) as training.loss_model,
+            ):
                 training.run(checkpoint)
+                sent = sent_in_parts(training.loss_model, self.ranks)
+            compiled.say()
         finally:
-            self._describe_training(training.counters)
-            if config.train.max_seconds:
-                self.record["training"]["ended_by"] = training.ended_by
-
-    def _describe_training(self, counters: Counters) -> None:
-        speed = counters.tokens / counters.seconds if counters.seconds else None
-        memory = PeakMemory(self.device)
-        reserved = memory.reserved() if counters.step else None
-        self.record["training"] = {
-            "steps": counters.step,
-            "skipped_steps": counters.skipped,
-            "tokens": counters.tokens,
-            "seconds": counters.seconds,
-            "tokens_per_second": speed,
-            "final_loss": counters.last_loss,
-            "peak_memory_bytes": counters.peak_memory_bytes or None,
-            "peak_memory_of": memory.counts,
-            **({"peak_memory_reserved_bytes": reserved} if reserved else {}),
-            "precision": self.meter.precision,
-            "device": self.device.type,
-        }
+            told = told_of_training(config, training.counters, self.meter)
+            self.record["training"] = told | told_of_end(config, training) | sent
 
     def _validate(self, model: Any, corpus: TokenCorpus, step: int) -> dict[str, float]:
         settings = dataclasses.replace(
             self.config.eval.perplexity, split="validation", conventions=["blocks"], stride=0
         )
-        length = self.config.length.max_length
-        asked = perplexity.Asked(settings, length, corpus)
+        asked = perplexity.Asked(settings, self.config.length.max_length, corpus)
         part = Part(perplexity.MEASUREMENT, asked, {})
         results = self.meter.measure(model, part, f"validation, step {step}")
         return {"validation/ppl": results["eval/ppl"]["value"]}
@@ -359,6 +382,8 @@ class _Run:
     def _finish(self, metrics: Record, step: int, tracker: Tracker) -> None:
         """The final numbers: into the record, metrics.jsonl and the tracker."""
         self.record["metrics"] = metrics
+        if not self.ranks.is_first:
+            return
         line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
         lines = JsonLines(self.directory / "metrics.jsonl")
         if not self.config.method.trains:

@@ -10,9 +10,12 @@ from typing import Any
 
 from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import RunConfig
-from hylorada.config_fields import Facts
-from hylorada.config_rules import FACTS
+from hylorada.config.fields import Facts
+from hylorada.config.rules import FACTS
 from hylorada.errors import ConfigError
+
+LARGEST = 2**53
+"""Of whole numbers without a limit of their own: up to here a float is as exact."""
 
 
 def fields(config: RunConfig) -> None:
@@ -41,6 +44,8 @@ def bounds(key: str, value: float, facts: Facts) -> None:
     """A number in its range, and finite; 0 too where it stands for something."""
     if facts.zero and value == 0:
         return
+    if isinstance(value, int) and value > LARGEST and facts.most is None:
+        raise ConfigError(f"{key} is {value}; it must be {LARGEST} or less")
     if not (
         math.isfinite(value)
         and (facts.least is None or value >= facts.least)
@@ -53,6 +58,8 @@ def bounds(key: str, value: float, facts: Facts) -> None:
             low = f"from {facts.least:g} to {facts.most:.10g}"
         elif facts.below is not None:
             low += f" and below {facts.below:g}"
+        if not math.isfinite(value):
+            low = f"a finite number, {low}"
         zero = f", or 0 for {facts.zero}" if facts.zero else ""
         raise ConfigError(f"{key} is {value}; it must be {low}{zero}")
 

@@ -16,13 +16,14 @@ from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from hylorada.config import RunConfig, to_dict
-from hylorada.config_rules import ASIDE_KEYS, HUB_KEYS, LOCAL_KEYS, OPEN_KEYS
+from hylorada.config.rules import ASIDE_KEYS, HUB_KEYS, LOCAL_KEYS, OPEN_KEYS
 from hylorada.process import redaction
 
 IMPLIED: dict[str, Any] = {
     "seed": 0,
     "device": "auto",
     "threads": 0,
+    "sequence_ranks": 1,
     "length.max_length": 4096,
     "method.lora.enabled": True,
     "method.lora.r": 8,
@@ -43,12 +44,19 @@ IMPLIED: dict[str, Any] = {
     "method.s2_attn.group_size": 2048,
     "method.s2_attn.shift": "layers",
     "method.s2_attn.in_evaluation": False,
+    "method.s2_attn.full_layers": 0,
+    "method.s2_attn.full_heads": 0,
+    "method.s2_attn.full_share": 0,
+    "method.s2_attn.full_steps": "last",
+    "method.s2_attn.largest_group": 0,
     "method.position_range.learned_init": "interpolate",
     "method.position_range.rope_type": "auto",
     "method.position_range.rope_factor": 0,
+    "method.skipped_positions.enabled": False,
     "method.train_embeddings": "auto",
     "method.train_norms": "auto",
     "method.adapter_seed": 0,
+    "method.placebo": False,
     "method.peft": {},
     "model.name": "tiny",
     "model.path": "embedded",
@@ -72,6 +80,7 @@ IMPLIED: dict[str, Any] = {
     "train.retrieval.items": 0,
     "train.retrieval.key_style": "uuid",
     "train.retrieval.held_out": [0, 0.25, 0.5, 0.75, 1],
+    "train.mix": 0,
     "train.epochs": 0,
     "train.max_steps": 40,
     "train.max_tokens": 0,
@@ -98,9 +107,14 @@ IMPLIED: dict[str, Any] = {
     "train.gradient_checkpointing_every": 1,
     "train.gradient_checkpointing_offload": False,
     "train.max_nonfinite_steps": 3,
+    "train.loss_spike": "none",
+    "train.loss_spike_deviations": 8,
     "train.eval_every": 0,
+    "train.keep_best": False,
+    "train.patience": 0,
     "train.loss_chunk": 512,
     "train.deterministic": False,
+    "train.compile": "none",
     "train.frozen_kernels": True,
     "eval.perplexity.conventions": ["blocks", "sliding"],
     "eval.perplexity.split": "test",

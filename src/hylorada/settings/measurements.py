@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from hylorada.command_line.suggest import did_you_mean
 from hylorada.config import EvalConfig, RunConfig
-from hylorada.config_fields import facts_of
+from hylorada.config.fields import facts_of
 from hylorada.errors import ConfigError
 from hylorada.extensions import MEASUREMENTS
 from hylorada.settings.checks import one_field
@@ -74,7 +74,7 @@ def typed(measurement: str, schema: type[Any], values: Any) -> Any:
     Args:
         measurement: its name.
         schema: a dataclass whose fields are bool, int, float, str or lists of these, plain or made
-            by the functions of `config_fields`, whose ranges and choices are checked.
+            by the functions of `config.fields`, whose ranges and choices are checked.
         values: as they stand in ``eval.measurements.<name>``.
 
     Raises:

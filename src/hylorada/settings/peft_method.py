@@ -1,7 +1,7 @@
 """`method.peft`: another method of peft in the place of LoRA; what can be said without peft.
 
-Importing peft takes seconds, so the names of its methods are read from its source. The keys of a
-method's own configuration are checked where peft is there anyway (`methods.peft_settings`).
+Importing peft takes seconds, so the names of its methods and of their keys are read from its
+source. Values are checked where peft is there anyway (`methods.peft_settings`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def check_peft(method: MethodConfig) -> None:
             f"method.peft.peft_type is {kind!r}, which is no method of this peft"
             f"{did_you_mean(meant, known) or '; it has ' + ', '.join(known)}"
         )
+    _check_keys(kind, [key for key in method.peft if key != "peft_type"])
     if method.lora.enabled:
         raise ConfigError(
             f"method.peft puts {kind} in the place of LoRA, and method.lora.enabled is true; set "
@@ -83,3 +84,63 @@ def peft_types() -> list[str]:
         for line in part.body
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
     ]
+
+
+def _check_keys(kind: str, asked: list[str]) -> None:
+    name, known = config_keys(kind)
+    for key in asked if known else []:
+        if key not in known:
+            raise ConfigError(
+                f"method.peft.{key}: peft's {name} has no such key"
+                f"{did_you_mean(key, known) or '; it has ' + ', '.join(known)}"
+            )
+
+
+@functools.cache
+def config_keys(kind: str) -> tuple[str, list[str]]:
+    """The class of a method's configuration, and its keys; no keys where its source tells none."""
+    spec = find_spec("peft")
+    if spec is None or spec.origin is None:
+        return "", []
+    package = Path(spec.origin).parent
+    try:
+        paths = [package / "config.py", *sorted((package / "tuners").rglob("*.py"))]
+        sources = [path.read_text(encoding="utf-8") for path in paths]
+        own = _classes(sources, f"self.peft_type = PeftType.{kind}\n")
+        name = next((name for name, part in own.items() if _says_kind(part, kind)), "")
+        return name, sorted(_fields_of(name, own, sources))
+    except (OSError, SyntaxError, ValueError):
+        return "", []
+
+
+def _classes(sources: list[str], said: str) -> dict[str, ast.ClassDef]:
+    """The classes of those sources that say something; only these are parsed, which takes time."""
+    trees = [ast.parse(source) for source in sources if said in source]
+    return {
+        part.name: part for tree in trees for part in tree.body if isinstance(part, ast.ClassDef)
+    }
+
+
+def _says_kind(part: ast.ClassDef, kind: str) -> bool:
+    """Whether a class sets itself the peft_type of this kind."""
+    return any(
+        isinstance(line, ast.Assign)
+        and ast.unparse(line.targets[0]) == "self.peft_type"
+        and ast.unparse(line.value) == f"PeftType.{kind}"
+        for line in ast.walk(part)
+    )
+
+
+def _fields_of(name: str, classes: dict[str, ast.ClassDef], sources: list[str]) -> set[str]:
+    """The annotated fields of a dataclass and of those that it is derived from."""
+    if name not in classes:
+        classes = classes | _classes(sources, f"\nclass {name}(")
+    part = classes.get(name)
+    if part is None:
+        return set()
+    own = {
+        line.target.id
+        for line in part.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+    return own.union(*(_fields_of(ast.unparse(base), classes, sources) for base in part.bases))

@@ -13,18 +13,20 @@ from hylorada.config import (
     IntegrityConfig,
     MethodConfig,
     ModelConfig,
-    RetrievalTaskConfig,
     RunConfig,
     S2AttentionConfig,
     TrainConfig,
 )
-from hylorada.config_rules import SWITCH_KEYS
+from hylorada.config.rules import SWITCH_KEYS
 from hylorada.errors import ConfigError, DataError
 from hylorada.extensions import DATA_KINDS, TRACKERS
 from hylorada.settings.checks import choice, fields
 from hylorada.settings.evaluation import check_eval
+from hylorada.settings.fetched_models import check_fetched, fetched
 from hylorada.settings.peft_method import check_peft
 from hylorada.settings.rates import check_rates
+from hylorada.settings.retrieval_task import check_retrieval_task
+from hylorada.settings.skipped_positions import check_skipped_positions
 
 SHORTEST_PROBE = 12  # tokens, of the integrity gate: room for several segments, cuts and pieces
 BUDGETS = ("epochs", "max_steps", "max_tokens")
@@ -47,8 +49,15 @@ def check_settings(config: RunConfig) -> None:
     _quantization(config.model, config.method)
     _dataset(config.dataset)
     _train(config.train)
+    if config.train.compile == "layers" and config.method.s2_attn.largest_group:
+        raise ConfigError(
+            "train.compile=layers and method.s2_attn.largest_group exclude each other (each length "
+            "of a segment would be compiled anew); set train.compile=none or largest_group=0"
+        )
+    _full_steps(config)
     check_rates(config)
-    _retrieval_task(config)
+    check_skipped_positions(config)
+    check_retrieval_task(config)
     check_eval(config)
     choice("track.kind", config.track.kind, [*TRACKERS.names(), "off"])
     if config.track.kind != "off":
@@ -88,6 +97,11 @@ def _method(method: MethodConfig, max_length: int) -> None:
             f"method.adapter_seed={method.adapter_seed} has no effect with "
             "method.lora.enabled=false (nothing is drawn); set method.adapter_seed=0"
         )
+    if method.placebo and method.position_bias.enabled == method.landmark.enabled == "false":
+        raise ConfigError(
+            "method.placebo=true has no effect without position bias and landmarks; switch one of "
+            "them on, as in method=rslora_placebo, or set method.placebo=false"
+        )
     check_peft(method)
     if not lora.target_modules or not all(lora.target_modules):
         raise ConfigError("method.lora.target_modules is empty; write [auto] or names of modules")
@@ -122,11 +136,66 @@ def _s2(s2: S2AttentionConfig, max_length: int) -> None:
             "method.s2_attn.in_evaluation=true has no effect with method.s2_attn.enabled=false; "
             "set in_evaluation=false"
         )
+    _full_attention(s2)
+    if s2.full_steps != "last" and not s2.full_share:
+        raise ConfigError(
+            f"method.s2_attn.full_steps={s2.full_steps} has no effect with "
+            "method.s2_attn.full_share=0; set a share, or full_steps=last"
+        )
+    smallest = group or max_length // 8 * 2
+    if s2.largest_group and not smallest < s2.largest_group <= max_length:
+        raise ConfigError(
+            f"method.s2_attn.largest_group is {s2.largest_group} tokens; it must be above the "
+            f"group ({smallest}) and at most length.max_length ({max_length}), or 0 for one size"
+        )
+
+
+def _full_attention(s2: S2AttentionConfig) -> None:
+    """Refuse shares of full attention that have no effect, or of which one hides another."""
+    in_place = {"full_layers": "some layers", "full_heads": "some heads"}
+    given = ""
+    for key in (*in_place, "full_share", "largest_group"):
+        value = getattr(s2, key)
+        if not value:
+            continue
+        setting = f"{key}={value:g}"
+        if s2.enabled == "false":
+            raise ConfigError(
+                f"method.s2_attn.{setting} has no effect with method.s2_attn.enabled=false; set it "
+                "to 0"
+            )
+        if given:
+            also = f"to {in_place[key]}" if key in in_place else "to all of them in some steps"
+            raise ConfigError(
+                f"method.s2_attn.{given} in every step, and {setting} {also}; set one of the two "
+                "to 0"
+            )
+        if key in in_place:
+            given = f"{setting} gives full attention to {in_place[key]}"
+        elif s2.in_evaluation:
+            raise ConfigError(
+                f"method.s2_attn.{setting} gives segments to each training step, and "
+                "in_evaluation=true asks for one size of them; set one of the two back"
+            )
+
+
+def _full_steps(config: RunConfig) -> None:
+    share, steps = config.method.s2_attn.full_share, config.train.max_steps
+    full = steps_with_full_attention(steps, share)
+    if share and steps and not 0 < full < steps:
+        raise ConfigError(
+            f"method.s2_attn.full_share={share:g} of train.max_steps={steps} is "
+            f"{'every step' if full else 'no step'}; use a share that leaves a step to both, or "
+            "more steps"
+        )
+
+
+def steps_with_full_attention(steps: int, share: float) -> int:
+    """How many of a run's steps attend fully, by their share (`s2_attn.full_share`)."""
+    return round(steps * share)
 
 
 def _model(model: ModelConfig) -> None:
-    if not model.attn_implementation:
-        raise ConfigError("model.attn_implementation is empty; name one, as in sdpa")
     if not model.path:
         raise ConfigError(
             "model.path is empty; set it to a hub id or a folder, as in model=./folder"
@@ -137,9 +206,20 @@ def _model(model: ModelConfig) -> None:
                 f"model.revision={model.revision!r} has no effect on the embedded model; "
                 "leave it empty"
             )
+    elif (known := fetched(model.path)) is not None:
+        if model.revision:
+            raise ConfigError(
+                f"model.revision={model.revision!r} has no effect on {model.path}; leave it empty"
+            )
+        check_fetched(known)
     elif re.match(r"[./~]", model.path):
         folder = Path(model.path).expanduser()
         if not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
+            if folder.is_file():
+                raise DataError(
+                    f"model.path: {folder} is a file; give the folder that save_pretrained wrote, "
+                    "or a .gguf file"
+                )
             what = "GGUF file" if folder.suffix == ".gguf" else "folder"
             raise DataError(
                 f"model.path: there is no {what} {folder}; give an existing one, or a hub id "
@@ -151,7 +231,7 @@ def _quantization(model: ModelConfig, method: MethodConfig) -> None:
     what = f"model.quantization={model.quantization}"
     if model.quantization == "none":
         return
-    if model.path.endswith(".gguf"):
+    if model.path.endswith(".gguf") or fetched(model.path):
         raise ConfigError(
             f"{what}: a GGUF file has a quantisation of its own, from which it is unpacked; set "
             "model.quantization=none, or give the model that it was made from"
@@ -173,10 +253,17 @@ def _dataset(dataset: DatasetConfig) -> None:
     choice("dataset.kind", dataset.kind, DATA_KINDS.names())
     kind = DATA_KINDS.part(dataset.kind, "KIND")
     given = [key for key in ("path", "hub_id") if getattr(dataset, key)]
-    if given and not kind.sources:
+    idle = [key for key in given if key not in kind.sources]
+    if "hub_id" not in kind.sources:
+        idle += [key for key in ("hub_config", "revision") if getattr(dataset, key)]
+    if not kind.sources and dataset.text_column != DatasetConfig.text_column:
+        idle.append("text_column")
+    if idle:
+        instead = "use dataset=hub for text of the hub, or leave it empty"
+        if not kind.sources:
+            instead = "use dataset=local dataset.path=... for text of your own"
         raise ConfigError(
-            f"dataset.{given[0]} has no effect with dataset.kind={dataset.kind}; use dataset=local "
-            "dataset.path=... for text of your own"
+            f"dataset.{idle[0]} has no effect with dataset.kind={dataset.kind}; {instead}"
         )
     if kind.sources == ("path",) and not dataset.path:
         raise ConfigError(
@@ -238,6 +325,28 @@ def _train(train: TrainConfig) -> None:
                 f"train.gradient_checkpointing=false; set that to true, or leave it at "
                 f"{str(usual).lower()}"
             )
+    if train.compile == "layers" and train.gradient_checkpointing:
+        raise ConfigError(
+            "train.compile=layers and train.gradient_checkpointing=true exclude each other (torch "
+            "compiles no layer that notes its positions and is recomputed); set one of them off"
+        )
+    deviations, plain = train.loss_spike_deviations, TrainConfig.loss_spike_deviations
+    if train.loss_spike == "none" and deviations != plain:
+        raise ConfigError(
+            f"train.loss_spike_deviations={deviations:g} has no effect with train.loss_spike=none; "
+            f"set that to warn, skip or stop, or leave it at {plain:g}"
+        )
+    judged = "train.keep_best=true" if train.keep_best else f"train.patience={train.patience}"
+    if (train.keep_best or train.patience) and not train.eval_every:
+        raise ConfigError(
+            f"{judged} needs validation between the steps, and train.eval_every is 0; set it to a "
+            "number of steps"
+        )
+    if train.min_lr_ratio and train.lr_scheduler == "constant":
+        raise ConfigError(
+            f"train.min_lr_ratio={train.min_lr_ratio:g} has no effect with "
+            "train.lr_scheduler=constant, which stays level; set it to 0, or use cosine"
+        )
     amounts = {key: getattr(train, key) for key in BUDGETS}
     given = [f"train.{key}={amount:g}" for key, amount in amounts.items() if amount > 0]
     if len(given) != 1:
@@ -245,39 +354,4 @@ def _train(train: TrainConfig) -> None:
         raise ConfigError(
             f"exactly one of train.epochs, train.max_steps, train.max_tokens must be above 0, "
             f"but {have}{' are' if given else ''}; set the others to 0"
-        )
-
-
-def _retrieval_task(config: RunConfig) -> None:
-    train, task = config.train, config.train.retrieval
-    if train.task == "text":
-        if task != RetrievalTaskConfig():
-            raise ConfigError(
-                "train.retrieval has no effect with train.task=text; use train=retrieval or leave "
-                "it as it is"
-            )
-        return
-    if train.max_tokens:
-        raise ConfigError(
-            f"train.max_tokens={train.max_tokens} cannot be kept with train.task=retrieval, whose "
-            "sequences differ in scored tokens; use train.max_steps or train.epochs"
-        )
-    if config.dataset.packing == "reset":
-        raise ConfigError(
-            "dataset.packing=reset has no effect with train.task=retrieval, which packs no "
-            "documents; set dataset.packing=documents"
-        )
-    lim = config.eval.lost_in_middle
-    if not lim.enabled:
-        return
-    unheld = [depth for depth in lim.depths if depth not in task.held_out]
-    if unheld:
-        raise ConfigError(
-            f"eval.lost_in_middle.depths has {unheld[0]:g}, which train.retrieval.held_out has "
-            "not: the model may be trained on it; ask at depths that are held out"
-        )
-    if lim.form == "kv" and not lim.path and lim.key_style != task.key_style:
-        raise ConfigError(
-            f"eval.lost_in_middle.key_style is {lim.key_style}, train.retrieval.key_style "
-            f"{task.key_style}; set both alike"
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hylorada.process.counts import number_of
 from hylorada.statistics.clustered import (
     FEWEST,
     ONE_SEED,
@@ -61,6 +62,27 @@ def pooled_ppl(metrics: Sequence[Mapping[str, Any]]) -> float:
     return math.exp(mean) if mean < 709.0 else math.inf
 
 
+def ppl_interval(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """The 95 % interval of a pooled perplexity itself, over documents and seeds.
+
+    Of one arm alone: two arms share their documents, so that `paired_change` knows their difference
+    far better than two such intervals tell. None where none can be given.
+
+    Args:
+        metrics: one for each seed, with `by_document`.
+    """
+    rows = [metric.get("by_document") or [] for metric in metrics]
+    counted = [[(d["name"], d["tokens"]) for d in row] for row in rows]
+    if not counted or not counted[0] or any(each != counted[0] for each in counted):
+        return None
+    if any(d["sum_nll"] is None for row in rows for d in row):
+        return None
+    scored_D = np.array([tokens for _, tokens in counted[0]], dtype=np.float64)
+    nll_SD = np.array([[d["sum_nll"] for d in row] for row in rows], dtype=np.float64)
+    found = clustered_mean(nll_SD[:, scored_D > 0], scored_D[scored_D > 0]).interval()
+    return None if found is None else (math.exp(min(found[0], 700)), math.exp(min(found[1], 700)))
+
+
 def deviation(values: Sequence[float]) -> float | None:
     """Standard deviation of a sample (n - 1); None below two values."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
@@ -80,7 +102,41 @@ def paired_change(
     Returns:
         The change, or in words why there is none.
     """
-    seeds = sorted(set(arm) & set(reference))
+    differences = _differences(arm, reference, sorted(set(arm) & set(reference)))
+    return differences if isinstance(differences, str) else _change(*differences)
+
+
+def mean_change(
+    pairs: Sequence[tuple[Mapping[int, Mapping[str, Any]], Mapping[int, Mapping[str, Any]]]],
+) -> Change | str:
+    """The mean change of several pairs of arms: the main effect of what each pair differs by.
+
+    The mean is that of the logarithms, over the seeds that all arms have; its interval is clustered
+    in the same way, by documents and seeds, so that what pairs share is not counted twice.
+
+    Args:
+        pairs: an arm and its reference, as in `paired_change`; one at least.
+
+    Returns:
+        The change, or in words why there is none.
+    """
+    seeds = sorted(set.intersection(*(set(each) for pair in pairs for each in pair)))
+    found = [_differences(arm, reference, seeds) for arm, reference in pairs]
+    known = [each for each in found if not isinstance(each, str)]
+    if len(known) < len(found):
+        return next(each for each in found if isinstance(each, str))
+    tokens_D = known[0][1]
+    if any(not np.array_equal(tokens, tokens_D) for _, tokens in known):
+        return "different tokens were scored"
+    return _change(np.mean([difference for difference, _ in known], axis=0), tokens_D)
+
+
+def _differences(
+    arm: Mapping[int, Mapping[str, Any]],
+    reference: Mapping[int, Mapping[str, Any]],
+    seeds: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray] | str:
+    """Differences of summed NLL, [S, D], and tokens, [D]; or in words why there are none."""
     if not seeds:
         return "no seed in common"
     a_SD, b_SD, tokens_D = [], [], None
@@ -102,7 +158,7 @@ def paired_change(
     assert tokens_D is not None
     scored_D = np.array([n for _, n in tokens_D], dtype=np.float64)
     difference_SD = np.array(a_SD) - np.array(b_SD)
-    return _change(difference_SD[:, scored_D > 0], scored_D[scored_D > 0])
+    return difference_SD[:, scored_D > 0], scored_D[scored_D > 0]
 
 
 def _change(difference_SD: np.ndarray, tokens_D: np.ndarray) -> Change:
@@ -115,10 +171,7 @@ def _change(difference_SD: np.ndarray, tokens_D: np.ndarray) -> Change:
 
 
 def _basis(seeds: int, documents: int, log_ratio: Estimate) -> str:
-    count = [
-        f"{number} {unit}{'s' if number > 1 else ''}"
-        for number, unit in ((seeds, "seed"), (documents, "document"))
-    ]
+    count = [number_of(seeds, "seed"), number_of(documents, "document")]
     if max(seeds, documents) < FEWEST:
         return f"{' and '.join(count)}: no interval below three of either"
     if log_ratio.df is None:

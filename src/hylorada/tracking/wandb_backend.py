@@ -9,10 +9,12 @@ belongs to other code: a notebook may have runs of its own.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import secrets
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -60,6 +62,7 @@ class WandbBackend(Backend):
         self._hooks = sys.exit, sys.excepthook
         import wandb
 
+        _keep_from_the_screen()
         known = wandb.Settings.model_fields
         wanted: dict[str, Any] = {
             "silent": True,
@@ -176,6 +179,28 @@ class WandbBackend(Backend):
     def _service_is_ours(self) -> bool:
         wandb = sys.modules.get("wandb")
         return self._own_service and wandb is not None and getattr(wandb, "run", None) is None
+
+
+class _Silent:
+    """`subprocess` for the module that starts W&B's process: what that says goes nowhere."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    def Popen(self, *args: Any, **options: Any) -> Any:
+        nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(*args, **{**options, **nowhere})
+
+
+def _keep_from_the_screen() -> None:
+    """Let W&B's process write nowhere: one that crashes prints the state of all its threads.
+
+    Its own debug log is in the run's `wandb/`.
+    """
+    with contextlib.suppress(ImportError):  # another layout of W&B
+        starter = importlib.import_module("wandb.sdk.lib.service.service_process")
+        if getattr(starter, "subprocess", None) is subprocess:
+            vars(starter)["subprocess"] = _Silent()
 
 
 def _run_id(run_dir: Path) -> str:

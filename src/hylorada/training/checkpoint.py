@@ -4,8 +4,9 @@
 
 * `trainables.safetensors`: every parameter that trains, by its full name;
 * `optimizer.safetensors`: AdamW's moments, as `<parameter name>/<moment>`;
+* `best.safetensors`, with `train.keep_best`: the parameters with the best validation loss so far;
 * `state.json`: step, counters, generators, and how long metrics.jsonl was;
-* `MANIFEST.json`: size and sha256 of the three (safetensors notices a truncation, but no flipped
+* `MANIFEST.json`: size and sha256 of the others (safetensors notices a truncation, but no flipped
   bit).
 
 A checkpoint is written under another name, flushed to the disk, and renamed: under its final name
@@ -19,8 +20,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from hylorada.errors import DataError
 from hylorada.process.disk import disk_errors, make_directory, sync, write_durably
 from hylorada.process.fault_points import fault_point
+from hylorada.process.ranks import Ranks
+from hylorada.records.result import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Checkpoint:
     state: dict[str, Any]
     trainables: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Damaged(Exception):
@@ -63,9 +67,11 @@ def save_checkpoint(
     trainables: Named,
     optimizer: torch.optim.Optimizer,
     keep: int,
+    best: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of ``state["step"]``, then delete all but the newest ``keep``.
 
+    The ``best`` weights, where there are some, are part of each, so that none is lost with another.
     One that was written while steps were being skipped (``state["skipped_in_row"]`` above 0) takes
     no place among these: it stands beside them until another is written, so that a run which
     diverges leaves the checkpoints from before it did. A checkpoint of that step which is already
@@ -83,6 +89,7 @@ def save_checkpoint(
         files = {
             "trainables.safetensors": _serialise({name: p.detach() for name, p in trainables}),
             "optimizer.safetensors": _serialise(_moments(trainables, optimizer)),
+            **({"best.safetensors": _serialise(best)} if best else {}),
             "state.json": json.dumps({"format": FORMAT, **state}).encode(),
         }
         partial = directory / f"{_PARTIAL}{final.name}"
@@ -99,7 +106,7 @@ def save_checkpoint(
     return final
 
 
-def _serialise(tensors: dict[str, Tensor]) -> bytes:
+def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: t.cpu().contiguous() for name, t in tensors.items()})
 
 
@@ -153,7 +160,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         Damaged: a file is missing, has another size or hash, or another format.
     """
     try:
-        manifest = json.loads((path / "MANIFEST.json").read_bytes())
+        manifest = parse_json((path / "MANIFEST.json").read_bytes())
         files = {}
         for name, expected in manifest.items():
             files[name] = data = (path / name).read_bytes()
@@ -161,19 +168,42 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 raise Damaged(f"{name} has {len(data)} bytes instead of {expected['bytes']}")
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 raise Damaged(f"{name} does not match its sha256")
-        state = json.loads(files["state.json"])
+        state = parse_json(files["state.json"])
         if state.get("format") != FORMAT:
             raise Damaged(f"format {state.get('format')}, this version reads {FORMAT}")
+        best = files.get("best.safetensors")
         return Checkpoint(
             path,
             state,
             safetensors.torch.load(files["trainables.safetensors"]),
             safetensors.torch.load(files["optimizer.safetensors"]),
+            {} if best is None else safetensors.torch.load(best),
         )
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from error
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        OSError, KeyError, ValueError, TypeError, AttributeError, safetensors.SafetensorError,
+    ) as error:  # fmt: skip
         raise Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def of_first(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint:
+    """The checkpoint that the first process has read, on every process.
+
+    Args:
+        checkpoint: of the first process.
+        ranks: the processes of the run.
+    """
+    if ranks.world == 1 and checkpoint is not None:
+        return checkpoint
+    own = checkpoint or Checkpoint(Path(), {}, {}, {})
+    given = [str(own.path), json.dumps(own.state)]
+    parts = [own.trainables, own.optimizer, own.best]
+    path, state = (ranks.bytes_of_first(text.encode()).decode() for text in given)
+    read = [
+        safetensors.torch.load(ranks.bytes_of_first(safetensors.torch.save(part))) for part in parts
+    ]
+    return Checkpoint(Path(path), json.loads(state), *read)
 
 
 def refuse_other_parameters(checkpoint: Checkpoint, trainables: Named) -> None:
@@ -238,7 +268,7 @@ def _remove_partial(directory: Path) -> None:
 def _is_skipping(path: Path) -> bool:
     """Whether the step before it moved no weights; of one that cannot be read nobody knows."""
     try:
-        return json.loads((path / "state.json").read_bytes()).get("skipped_in_row", 0) > 0
+        return parse_json((path / "state.json").read_bytes()).get("skipped_in_row", 0) > 0
     except (OSError, ValueError, AttributeError, TypeError):
         return False
 

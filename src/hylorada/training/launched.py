@@ -8,7 +8,7 @@ copy alone, when it reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,17 +24,14 @@ class Outcome:
         norm: of all gradients together, before clipping.
         why: where the numbers that are not finite come from; empty if all are.
         loss_scale: the factor on the loss that the gradients had; None: it has none.
+        spike: why its loss is a spike; empty if it is none.
     """
 
     loss: float
     norm: float
     why: str = ""
     loss_scale: float | None = None
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the weights have moved."""
-        return not self.why
+    spike: str = ""
 
 
 @dataclass
@@ -46,10 +43,11 @@ class Launched:
         tokens: scored in it.
         started: when, by `time.perf_counter`.
         names: of the parameters with a gradient.
-        numbers: on the host: loss, norm, the factor on the loss if there is one, and the largest
-            absolute value of each gradient.
+        numbers: on the host: loss, norm, one each of `asides`, and the largest absolute value of
+            each gradient.
         copied: when ``numbers`` is there; None if it is.
         rate: the learning rate.
+        asides: what else of the step is read: its `loss_scale`, its `spike_limit`.
     """
 
     step: int
@@ -59,15 +57,19 @@ class Launched:
     numbers: Tensor
     copied: torch.cuda.Event | None = None
     rate: float = 0.0
+    asides: tuple[str, ...] = ()
 
     def read(self) -> Outcome:
         """Wait for the numbers of this step, and for nothing that was launched after it."""
         if self.copied is not None:
             self.copied.synchronize()
         loss, norm, *largest = self.numbers.tolist()
-        factor = largest.pop(0) if len(largest) > len(self.names) else None
+        asides = {name: largest.pop(0) for name in self.asides}
+        factor, limit = asides.get("loss_scale"), asides.get("spike_limit")
         if math.isfinite(loss) and math.isfinite(norm):
-            return Outcome(loss, norm, loss_scale=factor)
+            spike = limit is not None and loss > limit
+            why = f"loss spike: {loss:.4f} after steps that allow {limit:.4f}" if spike else ""
+            return Outcome(loss, norm, loss_scale=factor, spike=why)
         reasons = [] if math.isfinite(loss) else [f"loss is {loss}"]
         bad = [n for n, x in zip(self.names, largest, strict=True) if not math.isfinite(x)]
         if bad:
@@ -83,7 +85,7 @@ def launch_reading(
     loss: Tensor,
     norm: Tensor,
     named: Sequence[tuple[str, Tensor]],
-    factor: Tensor | None = None,
+    asides: Mapping[str, Tensor] | None = None,
 ) -> Launched:
     """Have the numbers of a step copied to the host, behind the work that computes them.
 
@@ -94,15 +96,17 @@ def launch_reading(
         loss: nats per token, a scalar in float64.
         norm: of all gradients, a scalar.
         named: the gradients, as they are now, with the names of their parameters.
-        factor: on the loss, before the step changes it; a scalar.
+        asides: scalars by their names in `Launched`, as they are before the step changes them.
     """
+    asides = asides or {}
     gradients = [gradient for _, gradient in named]
     largest = torch._foreach_norm(gradients, math.inf) if gradients else []
-    parts = [loss, norm, *([] if factor is None else [factor]), *largest]
+    parts = [loss, norm, *asides.values(), *largest]
     numbers, copied = torch.cat([x.reshape(1) for x in parts]), None
     if numbers.device.type == "cuda":
         host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
         numbers = host.copy_(numbers, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-    return Launched(step, tokens, started, [name for name, _ in named], numbers, copied)
+    names = [name for name, _ in named]
+    return Launched(step, tokens, started, names, numbers, copied, asides=tuple(asides))

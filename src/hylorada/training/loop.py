@@ -12,13 +12,12 @@ first.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,49 +27,32 @@ from hylorada.config import TrainConfig
 from hylorada.errors import DivergedError, Interrupted
 from hylorada.process.fault_points import fault_point
 from hylorada.process.progress import Reporter
+from hylorada.process.ranks import ALONE, Ranks
 from hylorada.process.redaction import redacted
 from hylorada.process.seeding import random_state, restore_random_state
 from hylorada.process.signals import Stop
 from hylorada.records.manifest import beginning_sha256
 from hylorada.records.provenance import PeakMemory
 from hylorada.records.result import JsonLines
+from hylorada.training.best import BestSoFar
 from hylorada.training.checkpoint import Checkpoint, Named, restore, save_checkpoint
+from hylorada.training.counters import Counters
+from hylorada.training.exact_sum import ExactSum
 from hylorada.training.group_rates import rates_by_name
 from hylorada.training.launched import Launched, Outcome, launch_reading
 from hylorada.training.loss_scale import LossScale, searching
+from hylorada.training.micro_batches import in_parts_that_fit, moved, own_part
 from hylorada.training.optim import (
     learning_rate,
     make_optimizer,
     set_learning_rate,
-    step_if_finite,
+    step_if,
 )
-from hylorada.training.plan import make_plan
+from hylorada.training.plan import BlockSource, make_plan
+from hylorada.training.spikes import LossSpikes
+from hylorada.training.weights import not_finite, refuse_apart
 
 logger = logging.getLogger(__name__)
-
-
-class BlockSource(Protocol):
-    """Training sequences of one length; `data.blocks.Blocks` is one."""
-
-    length: int
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]: ...
-
-
-@dataclass
-class Counters:
-    """What a run has done; part of every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0  # scored, in steps that moved the weights
-    seconds: float = 0.0  # in training steps, over all attempts
-    skipped: int = 0  # steps with a non-finite loss or gradient
-    skipped_in_row: int = 0
-    last_loss: float | None = None  # nats per token
-    peak_memory_bytes: int = 0
-    evaluation_due: bool = False
 
 
 @dataclass
@@ -86,12 +68,13 @@ class Training:
         device: of the model.
         autocast: what to compute in under autocast; None: without it. In fp16 the loss is scaled.
         run_dir: for `checkpoints/`, `metrics.jsonl`, `timing.jsonl`.
-        stop: set by signals.
-        reporter: shows progress.
+        stop, reporter: the one is set by signals, the other shows progress.
         identity: of the run, kept in each checkpoint.
         on_metrics: mirrors each line of metrics.jsonl with that of timing.jsonl (a tracker).
         evaluate: called with a step when ``eval_every`` says so; its values become a line.
+        prepare: called with (step, steps in the plan) before each step; follows from them alone.
         clock: in seconds; what a step takes is read from it.
+        ranks: the processes that share the micro-batches of each step; the first one writes.
     """
 
     model: nn.Module
@@ -107,69 +90,92 @@ class Training:
     identity: dict[str, Any] = field(default_factory=dict)
     on_metrics: Callable[[dict[str, Any], dict[str, Any] | None], None] = lambda line, timing: None
     evaluate: Callable[[int], dict[str, Any]] | None = None
+    prepare: Callable[[int, int], None] = lambda step, steps: None
     clock: Callable[[], float] = time.perf_counter
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.trainables: Named = trainable(self.model)
         self.optimizer = make_optimizer(
             self.trainables, self.settings, rates_by_name(self.model, self.settings.lr_scale)
         )
+        self.sums = ExactSum([p for _, p in self.trainables], self.ranks)
         self.plan = make_plan(len(self.blocks), self.blocks.length, self.settings)
-        self.counters = Counters()
+        self.counters = Counters(micro_batch_size=self.settings.micro_batch_size)
         self.metrics = JsonLines(self.run_dir / "metrics.jsonl")
         self.timing = JsonLines(self.run_dir / "timing.jsonl")
+        self.best = BestSoFar(self.settings)
         self.memory = PeakMemory(self.device)
         self.scale = LossScale(self.device) if self.autocast == torch.float16 else None
+        self.spikes = (
+            None
+            if self.settings.loss_spike == "none"
+            else LossSpikes(self.settings.loss_spike_deviations, self.device)
+        )
         self.late = self.device.type != "cpu"  # a CPU's numbers are there at once
         self._launched: Launched | None = None
         self._settled = 0.0  # when the numbers of a step were last read
 
     def run(self, checkpoint: Checkpoint | None = None) -> Counters:
-        """Train to the end of the plan or of `max_seconds`, from a checkpoint if there is one.
+        """Train to the end of the plan, of `max_seconds` or of `patience`; maybe from a checkpoint.
+
+        With `keep_best` the model then has the best weights; checkpoints have those of their step.
 
         Raises:
-            DivergedError: too many non-finite steps in a row; nothing is saved.
+            DivergedError: too many steps in a row that moved no weights, or a spike of the loss
+                under `loss_spike=stop`; nothing is saved.
             Interrupted: a signal came; a checkpoint is saved.
             DiskError: see `save_checkpoint`.
         """
-        counters, settings = self.counters, self.settings
+        counters = self.counters
         if checkpoint is not None:
             self._resume(checkpoint)
         self.model.train()
         self.memory.start()
         self._report_begin()
         with self.stop.deferred():
-            while True:
-                if counters.evaluation_due:
-                    self._evaluate()
-                if counters.step >= self.plan.steps:
-                    return counters
-                if self.time_is_over:
-                    self._settle()
-                    self._save()  # where only reading the last step told; otherwise it is there
-                    logger.info(
-                        "train.max_seconds is over after %d of %d steps (%.1f s)",
-                        counters.step, self.plan.steps, counters.seconds,
-                    )  # fmt: skip
-                    return counters
-                counters.step += 1
-                self._step(counters.step)
-                last = counters.step == self.plan.steps or self.time_is_over
-                every = settings.eval_every
-                counters.evaluation_due = bool(every) and counters.step % every == 0 and not last
-                every = settings.save_every
-                if last or self.stop.requested or (every and counters.step % every == 0):
-                    self._settle()
-                    self._save()
-                fault_point("after_step", counters.step)
-                self.stop.check()
+            self._steps()
+            self._refuse_blown_up()
+            if self.best.misses(counters.step):
+                self._evaluate()
+        self.best.put_back(self.trainables)
+        return counters
+
+    def _steps(self) -> None:
+        """Steps, evaluations and checkpoints until something comes to its end."""
+        counters, settings = self.counters, self.settings
+        while True:
+            if counters.evaluation_due:
+                self._evaluate()
+            if counters.step >= self.plan.steps:
+                return
+            if self.time_is_over or self.best.is_over:
+                self._settle()
+                self._save()  # where only reading the last step told; otherwise it is there
+                logger.info(
+                    "train.%s is over after %d of %d steps (%.1f s)",
+                    "max_seconds" if self.time_is_over else "patience",
+                    counters.step, self.plan.steps, counters.seconds,
+                )  # fmt: skip
+                return
+            counters.step += 1
+            self._step(counters.step)
+            last = counters.step == self.plan.steps or self.time_is_over
+            every = settings.eval_every
+            counters.evaluation_due = bool(every) and counters.step % every == 0 and not last
+            every = settings.save_every
+            if last or self.stop.requested or (every and counters.step % every == 0):
+                self._settle()
+                self._save()
+            fault_point("after_step", counters.step)
+            self.stop.check()
 
     @property
     def ended_by(self) -> str | None:
-        """Which budget came to its end: "steps", those of the plan, or "seconds"; None: neither."""
+        """What came to its end: "steps", those of the plan, "seconds" or "patience"; or nothing."""
         if self.counters.step >= self.plan.steps:
             return "steps"
-        return "seconds" if self.time_is_over else None
+        return "seconds" if self.time_is_over else "patience" if self.best.is_over else None
 
     @property
     def time_is_over(self) -> bool:
@@ -189,18 +195,20 @@ class Training:
         """Tell the device all that the step does. Nothing that it computes is read here."""
         settings = self.settings
         started = self.clock()
-        micro_batches = list(self._micro_batches(self.plan.of_step(step, self.seed)))
-        tokens = sum(int((batch["labels"][:, 1:] != IGNORE).sum()) for batch in micro_batches)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in micro_batches:
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                sum_nll, _ = self.loss_model(**self._moved(batch))
-            # Divided by the tokens of the whole step: every token weighs the same, whatever its
-            # micro-batch.
-            mean = sum_nll / tokens
-            (mean if self.scale is None else self.scale.applied(mean)).backward()
-            loss += sum_nll.detach()
-        fault_point("mid_step", step)
+        self.prepare(step, self.plan.steps)
+        rows = [self.blocks[i] for i in self.plan.of_step(step, self.seed)]
+        tokens = sum(int((row["labels"][..., 1:] != IGNORE).sum()) for row in rows)
+        with self.sums, self.ranks.taking_part():
+            loss, size = in_parts_that_fit(
+                own_part(rows, settings.micro_batch_size, self.ranks),
+                self.counters.micro_batch_size,
+                lambda batch: self._backward(batch, tokens),
+                self.sums.forget,
+                self.device,
+                self.ranks.independent,
+            )
+            fault_point("mid_step", step)
+            loss, self.counters.micro_batch_size = self.sums.give(loss, size)
 
         loss /= tokens
         named = [(name, p.grad) for name, p in self.trainables if p.grad is not None]
@@ -208,18 +216,34 @@ class Training:
         if self.scale is not None:
             self.scale.take_off(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
-        factor = None if self.scale is None else self.scale.factor
-        launched = launch_reading(step, tokens, started, loss, norm, named, factor)
+        moves = torch.isfinite(loss) & torch.isfinite(norm)
+        asides = {} if self.scale is None else {"loss_scale": self.scale.factor}
+        if self.spikes is not None:
+            asides["spike_limit"] = limit = self.spikes.limit()
+            if settings.loss_spike != "warn":
+                moves = moves & ~(loss > limit)
+            self.spikes.add(loss, moves)
+        launched = launch_reading(step, tokens, started, loss, norm, named, asides)
         launched.rate = learning_rate(step, self.plan.steps, settings)
         if settings.max_grad_norm:
             parameters = [p for _, p in self.trainables]
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         set_learning_rate(self.optimizer, launched.rate)
-        step_if_finite(self.optimizer, loss, norm)
+        step_if(self.optimizer, moves)
         if self.scale is not None:
             self.scale.update(loss, norm)
         self.optimizer.zero_grad(set_to_none=True)
         return launched
+
+    def _backward(self, batch: dict[str, Tensor], tokens: int) -> Tensor:
+        """Add the gradients of a micro-batch; its summed loss."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            sum_nll, _ = self.loss_model(**moved(batch, self.device))
+        # Divided by the tokens of the whole step: every token weighs the same, whatever its
+        # micro-batch.
+        mean = sum_nll / tokens
+        (mean if self.scale is None else self.scale.applied(mean)).backward()
+        return sum_nll.detach()
 
     def _settle(self) -> None:
         """Read what came of the step that was launched last, if that is not done, and count it.
@@ -232,12 +256,15 @@ class Training:
         launched, self._launched = self._launched, None
         settings, counters, step = self.settings, self.counters, launched.step
         read = launched.read()
-        if read.is_finite:
+        spike = read.spike and settings.loss_spike != "warn"
+        if read.spike and not spike:
+            logger.warning("step %d: %s", step, read.spike)
+        if not read.why and not spike:
             counters.tokens += launched.tokens
             counters.skipped_in_row, counters.last_loss = 0, read.loss
             line: dict[str, Any] = {
                 "step": step,
-                "train/loss": read.loss,
+                self.plan.loss_name(step): read.loss,
                 "train/lr": launched.rate,
                 "train/grad_norm": read.norm,
                 "train/tokens": counters.tokens,
@@ -248,6 +275,8 @@ class Training:
         seconds = now - max(launched.started, self._settled)
         self._settled = now
         counters.seconds += seconds
+        if settings.max_seconds:
+            counters.seconds = self.ranks.most(counters.seconds)
         last = step == self.plan.steps or self.time_is_over
         if step % settings.log_every == 0 or last or counters.skipped_in_row:
             counters.peak_memory_bytes = max(counters.peak_memory_bytes, self.memory.peak())
@@ -259,41 +288,35 @@ class Training:
             }
             self.timing.append(timing)
             self._log(line, timing)
+        if spike and settings.loss_spike == "stop":
+            counters.step = step
+            raise DivergedError(
+                f"training: step {step} is a {read.spike}, and train.loss_spike=stop; the weights "
+                "are those of the step before it. Look at the data, lower train.lr (now "
+                f"{settings.lr:g}), or set train.loss_spike=skip"
+            )
         detail = f"loss {read.loss:.4f}  {launched.tokens / seconds:,.0f} tokens/s"
         self.reporter.update(step, detail)
         if counters.skipped_in_row >= settings.max_nonfinite_steps:
             counters.step = step  # one more may have been launched, which is nothing's beginning
             raise DivergedError(
-                f"training: {counters.skipped_in_row} steps in a row with a non-finite loss or "
-                f"gradient, the last at step {step} ({line['train/skipped']}); lower train.lr "
-                f"(now {settings.lr:g}) or look at the data"
+                f"training: {counters.skipped_in_row} steps in a row that moved no weights, the "
+                f"last at step {step} ({line['train/skipped']}); lower train.lr (now "
+                f"{settings.lr:g}) or look at the data"
             )
-
-    def _micro_batches(self, indices: list[int]) -> Iterator[dict[str, Tensor]]:
-        size = self.settings.micro_batch_size
-        for start in range(0, len(indices), size):
-            rows = [self.blocks[i] for i in indices[start : start + size]]
-            yield {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-    def _moved(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """On the device, but for the labels: the loss reads them here, and waits for nothing."""
-        if self.device.type == "cuda":  # from pinned memory a copy does not wait for its turn
-            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-        return {
-            name: tensor if name == "labels" else tensor.to(self.device, non_blocking=True)
-            for name, tensor in batch.items()
-        }
 
     def _skip(self, step: int, read: Outcome) -> str:
         """Count a step whose numbers did not reach the weights; say where they come from."""
         self.counters.skipped += 1
-        searched = "" if read.loss_scale is None else searching(read.loss, read.loss_scale)
+        scale = None if read.spike else read.loss_scale
+        searched = "" if scale is None else searching(read.loss, scale)
         if searched:
             logger.info("step %d: %s", step, searched)
             return searched
         self.counters.skipped_in_row += 1
-        logger.warning("step %d skipped: %s", step, read.why)
-        return read.why
+        why = read.spike or read.why
+        logger.warning("step %d skipped: %s", step, why)
+        return why
 
     def _evaluate(self) -> None:
         """Measure between two steps; a signal during it saves a state that measures again."""
@@ -305,6 +328,7 @@ class Training:
             self._save()
             raise
         self._log(line)
+        self.best.judge(self.counters.step, line.get("validation/ppl"), self.trainables)
         self.counters.evaluation_due = False
         self._report_begin()
 
@@ -316,8 +340,11 @@ class Training:
         self.reporter.begin("train", self.plan.steps, self.counters.step)
 
     def _save(self) -> None:
-        if not all(bool(torch.isfinite(p).all()) for _, p in self.trainables):
-            logger.warning("step %d: weights are not finite, no checkpoint", self.counters.step)
+        if bad := not_finite(self.trainables):
+            logger.warning("step %d: %s; no checkpoint", self.counters.step, bad)
+            return
+        refuse_apart(self.trainables, self.ranks)
+        if not self.ranks.is_first:
             return
         written = self.metrics.sync()
         state = {
@@ -328,19 +355,34 @@ class Training:
             "random": random_state(self.device),
             "identity": redacted(self.identity),
             **({} if self.scale is None else {"loss_scale": self.scale.state()}),
+            **({} if self.spikes is None else {"losses": self.spikes.state()}),
+            **self.best.state,
         }
         directory = self.run_dir / "checkpoints"
         keep = self.settings.keep_checkpoints
-        save_checkpoint(directory, state, self.trainables, self.optimizer, keep)
+        best = self.best.weights
+        save_checkpoint(directory, state, self.trainables, self.optimizer, keep, best)
+
+    def _refuse_blown_up(self) -> None:
+        """Refuse to measure or save what the last step has made of the weights."""
+        if bad := not_finite(self.trainables):
+            raise DivergedError(
+                f"training: after step {self.counters.step}, its last, the weights have blown up "
+                f"({bad}); lower train.lr (now {self.settings.lr:g})"
+            )
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         restore(checkpoint, self.trainables, self.optimizer)
+        self.best.restore(checkpoint)
         restore_random_state(state["random"], self.device)
-        self.metrics.truncate(state["metrics_bytes"])
-        self.timing.truncate(state["timing_bytes"])
-        for name in asdict(self.counters):
-            setattr(self.counters, name, state[name])
+        if self.ranks.is_first:
+            self.metrics.truncate(state["metrics_bytes"])
+            self.timing.truncate(state["timing_bytes"])
+        for name, value in asdict(self.counters).items():
+            setattr(self.counters, name, state.get(name, value))
+        if self.spikes is not None and "losses" in state:
+            self.spikes.restore(state["losses"])
         if self.scale is not None and "loss_scale" in state:
             self.scale.restore(state["loss_scale"])
         made_on = (state["identity"].get("hardware") or [{"device": self.device.type}])[-1]
@@ -351,41 +393,3 @@ class Training:
 def trainable(model: nn.Module) -> Named:
     """The parameters that train, with their full names."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
-def checkpointing_as(settings: TrainConfig) -> dict[str, Any]:
-    """What the settings say of `gradient_checkpointing`."""
-    return {
-        "enabled": settings.gradient_checkpointing,
-        "every": settings.gradient_checkpointing_every,
-        "offload": settings.gradient_checkpointing_offload,
-    }
-
-
-@contextlib.contextmanager
-def gradient_checkpointing(
-    model: Any, enabled: bool, every: int = 1, offload: bool = False
-) -> Iterator[None]:
-    """Recompute layers' activations in the backward pass instead of keeping them.
-
-    Non-reentrant, which is exact and needs no gradient on the inputs; the hook for it that
-    transformers installs is taken off again.
-
-    Args:
-        model: of transformers.
-        enabled: whether to do it at all.
-        every: decoder layers, of which the first is recomputed and the others keep theirs.
-        offload: what layers are recomputed from is held in the host's memory.
-    """
-    if enabled:
-        # transformers renamed it on the way to 6.
-        name = "activation_checkpointing_enable"
-        switch_on = getattr(model, name, None) or model.gradient_checkpointing_enable
-        switch_on({"use_reentrant": False}, every_n_layers=every, offload=offload)
-        model.disable_input_require_grads()
-    try:
-        yield
-    finally:
-        if enabled:
-            name = "activation_checkpointing_disable"
-            (getattr(model, name, None) or model.gradient_checkpointing_disable)()

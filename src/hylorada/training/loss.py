@@ -122,8 +122,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _rows_at_a_time(chunk: int, vocabulary: int, device: torch.device) -> int:
-    """At most ``chunk``; on a CPU no more than the caches hold: measured, 128 rows or 8 MB."""
-    return chunk if device.type != "cpu" else min(chunk, max(128, 2**21 // vocabulary))
+    """At most ``chunk``; on a CPU no more than the caches hold: measured, 128 rows or 8 MB.
+
+    With 0 a GPU takes 2,048 rows, since the head's matrix is read once a chunk, or as many as have
+    a gigabyte of float32 logits, of which there are two at a time.
+    """
+    if device.type != "cpu":
+        return chunk or max(1, min(2048, 2**28 // vocabulary))
+    cached = max(128, 2**21 // vocabulary)
+    return min(chunk or cached, cached)
 
 
 def _chunks(scored_N: Tensor, chunk: int) -> list[slice]:
@@ -162,7 +169,8 @@ def chunked_cross_entropy(
         labels: token ids, the shape of ``hidden`` without D. Not shifted here: ``labels[..., t]``
             is what ``hidden[..., t]`` should predict. On the CPU, wherever ``hidden`` is, chunks in
             which nothing is scored are passed over; on another device all are computed.
-        chunk: tokens whose logits exist at one time, at most (a CPU is faster with fewer).
+        chunk: tokens whose logits exist at one time, at most (a CPU is faster with fewer); 0: as
+            many as suit the device and the vocabulary.
         num_tokens: what the sum is divided by, as ``num_items_in_batch`` in transformers; 1 gives
             the sum, None the mean over the scored tokens.
         ignore_index: label of positions that are not scored.
@@ -173,10 +181,10 @@ def chunked_cross_entropy(
         a scalar in fp32 (fp64 for fp64 hidden states); 0 if nothing is scored.
 
     Raises:
-        ConfigError: chunk below 1.
+        ConfigError: chunk below 0.
     """
-    if chunk < 1:
-        raise ConfigError(f"train.loss_chunk={chunk}: must be at least 1 token")
+    if chunk < 0:
+        raise ConfigError(f"train.loss_chunk={chunk}: must be at least 1 token, or 0: by device")
     if hidden.shape[:-1] != labels.shape:
         raise ValueError(f"labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}")
     labels_N = labels.reshape(-1)
@@ -227,7 +235,7 @@ class LossModel(nn.Module):
     Args:
         model: a transformers causal language model or a PeftModel around one. Its output head may
             be frozen or trained as a whole; an adapter on it is refused.
-        chunk: tokens whose logits exist at one time, at most.
+        chunk: tokens whose logits exist at one time, at most; 0: by device.
 
     Raises:
         ConfigError: the head carries an adapter, or the model's logits are no known function of it.
@@ -260,24 +268,37 @@ class LossModel(nn.Module):
         Returns:
             (sum_nll, tokens), two scalars.
         """
+        targets_BT = next_token_labels(labels)
+        known = position_ids is None and attention_mask is None
+        return self.of_targets(
+            input_ids, targets_BT, known, position_ids=position_ids, attention_mask=attention_mask
+        )
+
+    def of_targets(
+        self, input_ids: Tensor, targets: Tensor, one_document: bool, **inputs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The same, of labels that are shifted already: ``targets[b, t]`` follows token t.
+
+        Args:
+            input_ids: [B, T].
+            targets: [B, T].
+            one_document: whether each row is known to hold one document.
+            **inputs: what else the backbone is given.
+        """
         # use_cache=False also lets transformers see packed documents in the position ids
-        with one_document_a_row(position_ids is None and attention_mask is None):
+        with one_document_a_row(one_document):
             hidden_BTD = anatomy.backbone(self.model)(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                use_cache=False,
+                input_ids=input_ids, use_cache=False, **inputs
             ).last_hidden_state
         head = output_head(self.model)
         weight, bias = head.matrix
-        targets_BT = next_token_labels(labels)
         sum_nll = chunked_cross_entropy(
             hidden_BTD,
             weight,
             bias,
-            targets_BT,
+            targets,
             chunk=self.chunk,
             num_tokens=1,
             function=head.function,
         )
-        return sum_nll, (targets_BT != IGNORE).sum()
+        return sum_nll, (targets != IGNORE).sum()

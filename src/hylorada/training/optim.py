@@ -53,21 +53,19 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() >= 2 and (not line or ".lora_" in name)
 
 
-def step_if_finite(optimizer: torch.optim.AdamW, loss: Tensor, norm: Tensor) -> None:
-    """Move the weights unless the loss or the norm of the gradients is not finite.
+def step_if(optimizer: torch.optim.AdamW, moves: Tensor) -> None:
+    """Move the weights, or do not.
 
     The device decides: nothing is read here. Weights, moments and step counters stay as they are,
     to the bit, where it decides against it.
 
     Args:
         optimizer: of `make_optimizer`.
-        loss: of the step, a scalar.
-        norm: of all its gradients, a scalar.
+        moves: whether to, a scalar.
     """
-    finite = torch.isfinite(loss) & torch.isfinite(norm)
     # How torch's own gradient scaler tells a fused optimizer to pass over a step.
     fused: Any = optimizer
-    fused.grad_scale, fused.found_inf = None, (~finite).float()
+    fused.grad_scale, fused.found_inf = None, (~moves).float()
     try:
         fused.step()
     finally:

@@ -1,4 +1,4 @@
-"""Training on key-value retrieval itself, so that a small base can be asked for it (`train.task`).
+"""Training on key-value retrieval itself (`train.task`), or on some of it (`train.mix`).
 
 Zero-shot, a base of a few million parameters retrieves hardly anything, and a comparison of methods
 ends at the floor. Tuned on the same task it can tell them apart. What is learnt by heart cannot
@@ -93,7 +93,7 @@ class RetrievalBlocks:
         most = math.ceil(1.2 * smaller)  # they differ a little
         if most > length:
             raise DataError(
-                f"train.task=retrieval: an example of {self._fewest} pairs has up to {most} tokens "
+                f"train.retrieval: an example of {self._fewest} pairs has up to {most} tokens "
                 f"and length.max_length is {length}; use a longer one, fewer train.retrieval.items "
                 "or train.retrieval.key_style=hex"
             )

@@ -188,9 +188,9 @@ def test_only_answers_to_the_same_prompts_share_a_picture():
     (comparison,) = compared(*records)
     lines = lines_of(comparison, "lim/accuracy")
     assert [label for label, _, _ in lines] == ["base, extended, untrained", "lora", "hylorada"]
-    names = [picture.name for picture in figures.draw_all(comparison, "x")]
-    assert "x-retrieval-ranked" in names
-    assert "x-context-gain" in names
+    names = [picture.name for picture in figures.draw_all([comparison], "lora")]
+    assert "tiny-stdlib-4096-retrieval-ranked" in names
+    assert "tiny-stdlib-4096-context-gain" in names
     picture = accuracy_by_depth(comparison, "", "x")
     assert "500 prompts of 3,890 to 3,950 tokens" in picture.caption
 

@@ -5,6 +5,7 @@ How it is computed: `evaluation.context_gain`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from hylorada.evaluation.measurement import (
     Text,
     held,
 )
+from hylorada.evaluation.portion import Cost, Portion
 from hylorada.records.metric_names import GAIN
 from hylorada.settings.context_lengths import fitting_contexts
 
@@ -87,6 +89,16 @@ class ContextGain(Measurement):
         """The text and the settings."""
         return {"text": asked.text.sha256, "context_gain": asdict(asked.settings)}
 
+    def portion(self, asked: Asked, cost: Cost) -> Portion:
+        """One place, with every context."""
+        from hylorada.evaluation.context_gain import contexts_that_fit, places
+
+        settings, documents = asked.settings, asked.text.documents
+        contexts = contexts_that_fit(documents, asked.window, settings)
+        count = len(places(documents, contexts[-1] + settings.targets, settings.places))
+        part = dataclasses.replace(asked, settings=dataclasses.replace(settings, places=1))
+        return Portion(part, [n + settings.targets for n in contexts], 1 / count)
+
     def measure(self, model: Any, asked: Asked, attempt: Attempt) -> Metrics:
         """``context_gain/gain``, of the longest context, and ``context_gain/nll@<context>``."""
         from hylorada.evaluation.context_gain import evaluate_context_gain
@@ -107,6 +119,7 @@ class ContextGain(Measurement):
             asked.window,
             asked.settings,
             autocast_dtype=attempt.autocast_dtype,
+            ranks=attempt.ranks,
             progress=progress,
             done=done,
         )

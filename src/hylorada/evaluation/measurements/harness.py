@@ -119,6 +119,7 @@ class Harness(Measurement):
             asked.questions,
             asked.window,
             autocast_dtype=attempt.autocast_dtype,
+            ranks=attempt.ranks,
             progress=progress,
             done=done,
         )

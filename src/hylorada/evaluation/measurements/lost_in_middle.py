@@ -6,6 +6,7 @@ Every arm is asked the same prompts, made or read once. How answers are scored:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,16 @@ from hylorada.comparison.subjects import Metric, Subject, all_metrics, others, r
 from hylorada.config import LostInMiddleConfig, RunConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.attempt import Attempt
-from hylorada.evaluation.measurement import Lines, Measurement, Metrics, Shown, Sources, held
+from hylorada.evaluation.measurement import (
+    Lines,
+    Measurement,
+    Metrics,
+    Shown,
+    Sources,
+    held,
+)
+from hylorada.evaluation.portion import Cost, Portion
+from hylorada.process.counts import number_of
 from hylorada.records.metric_names import SCORINGS, SUFFIXES
 
 _SCORES = ("depth", "prompts", "accuracy", "low", "high")
@@ -97,6 +107,19 @@ class LostInMiddle(Measurement):
         prompts = asked.prompts
         return {"prompts": [prompts.sha256, asked.settings.scorings, prompts.max_new_tokens]}
 
+    def portion(self, asked: Asked, cost: Cost) -> Portion:
+        """One prompt: all have about as many tokens."""
+        from hylorada.evaluation.lost_in_middle import encode_prompts
+
+        prompts, settings = asked.prompts, asked.settings
+        one = dataclasses.replace(prompts, prompts=prompts.prompts[:1])
+        (encoded,) = encode_prompts(
+            asked.tokenizer, one.prompts, asked.window, settings.scorings, prompts.max_new_tokens
+        )
+        tokens = len(encoded.ids) + sum(map(len, encoded.candidates))
+        part = dataclasses.replace(asked, prompts=one)
+        return Portion(part, [tokens], 1 / len(prompts.prompts))
+
     def measure(self, model: Any, asked: Asked, attempt: Attempt) -> Metrics:
         """``lim/accuracy`` with all there is to know, ``lim/accuracy@<depth>``, ``lim/middle_gap``.
 
@@ -123,6 +146,7 @@ class LostInMiddle(Measurement):
             scorings=settings.scorings,
             max_new_tokens=prompts.max_new_tokens,
             autocast_dtype=attempt.autocast_dtype,
+            ranks=attempt.ranks,
             progress=progress,
             done=done,
         )
@@ -171,7 +195,7 @@ class LostInMiddle(Measurement):
             low, high = whole["prompt_tokens"]
             lines = Lines(
                 f"right answers by depth, {whole['scoring']} ({whole['form']}): "
-                f"{whole['prompts']} prompts of {low} to {high} tokens, chance "
+                f"{number_of(whole['prompts'], 'prompt')} of {low} to {high} tokens, chance "
                 f"{whole['chance']:.1%}",
                 [*(f"{s['depth']:g}" for s in whole["by_depth"]), "all", "edges -\nmiddle"],
             )
@@ -354,8 +378,8 @@ def _described(metric: Metric) -> str:
     low, high = metric["prompt_tokens"]
     style = f", {metric['key_style']} keys" if metric.get("key_style") else ""
     return (
-        f"{metric['form']} ({metric['source']}{style}), {metric['prompts']} prompts of {low:,} to "
-        f"{high:,} tokens with {metric['items']} items"
+        f"{metric['form']} ({metric['source']}{style}), {number_of(metric['prompts'], 'prompt')} "
+        f"of {low:,} to {high:,} tokens with {number_of(metric['items'], 'item')}"
     )
 
 

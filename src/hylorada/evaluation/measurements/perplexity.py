@@ -14,14 +14,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, Column
+from hylorada.comparison.cells import Cell, Column, Verdict
 from hylorada.comparison.picture import Picture
 from hylorada.comparison.subjects import Metric, Subject, all_metrics, shown_arms
 from hylorada.config import EvalConfig, PerplexityConfig, RunConfig
 from hylorada.errors import ConfigError
 from hylorada.evaluation.attempt import Attempt
-from hylorada.evaluation.measurement import Lines, Measurement, Metrics, Shown, Sources, Text, held
+from hylorada.evaluation.measurement import (
+    Lines,
+    Measurement,
+    Metrics,
+    Shown,
+    Sources,
+    Text,
+    held,
+)
+from hylorada.evaluation.portion import Cost, Portion
 from hylorada.extensions import DATA_KINDS
+from hylorada.process.counts import number_of
 from hylorada.records.base_rows import base_label, is_extended, own_window
 from hylorada.records.metric_names import COMPARED, OTHERS, PERPLEXITIES
 from hylorada.records.run_label import run_label
@@ -115,6 +125,13 @@ class Perplexity(Measurement):
         settings = dataclasses.replace(asked.settings, conventions=["sliding", *by_words])
         return Asked(settings, window, asked.text, cover=asked.window)
 
+    def portion(self, asked: Asked, cost: Cost) -> Portion:
+        """The longest window that there is, in the first convention."""
+        from hylorada.evaluation.perplexity_portion import longest_window
+
+        text, settings, window, share = longest_window(asked, cost)
+        return Portion(Asked(settings, window, text, text), [window], share)
+
     def measure(self, model: Any, asked: Asked, attempt: Attempt) -> Metrics:
         """A metric for each convention."""
         from hylorada.evaluation.perplexity import Progress, evaluate_perplexity
@@ -130,18 +147,16 @@ class Perplexity(Measurement):
             attempt.boundary(now.done, f"ppl {ppl:.3f}", now.state)
 
         results = evaluate_perplexity(
-            model,
-            asked.text.documents,
-            asked.settings,
-            asked.window,
+            model, asked.text.documents, asked.settings, asked.window,
             cover=asked.cover,
             paragraphs=None if asked.paragraphs is None else asked.paragraphs.documents,
             words=asked.text.official_words,
             chunk=attempt.chunk,
             autocast_dtype=attempt.autocast_dtype,
+            ranks=attempt.ranks,
             progress=progress,
             state=attempt.done,
-        )
+        )  # fmt: skip
         return {PERPLEXITIES[name]: result.to_dict() for name, result in results.items()}
 
     def all_anew(self, record: Mapping[str, Any], config: RunConfig, text: Text) -> bool:
@@ -209,10 +224,15 @@ class Perplexity(Measurement):
         """The compared conventions always, the others where a record has them."""
         base = "extended base" if _reach(table) else "base"
         return [
-            Column("ppl_blocks", "PPL, blocks", status=True),
-            Column("ppl_sliding", "PPL, sliding", status=True),
-            Column("change_reference", f"PPL against {reference}, %", interval=True, status=True),
-            Column("change_base", f"PPL against {base}, %", interval=True, status=True),
+            *(
+                Column(key, heading, interval=True, status=True, main=True)
+                for key, heading in {
+                    "ppl_blocks": "PPL, blocks",
+                    "ppl_sliding": "PPL, sliding",
+                    "change_reference": f"PPL against {reference}, %",
+                    "change_base": f"PPL against {base}, %",
+                }.items()
+            ),
             *(
                 Column(f"ppl_{convention}", _HEADINGS[convention])
                 for convention, name in OTHERS.items()
@@ -241,19 +261,26 @@ class Perplexity(Measurement):
             part = ""
             if metric.get("scorable_tokens", metric["tokens"]) != metric["tokens"]:
                 part = f" of {metric['scorable_tokens']:,}"
-            units = "paragraphs" if convention == "paper" else "documents"
+            unit = "paragraph" if convention == "paper" else "document"
             texts.append(
                 f"{convention}: window {metric['window']:,}{stride}; {metric['tokens']:,}{part} "
-                f"tokens of {len(metric['by_document']):,} {units}, split {metric['split']}"
+                f"tokens of {number_of(len(metric['by_document']), unit)}, split {metric['split']}"
                 + _divisor(convention, metric)
                 + "."
             )
         return texts
 
+    def verdicts(self, comparison: Comparison, against: Arm | None) -> list[Verdict]:
+        """Each arm against one, and the base in its own window where it is ahead of all."""
+        from hylorada.evaluation.perplexity_contrasts import verdicts
+
+        return verdicts(comparison, against)
+
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the columns mean."""
         from hylorada.evaluation.perplexity_contrasts import contrast_notes
         from hylorada.statistics.clustered import LEVEL, ONE_SEED
+        from hylorada.statistics.contrasts import POWER
 
         compared = (
             next((c for c, name in COMPARED.items() if arm.metrics(name)), None)
@@ -272,10 +299,12 @@ class Perplexity(Measurement):
         untrained = "extended, untrained base" if reach else "base"
         return [
             "PPL: exp(sum of NLL / scored tokens), pooled over seeds; ± standard deviation between "
-            "seeds. Lower is better.",
+            "seeds. Lower is better. Its [interval] is that of other documents like these and of "
+            "other seeds; arms share their documents, so they are compared by the changes alone.",
             f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
             f"better. [Intervals]: {LEVEL:.0%}, paired, clustered by documents and seeds; none "
-            f"below three of either. One seed: {ONE_SEED}; two seeds: it is hardly known."
+            f"below three of either. One seed: {ONE_SEED}; two seeds: it is hardly known. The "
+            f"smallest that could have been seen: {POWER:.0%} of studies like this one would."
             + (
                 " The base in its own window is compared in the sliding convention."
                 if reach
@@ -288,14 +317,37 @@ class Perplexity(Measurement):
         ]
 
     def figures(self, comparison: Comparison, name: str) -> list[Picture]:
-        """Loss by position; one convention is enough: sliding holds the ends of windows only."""
+        """By training time, by position, and what each component adds.
+
+        One convention is enough: sliding holds the ends of windows only.
+        """
+        from hylorada.evaluation.component_picture import gain_by_component
+        from hylorada.evaluation.perplexity_by_length import ppl_by_time
         from hylorada.evaluation.perplexity_picture import loss_by_position
 
-        for convention, metric in COMPARED.items():
-            drawn = loss_by_position(comparison, metric, f"{name}-loss-by-position-{convention}")
-            if drawn is not None:
-                return [drawn]
-        return []
+        convention = next((c for c, metric in COMPARED.items() if held(comparison, metric)), None)
+        if convention is None:
+            return []
+        metric = COMPARED[convention]
+        drawn = (
+            gain_by_component(comparison, f"{name}-components"),
+            loss_by_position(comparison, metric, f"{name}-loss-by-position-{convention}"),
+            ppl_by_time(comparison, metric, f"{name}-ppl-by-time"),
+        )
+        return [each for each in drawn if each is not None]
+
+    def figures_by_length(
+        self, comparisons: Sequence[Comparison], reference: str, name: str
+    ) -> list[Picture]:
+        """Each arm's own perplexity, and how it differs from that of one arm."""
+        from hylorada.evaluation.perplexity_by_length import change_by_length, ppl_by_length
+
+        metric = next((m for m in COMPARED.values() if held(comparisons[0], m)), "")
+        drawn = (
+            ppl_by_length(comparisons, metric, f"{name}-ppl-by-length") if metric else None,
+            change_by_length(comparisons, reference, f"{name}-difference-by-length"),
+        )
+        return [each for each in drawn if each is not None]
 
     def of_each_run(self) -> Sequence[Shown]:
         """Both compared conventions."""

@@ -9,21 +9,22 @@
 | evaluation_mode   | dropout, or another random draw, in evaluation mode                       |
 | scored_logits     | a loss or score that is not of the logits of the model's own forward pass |
 | no_op             | a component whose parameters change nothing                               |
+| placebo           | a placebo that moves a logit (asked of placebos only)                     |
 | gradient_coverage | a trainable tensor that gets no gradient                                  |
 | causality         | a logit that moves when later tokens change; exactly 0 is asked for       |
 | rows              | a row of a batch that reads another                                       |
 | requests          | state that survives from one request into the next                        |
 | packed_documents  | a document that reads the one before it in the same row (packing=reset)   |
 | positions         | a component that looks up another position, or another bucket             |
-| s2_layers         | shifted sparse attention that some layer does not take, or that is full   |
+| s2_layers         | shifted sparse attention that a layer or head does not take, or all full  |
 | rope              | frequencies that are not those of the config, scaling without effect      |
 | cache_parity      | decoding with a KV cache that differs from one pass                       |
 | save_load         | an adapter that is not the same after saving and loading                  |
 
 These work on a short random text and on perturbed parameters (an untrained component does nothing
 yet, so neither its leak nor its absence would show), in the model's own precision; S2 groups are
-shortened with the text. `in_place` asks once more what depends on length, kernels and precision, of
-the model as it trains. The model is left exactly as it was.
+shortened with the text. `as_trained` asks once more what depends on length, kernels and precision,
+of the model as it trains. The model is left exactly as it was.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from hylorada.methods.integrity import (
     acting,
     causal,
     faithful,
+    placebo,
     positions,
     reach,
     repeatable,
@@ -47,10 +49,10 @@ from hylorada.methods.integrity import (
 )
 from hylorada.methods.integrity.adapters import refuse_what_cannot_be_asked
 from hylorada.methods.integrity.probe import DEFAULT_LENGTH, Probe, as_found, vocabulary_size
-from hylorada.methods.integrity.report import Check, IntegrityReport
+from hylorada.methods.integrity.report import Check, IntegrityReport, outcome
 from hylorada.settings.run import SHORTEST_PROBE
 
-__all__ = ["Check", "IntegrityReport", "check_integrity"]
+__all__ = ["Check", "IntegrityReport", "check_integrity", "check_saving"]
 
 
 def check_integrity(
@@ -63,6 +65,7 @@ def check_integrity(
     probe_length: int = 0,
     seed: int = 0,
     autocast: torch.dtype | None = None,
+    saved: Check | None = None,
 ) -> IntegrityReport:
     """Run every check that applies to ``model``, a PeftModel or a bare causal language model.
 
@@ -76,6 +79,8 @@ def check_integrity(
         seed: of the probe text and of the noise on the parameters.
         autocast: the precision that training and evaluation run under; effects are held against
             rounding in it.
+        saved: what `check_saving` has found of this model before its base was sharded; None: it is
+            asked now.
 
     Returns:
         The report; ``report.raise_if_failed()`` stops on a failure.
@@ -84,25 +89,12 @@ def check_integrity(
         ConfigError: the probe or the vocabulary does not fit the model, or the adapter puts virtual
             tokens before the text.
     """
-    length = probe_length or min(DEFAULT_LENGTH, max_length)
-    if not SHORTEST_PROBE <= length <= max_length:
-        raise ConfigError(
-            f"integrity.probe_length: {length} tokens; it must lie between {SHORTEST_PROBE} and "
-            f"max_length ({max_length})"
-        )
+    length = _length(probe_length, max_length)
     vocabulary = vocabulary_size(model, tokenizer_or_vocab_size)
     report = IntegrityReport(max_length, length)
 
     def run(name: str, check: Callable[..., Check], *args: Any) -> None:
-        try:
-            result = check(probe, *args)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a component that cannot even run has failed its check
-            reason = " ".join(str(error).split())
-            result = Check(name, False, detail=f"cannot run ({type(error).__name__}: {reason})")
-        assert result.name == name
-        report.checks[name] = result
+        report.checks[name] = outcome(name, lambda: check(probe, *args))
 
     with as_found(model):
         probe = Probe(model, vocabulary, length, seed)
@@ -122,6 +114,8 @@ def check_integrity(
         run("evaluation_mode", repeatable.evaluation_mode)
         run("scored_logits", faithful.scored_logits)
         run("no_op", acting.no_op, autocast)
+        if getattr(probe.adapter, "placebo", False):
+            run("placebo", placebo.placebo)
         run("gradient_coverage", acting.gradient_coverage)
         run("causality", causal.causality, allow_leak)
         run("rows", causal.rows)
@@ -131,5 +125,46 @@ def check_integrity(
         run("s2_layers", reach.s2_layers)
         run("rope", rope.rope, max_length)
         run("cache_parity", faithful.cache_parity)
-        run("save_load", faithful.save_load)
+        run("save_load", faithful.save_load if saved is None else lambda _: saved)
     return report
+
+
+def check_saving(
+    model: nn.Module,
+    tokenizer_or_vocab_size: Any,
+    max_length: int,
+    *,
+    probe_length: int = 0,
+    seed: int = 0,
+) -> Check:
+    """The check `save_load` alone, of a model whose base is about to be sharded.
+
+    It copies the model's modules, which those of a sharded base do not allow.
+
+    Args:
+        model: a PeftModel; left exactly as found.
+        tokenizer_or_vocab_size: a tokenizer, or its number of tokens.
+        max_length: tokens in a training sequence.
+        probe_length: tokens in the probe; 0 chooses.
+        seed: of the probe text and of the noise on the parameters.
+    """
+    length = _length(probe_length, max_length)
+    with as_found(model):
+        probe = Probe(model, vocabulary_size(model, tokenizer_or_vocab_size), length, seed)
+        probe.perturb(list(probe.groups))
+        return outcome("save_load", lambda: faithful.save_load(probe))
+
+
+def _length(probe_length: int, max_length: int) -> int:
+    """Tokens in the probe.
+
+    Raises:
+        ConfigError: too few, or more than a training sequence has.
+    """
+    length = probe_length or min(DEFAULT_LENGTH, max_length)
+    if not SHORTEST_PROBE <= length <= max_length:
+        raise ConfigError(
+            f"integrity.probe_length: {length} tokens; it must lie between {SHORTEST_PROBE} and "
+            f"max_length ({max_length})"
+        )
+    return length

@@ -166,8 +166,9 @@ def no_op(probe: Probe, autocast: torch.dtype | None) -> Check:
     chance = 0.0
     if probe.device.type != "cpu":  # where some kernels are not deterministic
         chance = (probe.logits() - before).abs().max().item()
-    effects = dict.fromkeys(switched_on(probe), 0.0)
-    for group in probe.groups:
+    acting = [group for group in probe.groups if group not in probe.inert]
+    effects = dict.fromkeys((g for g in switched_on(probe) if g not in probe.inert), 0.0)
+    for group in acting:
         with probe.perturbed([group]):
             after = probe.logits()
         if not after.isfinite().all():
@@ -226,7 +227,10 @@ def gradient_coverage(probe: Probe) -> Check:
     name = "gradient_coverage"
     if probe.adapter is None:
         return skipped(name, NO_ADAPTER)
-    members = [member for group in probe.groups.values() for member in group]
+    members = [
+        member for name, group in probe.groups.items() if name not in probe.inert
+        for member in group
+    ]  # fmt: skip
     probe.model.train()
     torch.manual_seed(probe.seed)
     with torch.enable_grad(), probe.s2_groups(probe.group_size):
@@ -241,8 +245,10 @@ def gradient_coverage(probe: Probe) -> Check:
             bad.append((path, "gets a gradient that is not finite"))
         elif not gradient.any():
             bad.append((path, "gets a gradient of exactly zero"))
-        parameter.grad = None
+    probe.model.zero_grad(set_to_none=True)
     detail = f"all {len(members)} trainable tensors get a gradient"
+    if probe.inert:
+        detail += f" but those of the placebo ({', '.join(probe.inert)})"
     if bad:
         detail = (
             f"{bad[0][0]} {bad[0][1]} ({len(bad)} of {len(members)} tensors); its component is "

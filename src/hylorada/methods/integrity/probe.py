@@ -59,6 +59,13 @@ class Probe:
         self.s2_configs = [c for c in configs if hasattr(c, "s2_group_size")]
 
     @property
+    def inert(self) -> list[str]:
+        """The components whose output the method multiplies by 0."""
+        if not getattr(self.adapter, "placebo", False):
+            return []
+        return [group for group in ("position_bias", "landmark") if group in self.groups]
+
+    @property
     def length(self) -> int:
         """Tokens of the text."""
         return self.ids_1T.shape[1]
@@ -82,20 +89,26 @@ class Probe:
 
     @property
     def group_size(self) -> int:
-        """Tokens in an S2 group inside `small_groups`: even, several to a text."""
+        """Tokens in an S2 group while probing: even, several to a text."""
         return max(2, min(SMALL_GROUP, self.length // 5 // 2 * 2))
 
     @contextmanager
     def s2_groups(self, size: int) -> Iterator[None]:
         """Other S2 groups for a while: short ones cut even a short probe into several segments."""
-        kept = [config.s2_group_size for config in self.s2_configs]
+        with self.s2_settings("s2_group_size", size):
+            yield
+
+    @contextmanager
+    def s2_settings(self, name: str, value: int) -> Iterator[None]:
+        """Another value of one setting of S2 for a while."""
+        kept = [getattr(config, name) for config in self.s2_configs]
         try:
             for config in self.s2_configs:
-                config.s2_group_size = size
+                setattr(config, name, value)
             yield
         finally:
-            for config, value in zip(self.s2_configs, kept, strict=True):
-                config.s2_group_size = value
+            for config, own in zip(self.s2_configs, kept, strict=True):
+                setattr(config, name, own)
 
     @contextmanager
     def attention_kept(self) -> Iterator[None]:

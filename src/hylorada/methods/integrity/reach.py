@@ -7,30 +7,49 @@ from hylorada.methods.integrity.acting import VISIBLE
 from hylorada.methods.integrity.probe import Probe
 from hylorada.methods.integrity.report import Check, skipped
 from hylorada.methods.positions import buckets_reached
-from hylorada.methods.s2_attention import count_s2_layers
+from hylorada.methods.s2_attention import s2_heads
+from hylorada.methods.s2_limits import full_layers
 
 
 def s2_layers(probe: Probe) -> Check:
-    """All attention layers run in segments, and that changes what a training step computes."""
+    """The layers and heads that are to run in segments do, and it changes what a step computes."""
     name = "s2_layers"
     wanted = getattr(probe.adapter, "s2_attn_enabled", False) or bool(probe.s2_configs)
     if not wanted:
         return skipped(name, "shifted sparse attention is off")
     layers = len(anatomy.attention_modules(probe.lm))
-    count = count_s2_layers(probe.model)
+    fully = len(full_layers(layers, getattr(probe.adapter, "s2_full_layers", 0.0)))
+    taken = s2_heads(probe.model)
+    count = len(taken)
     fix = "call enable_s2, or set method.s2_attn.enabled=false"
-    if count != layers:
-        detail = f"{count} of {layers} attention layers take shifted sparse attention; {fix}"
+    if count != layers - fully:
+        wanted = f"{count} of {layers}" + (f", not {layers - fully}," if fully else "")
+        detail = f"{wanted} attention layers take shifted sparse attention; {fix}"
+        return Check(name, False, count, layers - fully, detail)
+    apart = bool(getattr(probe.adapter, "s2_full_heads", 0.0))
+    wrong = [index for index, (some, heads) in taken.items() if (some < heads) != apart]
+    if wrong:
+        some, heads = taken[wrong[0]]
+        asked = "fewer of them" if apart else "all of them"
+        detail = f"in layer {wrong[0]} {some} of {heads} heads run in segments, not {asked}; {fix}"
         return Check(name, False, count, layers, detail)
     with probe.s2_groups(probe.length):
         full = probe.logits(training=True)
     with probe.s2_groups(probe.group_size):
         segmented = probe.logits(training=True)
-    change = ((segmented - full).abs().max() / full.std()).item()
-    if not change > VISIBLE:
-        detail = f"shifted sparse attention computes what full attention does; {fix}"
-        return Check(name, False, change, VISIBLE, detail)
-    return Check(name, True, count, layers, f"{count} of {layers} attention layers take it")
+        with probe.s2_settings("s2_full_heads", 0):
+            without = probe.logits(training=True) if apart else full
+    for other, what in ((full, "full attention"), (without, "the same without full heads")):
+        change = ((segmented - other).abs().max() / full.std()).item()
+        if not change > VISIBLE:
+            detail = f"shifted sparse attention computes what {what} does; {fix}"
+            return Check(name, False, change, VISIBLE, detail)
+    rest = f", {fully} attend fully" if fully else ""
+    if apart:
+        some, heads = next(iter(taken.values()))
+        rest = f", in {some} of {heads} heads"
+    detail = f"{count} of {layers} attention layers take it{rest}"
+    return Check(name, True, count, layers - fully, detail)
 
 
 def position_range(probe: Probe, max_length: int) -> Check:

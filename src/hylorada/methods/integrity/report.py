@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from hylorada.errors import IntegrityError
 
@@ -34,6 +37,19 @@ class Check:
 def skipped(name: str, reason: str) -> Check:
     """A check that does not apply."""
     return Check(name, True, skipped=reason)
+
+
+def outcome(name: str, ask: Callable[[], Check]) -> Check:
+    """What a check finds; a component that cannot even run has failed it."""
+    try:
+        result = ask()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        return Check(name, False, detail=f"cannot run ({type(error).__name__}: {reason})")
+    assert result.name == name
+    return result
 
 
 @dataclass

@@ -1,0 +1,139 @@
+"""Write the tables of docs/FINDINGS.md and README.md, and the picture of the former, from records.
+
+    python scripts/results_document.py --take outputs/search_4k   # first, to publish the records
+    python scripts/findings_document.py
+
+A table stands between `<!-- FOLDER -->` and `<!-- end -->`, and is of the records in that folder of
+docs/results/records. The rest of the pages is written by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from results_document import DOCUMENT, RECORDS, bullets, lines, measured
+
+from hylorada.comparison.arms import compare
+from hylorada.comparison.collect import Record, collect
+from hylorada.comparison.drawing import BASE, INK
+from hylorada.report.table import build_tables
+
+FINDINGS = DOCUMENT.with_name("FINDINGS.md")
+PICTURE = DOCUMENT.parent / "images/start-of-positions.png"
+COLUMNS = ("method", "seeds", "ppl_blocks", "ppl_sliding", "change_reference", "short_context")
+# The pages, and the columns of their tables.
+PAGES = {
+    FINDINGS: COLUMNS,
+    DOCUMENT.parents[1] / "README.md": (*COLUMNS, "change_base", "trainable"),
+}
+LORA, OTHERS = "#0072b2", "#d55e00"
+WORDS = {
+    "interpolate": "interpolated (the paper's)", "tile": "repeated", "by_parts": "by parts",
+    "keep": "trained rows kept",
+}  # fmt: skip
+
+
+def table(folder: Path, columns: Sequence[str]) -> list[str]:
+    """The table of a folder's records, and what is said of them, in Markdown."""
+    found: list[str] = []
+    for each in build_tables(compare([named(r) for r in collect([folder]).records])[0]):
+        found += lines(each, [c for c in each.columns if c.key in columns and measured(each, c)])
+        told = [note for note in each.notes if re.search(r"by Holm|within 0\.5|tokens of", note)]
+        found += ["", *bullets(told), ""]
+    return found
+
+
+def page(text: str, records: Path, columns: Sequence[str]) -> str:
+    """The page with the tables that the records give."""
+
+    def made(match: re.Match[str]) -> str:
+        return "\n".join([match[1], *table(records / match[2], columns), "<!-- end -->"])
+
+    return re.sub(r"(<!-- (\w+) -->)\n.*?<!-- end -->", made, text, flags=re.DOTALL)
+
+
+def named(record: Record) -> Record:
+    """The run under a name of its own where its embeddings have another rate than the rest.
+
+    The report would make another table of it, without LoRA, which trains none.
+    """
+    data = copy.deepcopy(record.data)
+    scale = data["config"]["train"]["lr_scale"]
+    if scale["embeddings"] != 1 and data["config"]["method"]["train_embeddings"]:
+        name = f"{data['method']}, embeddings at {scale['embeddings']:g} of the rate"
+        data["method"] = data["config"]["method"]["name"] = name
+        scale["embeddings"] = 1.0
+    return dataclasses.replace(record, data=data)
+
+
+def rows(records: Sequence[Record]) -> list[tuple[str, float, str]]:
+    """Label, perplexity (sliding) and colour; the worst first. Bases are in all records."""
+    found = set()
+    for record in map(named, records):
+        method = record.data["method"]
+        start = WORDS[record.data["config"]["method"]["position_range"]["learned_init"]]
+        base = record.data["base"]["extended"]["eval/ppl_sliding"]["value"]
+        found.add((f"base, untrained: {start}", base, BASE))
+        if method != "baseline":
+            ppl = record.data["metrics"]["eval/ppl_sliding"]["value"]
+            found.add((f"{method}: {start}", ppl, LORA if method == "lora" else OTHERS))
+    return sorted(found, key=lambda row: -row[1])
+
+
+def draw(records: Sequence[Record]) -> Figure:
+    """Perplexity of every form, the untouched base in its own window as a line."""
+    shown = rows(records)
+    own = records[0].data["base"]["own_window"]["eval/ppl_sliding"]["value"]
+    style = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(7.2, 1.5 + 0.27 * len(shown)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (_, ppl, colour) in enumerate(reversed(shown)):
+            axes.plot([own, ppl], [place, place], color=colour, linewidth=1.2, alpha=0.5)
+            axes.plot(ppl, place, "o", color=colour, markersize=6)
+            axes.annotate(
+                f"{ppl:.1f}", (ppl, place), (7, 0), textcoords="offset points", va="center"
+            )
+        axes.set_yticks(range(len(shown)), [label for label, _, _ in reversed(shown)])
+        axes.axvline(own, color=INK, linewidth=1.2)
+        axes.set_xscale("log")
+        axes.set_xticks([20, 30, 50, 100], ["20", "30", "50", "100"])
+        axes.minorticks_off()
+        axes.set_xlim(own * 0.97, shown[0][1] * 1.3)
+        axes.set_xlabel("perplexity, windows of 4,096", loc="left")
+        axes.annotate(
+            f"the base in its own 1,024 tokens: {own:.1f}", (own, 1), (0, 3), va="bottom",
+            xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8.5,
+        )  # fmt: skip
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        figure.suptitle(
+            "How new positions start decides more than any component\n", x=0.01, ha="left",
+            fontsize=12, fontweight="bold",
+        )  # fmt: skip
+        figure.text(
+            0.01, 1 - 22 / (72 * figure.get_figheight()), va="top", fontsize=8.5, color=BASE,
+            s="tiny (7M, learned positions) on a CPU, 40 steps, one seed, validation split",
+        )  # fmt: skip
+    return figure
+
+
+def main() -> None:
+    """Write them all."""
+    for path, columns in PAGES.items():
+        path.write_text(page(path.read_text(encoding="utf-8"), RECORDS, columns), encoding="utf-8")
+    draw(collect([RECORDS / "search_4k"]).records).savefig(
+        PICTURE, dpi=160, metadata={"Software": None}
+    )
+    print(*PAGES, PICTURE, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A job of SLURM whose time is nearly over is put back into the queue, to go on where it stopped.
+
+SLURM sends a signal some time before the limit, if it was asked to (`sbatch --signal=USR1@120`;
+submitit, by which `launcher=slurm` starts jobs, asks for SIGUSR2). The run saves and ends; here
+SLURM is told to start the same job again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+_SECONDS = 30  # that scontrol may take
+
+
+def requeue(signal_number: int) -> bool:
+    """Ask SLURM to start this job again, if it is one and the signal is one of `SIGNALS`.
+
+    What fails is a warning: the run is saved, and the same command continues it.
+
+    Returns:
+        whether SLURM does it.
+    """
+    job = _job()
+    if signal_number not in SIGNALS or not job:
+        return False
+    words = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=_SECONDS, check=False,
+            stdin=subprocess.DEVNULL, errors="replace",
+        )  # fmt: skip
+        reason = " ".join(done.stderr.split())[:200] if done.returncode else None
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = " ".join(str(error).split())[:200]
+    if reason is None:
+        logger.info("SLURM starts job %s again (%s)", job, " ".join(words))
+        return True
+    logger.warning(
+        "%s failed (%s); the run is saved, submit the same command again", " ".join(words), reason
+    )
+    return False
+
+
+def _job() -> str:
+    """The number of this job, with that of its place where it is one of an array; else empty."""
+    array, place = (os.environ.get(f"SLURM_ARRAY_{x}_ID", "") for x in ("JOB", "TASK"))
+    return f"{array}_{place}" if array and place else os.environ.get("SLURM_JOB_ID", "")

@@ -1,0 +1,39 @@
+"""Where a report lies, and how its files are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hylorada.process.disk import disk_errors, make_directory, refuse_unwritable
+
+_REMEDY = "choose another folder with --out"
+
+
+def default_out(folder: Path) -> Path:
+    """Where the report on a folder, or on one record, lies."""
+    return (folder if folder.is_dir() else folder.parent) / "report"
+
+
+def refuse_out(out: Path) -> None:
+    """Refuse a folder that no report can be written into, before anything is read or drawn.
+
+    Raises:
+        DiskError: it cannot be made or written.
+    """
+    refuse_unwritable(out, _REMEDY)
+
+
+def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files into a folder, each whole or not at all.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    make_directory(out, _REMEDY)
+    with disk_errors(out, remedy=_REMEDY):
+        for name, content in files.items():
+            data = content.encode() if isinstance(content, str) else content
+            partial = out / f".{name}.partial"
+            partial.write_bytes(data)
+            partial.replace(out / name)

@@ -1,0 +1,110 @@
+"""The sequences of a step in micro-batches that fit into memory.
+
+Where memory runs out, the step is begun again with micro-batches of half the size, from the same
+gradients (none) and the same state of every random generator. Its sequences, and so its tokens,
+stay the same; there are more micro-batches of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hylorada.architecture.labels import IGNORE
+from hylorada.process.ranks import Ranks
+from hylorada.process.seeding import random_state, restore_random_state
+from hylorada.records.outcome import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+Rows = dict[str, Tensor]
+"""Sequences, by what of them it is (``input_ids``, ``labels``, ...)."""
+
+
+def in_parts_that_fit(
+    rows: list[Rows],
+    size: int,
+    backward: Callable[[Rows], Tensor],
+    begin_again: Callable[[], None],
+    device: torch.device,
+    may_halve: bool = True,
+) -> tuple[Tensor, int]:
+    """Go backward through all sequences of a step.
+
+    Args:
+        rows: the sequences, tensors of shape [T], or [R, T] where one is as several short rows.
+        size: sequences of a micro-batch.
+        backward: adds the gradients of a micro-batch, tensors of shape [B, T], to what is there;
+            returns its summed loss.
+        begin_again: forgets the gradients.
+        device: of the model.
+        may_halve: False: where others wait for this process inside of a pass, memory that runs out
+            is an error.
+
+    Returns:
+        The summed loss, float64 on the device, and the size that fitted.
+
+    Raises:
+        torch.OutOfMemoryError: or what else stands for it; one sequence alone does not fit.
+    """
+    while True:
+        state = random_state(device) if size > 1 and may_halve else None
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        try:
+            for start in range(0, len(rows), size):
+                loss += backward(_stacked(rows[start : start + size]))
+            return loss, size
+        except Exception as error:
+            if state is None or not is_out_of_memory(error):
+                raise
+        # Here the error is gone, and with it what it held in memory.
+        begin_again()
+        restore_random_state(state, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = (size + 1) // 2
+        logger.warning(
+            "out of memory with micro-batches of %d sequences; from here on they are of %d, and a "
+            "step has as many more of them, so that its tokens stay the same", size, half,
+        )  # fmt: skip
+        size = half
+
+
+def own_part(rows: list[Rows], size: int, ranks: Ranks) -> list[Rows]:
+    """The sequences of a step that this process goes through: whole micro-batches; maybe none.
+
+    Where all must run the model equally often, those with fewer have some in which nothing is
+    scored before them: they add zeros.
+
+    Args:
+        rows: all of the step.
+        size: sequences of a micro-batch, as the settings have it.
+        ranks: the processes of the run.
+    """
+    micro_batches = math.ceil(len(rows) / size)
+    share = ranks.share(micro_batches)
+    own = rows[share.start * size : share.stop * size]
+    if not ranks.alike:
+        return own
+    silent = {**rows[0], "labels": torch.full_like(rows[0]["labels"], IGNORE)}
+    return [silent] * (math.ceil(micro_batches / ranks.groups) - len(share)) * size + own
+
+
+def moved(batch: Rows, device: torch.device) -> Rows:
+    """On the device, but for the labels: the loss reads them here, and waits for nothing."""
+    if device.type == "cuda":  # from pinned memory a copy does not wait for its turn
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+    return {
+        name: tensor if name == "labels" else tensor.to(device, non_blocking=True)
+        for name, tensor in batch.items()
+    }
+
+
+def _stacked(rows: list[Rows]) -> Rows:
+    # A block is a row, or several (`data.skipped_positions`).
+    join = torch.stack if rows[0]["labels"].dim() == 1 else torch.cat
+    return {key: join([row[key] for row in rows]) for key in rows[0]}
