@@ -218,31 +218,54 @@ def test_a_kernel_that_computes_something_else_is_refused(monkeypatch):
     assert "are wrong on this model" in detail
 
 
-def test_where_rounding_passes_the_limit_the_models_own_rounding_decides(monkeypatch):
+STORED = pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["", "bf16 base"])
+
+
+def rounding(stored=torch.float32, **options):
+    """A model that rounds, with what training says of its kernels."""
+    settings = {"r": 4, "s2_group_size": LONG // 3 // 2 * 2, "max_length": LONG, **options}
+    base = make_model("llama", TRAINED).to(stored)
+    model = adapt(base, HyloradaConfig(s2_attn_enabled=True, **settings), LONG, seed=0)
+    before = {name: (p, p.data_ptr(), p.dtype) for name, p in model.named_parameters()}
+    check = proven(model, bf16=True).checks["training_parity"]
+    for name, p in model.named_parameters():
+        assert (p, p.data_ptr(), p.dtype) == before[name], name
+    return check
+
+
+@STORED
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_where_rounding_passes_the_limit_the_models_own_rounding_decides(
+    monkeypatch, stored, dropout
+):
     monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)  # as a deep model rounds
-    right = proven(adapted(), bf16=True).checks["training_parity"]
-    assert right.ok
+    right = rounding(stored, lora_dropout=dropout)
+    assert right.ok, right.detail
     assert right.value > right.limit == 1e-4
     assert ", beyond 0.0001, as rounding does: from the same in float32 by " in right.detail
 
-    forward = frozen_layers.FrozenLoraLinear.forward
-    monkeypatch.setattr(
-        frozen_layers.FrozenLoraLinear,
-        "forward",
-        lambda self, x, *a, **k: forward(self, x, *a, **k) * 1.05,
-    )
-    detail = fault(proven(adapted(), bf16=True), "training_parity")
-    assert "are wrong on this model" in detail
 
-
-def test_where_weights_are_stored_in_half_precision_the_way_to_tell_is_named(monkeypatch):
+@STORED
+@pytest.mark.parametrize("only_half", [False, True])
+def test_beyond_the_limit_a_wrong_kernel_is_told_from_rounding(monkeypatch, stored, only_half):
     monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)
-    settings = {"r": 4, "s2_group_size": LONG // 3 // 2 * 2, "max_length": LONG}
-    base = make_model("llama", TRAINED).to(torch.bfloat16)
-    model = adapt(base, HyloradaConfig(s2_attn_enabled=True, **settings), LONG, seed=0)
-    check = proven(model, bf16=True).checks["training_parity"]
+    forward = frozen_layers.FrozenLoraLinear.forward
+
+    def wrong(self, x, *args, **kwargs):
+        half = torch.is_autocast_enabled("cpu") or self.weight.dtype.itemsize == 2
+        return forward(self, x, *args, **kwargs) * (1.05 if half or not only_half else 1.0)
+
+    monkeypatch.setattr(frozen_layers.FrozenLoraLinear, "forward", wrong)
+    detail = rounding(stored).detail
+    assert detail.endswith("are wrong on this model")
+
+
+def test_where_weights_are_not_whole_the_way_to_tell_is_named(monkeypatch):
+    monkeypatch.setitem(as_trained.PARITY, torch.bfloat16, 1e-4)
+    monkeypatch.setattr(as_trained, "has_exact_weights", lambda model: False)
+    check = rounding()
     assert not check.ok
-    assert check.detail.endswith("rounding, which model.dtype=float32 would tell from that")
+    assert check.detail.endswith("rounding, which whole weights in float32 would tell from that")
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.2])

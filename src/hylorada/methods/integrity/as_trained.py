@@ -16,8 +16,8 @@ Legend: B rows, T tokens, D hidden size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -32,7 +32,12 @@ from hylorada.architecture.labels import IGNORE
 from hylorada.architecture.logits import output_head
 from hylorada.methods.integrity.causal import EVERYTHING, cure, rounding_note
 from hylorada.methods.integrity.first_difference import culprit
-from hylorada.methods.integrity.half_precision import gradients_round_alike, states_round_alike
+from hylorada.methods.integrity.half_precision import (
+    gradients_round_alike,
+    has_exact_weights,
+    in_float32,
+    states_round_alike,
+)
 from hylorada.methods.integrity.probe import Probe, as_found, vocabulary_size
 from hylorada.methods.integrity.report import Check, IntegrityReport, outcome
 from hylorada.methods.integrity.rounding import Movement, movement
@@ -145,14 +150,16 @@ class _Rows:
 
     @property
     def rounds(self) -> bool:
-        """Whether training rounds what the model itself, run without autocast, would not."""
-        return self.conditions.autocast is not None and self.probe.dtype == torch.float32
+        """Whether training rounds what the same weights in float32 would not."""
+        return self.precision.itemsize == 2 and has_exact_weights(self.probe.model)
 
-    def autocast(self, exact: bool = False) -> AbstractContextManager[Any]:
-        """As training does; exact: in the precision of the weights."""
-        dtype = self.conditions.autocast
-        on = dtype is not None and not exact
-        return torch.autocast(self.probe.device.type, dtype, enabled=on)
+    @contextmanager
+    def products(self, exact: bool = False) -> Iterator[None]:
+        """As training computes them; exact: in float32, of the same weights."""
+        dtype, device = self.conditions.autocast, self.probe.device.type
+        weights = in_float32(self.probe.model) if exact else contextlib.nullcontext()
+        with torch.autocast(device, dtype, enabled=dtype is not None and not exact), weights:
+            yield
 
     def inputs(self, ids_BT: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
         """What a training step would be given."""
@@ -175,7 +182,7 @@ class _Rows:
             ids_BT: token ids.
             scored_BT: tokens that are scored, each from the one before it; None: none.
             draw: another number draws other dropout.
-            exact: in the precision of the weights, not of training.
+            exact: in float32, not in the precision of training.
         """
         labels_BT = torch.full_like(ids_BT, IGNORE)
         if scored_BT is not None:
@@ -187,7 +194,7 @@ class _Rows:
             lambda _, args, output: seen.append(output.last_hidden_state)
         )
         try:
-            with torch.no_grad(), self.autocast(exact):
+            with torch.no_grad(), self.products(exact):
                 loss, _ = self.conditions.loss(**self.inputs(ids_BT, labels_BT))
         finally:
             handle.remove()
@@ -278,7 +285,7 @@ def _parity(rows: _Rows) -> Check:
     limit = PARITY[rows.precision]
     wrong = [what for what in errors if not errors[what] <= limit]
     rounded: dict[str, tuple[float, float]] = {}
-    if wrong and rows.rounds and not draws:
+    if wrong and rows.rounds:
         if _STATES in wrong:
             with rows.conditions.own_kernels():
                 exact_1TD = rows.run(ids_BT, exact=True)[0][:1]
@@ -296,8 +303,8 @@ def _parity(rows: _Rows) -> Check:
     )
     if wrong:
         told += f"; the kernels in place ({rows.conditions.kernels}) are wrong on this model"
-        if probe.dtype.itemsize == 2:
-            told += ", or it is rounding, which model.dtype=float32 would tell from that"
+        if rows.precision.itemsize == 2 and not rows.rounds:
+            told += ", or it is rounding, which whole weights in float32 would tell from that"
     elif worst in rounded:
         ours, theirs = rounded[worst]
         told += (
@@ -349,7 +356,7 @@ def _gradients(
     Args:
         rows: the first of them is used, shortened.
         own_kernels: by those of the model, and plain logits.
-        exact: in the precision of the weights.
+        exact: in float32.
         piece: which of `_PIECES` parts of that is a text of its own; None: all of it.
     """
     probe = rows.probe
@@ -365,7 +372,7 @@ def _gradients(
     inputs = rows.inputs(ids_1T, labels_1T)
     size = min(rows.group_size or length, max(2, length // 4 * 2))
     kernels = rows.conditions.own_kernels() if own_kernels else contextlib.nullcontext()
-    with torch.enable_grad(), probe.s2_groups(size), rows.autocast(exact), kernels:
+    with torch.enable_grad(), probe.s2_groups(size), rows.products(exact), kernels:
         probe.model.train()
         torch.manual_seed(probe.seed)
         if own_kernels:

@@ -7,10 +7,15 @@ the same in float32, and what chance decides is left out of the comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hylorada.architecture import anatomy
 
 AS_MUCH = 2.0
 """Times what the model's own kernels round: two roundings, and chance."""
@@ -50,3 +55,30 @@ def gradients_round_alike(offs: Sequence[float], own_offs: Sequence[float]) -> b
     """
     finite = all(off < float("inf") for off in offs)
     return finite and median(offs) <= AS_MUCH * median(own_offs)
+
+
+def has_exact_weights(model: nn.Module) -> bool:
+    """Whether the weights can be had in float32 or finer: neither in 4 bits nor in shares."""
+    shared = any(isinstance(p, DTensor) for p in model.parameters())
+    return not shared and not anatomy.quantised_products(anatomy.causal_lm(model))
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Weights that are stored in half precision are float32 for a while, and then those again.
+
+    Args:
+        model: of `has_exact_weights`; without gradients.
+    """
+    kept = [
+        (tensor, tensor.data)
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 2
+    ]
+    try:
+        for tensor, stored in kept:
+            tensor.data = stored.float()
+        yield
+    finally:
+        for tensor, stored in kept:
+            tensor.data = stored
