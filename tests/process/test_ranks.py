@@ -35,6 +35,8 @@ def slurm(**more):
     [
         ({}, Place()),
         ({"RANK": "0", "WORLD_SIZE": "1"}, Place()),
+        ({"RANK": "0"}, Place()),
+        ({"WORLD_SIZE": "1"}, Place()),
         (
             {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
              "TORCHELASTIC_RESTART_COUNT": "2", "TORCHELASTIC_RUN_ID": "x", **MEETING},
@@ -66,6 +68,9 @@ def test_the_place_of_a_process_by_its_environment(environment, expected):
         ({"RANK": "2", "WORLD_SIZE": "2", **MEETING}, "process 2 of 2"),
         ({"RANK": "x", "WORLD_SIZE": "2", **MEETING}, "RANK='x'"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 without RANK"),
+        ({"RANK": "1"}, "RANK=1 without WORLD_SIZE"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
         (slurm(SLURM_LOCALID="9"), "9 of 3 on this machine"),
     ],
 )

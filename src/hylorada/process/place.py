@@ -60,6 +60,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         port = _port(_number(environment, "SUBMITIT_LOCAL_JOB_ID", 0))
         found = Place(rank, world, rank, world, "127.0.0.1", port)
     else:
+        _refuse_half_a_place(environment)
         return Place()
     if not 0 <= found.rank < found.world or not 0 <= found.local_rank < found.local_world:
         raise ConfigError(
@@ -68,6 +69,16 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (SLURM: SLURM_PROCID)"
         )
     return found if found.world > 1 else Place()
+
+
+def _refuse_half_a_place(environment: Mapping[str, str]) -> None:
+    """Each of several processes would take itself for the only one."""
+    for key, least, other in (("WORLD_SIZE", 2, "RANK"), ("RANK", 1, "WORLD_SIZE")):
+        if _number(environment, key, 0) >= least:
+            raise ConfigError(
+                f"{key}={environment[key]} without {other}: one of several processes, or one "
+                f"alone? Start several by torchrun, or by processes=N; alone, unset {key}"
+            )
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> Place:
