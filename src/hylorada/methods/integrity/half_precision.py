@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
