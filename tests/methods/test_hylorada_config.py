@@ -75,5 +75,5 @@ def test_contradictions_are_one_line(fields, message):
     with pytest.raises(ConfigError, match=message) as caught:
         HyloradaConfig(**fields)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="at least 1 token"):
+    with pytest.raises(ConfigError, match="max_length is 0; use at least 1"):
         HyloradaConfig.for_length(0, trained_length=1024)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.comparison.collect import collect
+from hylorada.config.python_arguments import path
+from hylorada.errors import ConfigError
 
 _SCALARS = (str, int, float, bool, type(None))
 # Long, or said elsewhere: hashes of files, earlier measurements, each check of the gate.
@@ -31,12 +33,15 @@ def records_as_rows(*folders: str | Path) -> list[dict[str, Any]]:
         Rows in the order of paths, the failed runs too (``status``). Of one run found twice, one.
 
     Raises:
+        ConfigError: what is given is no folder's path, as a list of paths is none.
         DataError: a folder does not exist, or no record is below any of them.
 
     Warns:
         UserWarning: a record is damaged or there twice; it is left out.
     """
-    collection = collect(folders)
+    if not folders:
+        raise ConfigError('records_as_rows: no folder; name one, as in records_as_rows("outputs")')
+    collection = collect([path("records_as_rows: a folder", folder) for folder in folders])
     for problem in collection.problems:
         warnings.warn(f"left out {problem.path}: {problem.reason}", stacklevel=2)
     return [

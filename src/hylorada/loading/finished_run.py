@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from hylorada.config import ModelConfig, PositionRangeConfig
-from hylorada.errors import DataError
+from hylorada.config import ModelConfig, PositionRangeConfig, python_arguments
+from hylorada.errors import ConfigError, DataError
 from hylorada.loading.adapter import attach_adapter
 from hylorada.loading.backbone import Backbone, load_backbone
 from hylorada.methods.position_range import RangeReport, extend_range
@@ -42,9 +42,14 @@ def load_run(path: Path | str, device: str = "auto") -> Any:
         A `PeftModel`; for method=baseline the base model with its range extended.
 
     Raises:
+        ConfigError: the path or the device is none.
         DataError: see `finished_record`; or the base model is not available, or is another one.
     """
-    directory = Path(path)
+    directory = python_arguments.path("load_run: path", path)
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(
+            f"load_run: device is {python_arguments.shown(device)}; use 'auto', 'cpu' or 'cuda'"
+        )
     record = finished_record(directory, "adapter/")
     return load_finished(directory, record, choose_device(device))[0]
 

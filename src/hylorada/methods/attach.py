@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 
-from hylorada.errors import ConfigError, DataError
+from hylorada.config.python_arguments import LARGEST_SEED, path, shown, whole_number
+from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.methods.hylorada_config import NAME_IN_FILES, HyloradaConfig
 from hylorada.methods.loaded_tensors import check_loaded, refuse_unfitting
 from hylorada.methods.tuner import HyloradaModel
@@ -44,14 +47,19 @@ def adapt(
         seed: of the initial weights; None draws from torch's generator as it stands.
 
     Raises:
-        ConfigError: a component cannot take effect on this model; it carries an adapter.
+        ConfigError: a component cannot take effect on this model; it carries an adapter; or an
+            argument is of another kind.
     """
+    _refuse_other_kinds(base_model, config)
+    if seed is not None:
+        seed = whole_number("adapt: seed", seed, -(2**63), LARGEST_SEED)
     if getattr(base_model, "peft_config", None):
         raise ConfigError(
             "method: this model carries an adapter; load its base anew, or take it off by unload()"
         )
     config = copy.deepcopy(config)
     if max_length is not None:
+        max_length = whole_number("adapt: max_length", max_length, 0)
         if config.max_length not in (0, max_length):
             raise ConfigError(
                 f"method: the config is for max_length {config.max_length}, adapt was called with "
@@ -59,8 +67,39 @@ def adapt(
             )
         config.max_length = max_length
         config.__post_init__()
+    if not config.max_length:
+        _refuse_unused_range(config)
     with seeded(base_model, seed), between_peft_and_transformers():
-        return get_peft_model(base_model, config)
+        try:
+            return get_peft_model(base_model, config)
+        except HyloradaError:
+            raise
+        except (ValueError, NotImplementedError) as error:  # peft's own refusals
+            raise ConfigError(f"method: {' '.join(str(error).split())}") from error
+
+
+def _refuse_unused_range(config: HyloradaConfig) -> None:
+    """Settings of a longer range, where no length is to be reached."""
+    extends = config.rope_scaling_type not in ("auto", "none") or config.rope_scaling_factor > 1
+    if extends and "rope_scaling_type" not in config.chosen_by_rule:
+        raise ConfigError(
+            "method: rope_scaling_type and rope_scaling_factor have no effect without max_length; "
+            "say the tokens to reach, as in adapt(base, config, max_length=4096)"
+        )
+
+
+def _refuse_other_kinds(base_model: Any, config: Any) -> None:
+    """What is no model of transformers, or no config of this method."""
+    if not isinstance(base_model, PreTrainedModel | PeftModel):
+        raise ConfigError(
+            f"adapt: base_model is {shown(base_model)}; use a loaded transformers model, as from "
+            "AutoModelForCausalLM.from_pretrained(...)"
+        )
+    if not isinstance(config, HyloradaConfig):
+        raise ConfigError(
+            f"adapt: config is {shown(config)}; use a HyloradaConfig, as from "
+            "HyloradaConfig.for_length(4096, trained_length=1024)"
+        )
 
 
 def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
@@ -76,6 +115,7 @@ def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
             nothing in the model.
         RuntimeError, ValueError, KeyError: peft's, where the adapter does not fit the model.
     """
+    folder = path("load_adapter: folder", folder)
     # By itself peft reads the weights onto a GPU even for a model on the CPU.
     device = next(base_model.parameters()).device
     with between_peft_and_transformers():

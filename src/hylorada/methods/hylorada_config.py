@@ -15,6 +15,7 @@ from typing import Any
 from peft import LoraConfig, PeftType, TaskType
 from peft.utils import CONFIG_NAME
 
+from hylorada.config.python_arguments import real_number, shown, true_or_false, whole_number
 from hylorada.config.rules import choices
 from hylorada.errors import ConfigError
 
@@ -29,6 +30,14 @@ NAME_IN_FILES = (
 )
 """The method's name in an adapter_config.json: all that peft says where it does not know it."""
 
+_FLAGS = (
+    "position_bias_enabled", "landmark_enabled", "s2_attn_enabled", "s2_in_evaluation",
+    "train_embeddings", "train_norms", "placebo", "use_rslora", "use_dora", "lora_bias",
+)  # fmt: skip
+_LEAST = {
+    "r": 1, "position_buckets": 1, "num_landmarks": 1, "landmark_position_buckets": 0,
+    "s2_group_size": 0, "max_length": 0, "base_trained_length": 0,
+}  # fmt: skip
 _CHOICES = {
     "lora_init": choices("method.lora.init"),
     "bucketing": choices("method.position_bias.bucketing"),
@@ -120,31 +129,17 @@ class HyloradaConfig(LoraConfig):
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self._check_values()
+        try:
+            super().__post_init__()
+        except (TypeError, ValueError, ImportError) as error:  # peft's own refusals
+            raise ConfigError(f"method: {' '.join(str(error).split())}") from error
         self.peft_type = PeftType("HYLORADA")
         self.reads_as_lora = False
-        for name, among in _CHOICES.items():
-            if getattr(self, name) not in among:
-                raise ConfigError(
-                    f"method: {name} is {getattr(self, name)!r}; use one of {', '.join(among)}"
-                )
-        for name in (
-            "position_bias_enabled", "landmark_enabled", "s2_attn_enabled", "s2_in_evaluation",
-            "train_embeddings", "train_norms",
-        ):  # fmt: skip
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"method: {name} is {getattr(self, name)!r}; use True or False")
-        for name, least in (
-            ("r", 1), ("position_buckets", 1), ("num_landmarks", 1),
-            ("landmark_position_buckets", 0), ("max_length", 0), ("rope_scaling_factor", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"method: {name} is {getattr(self, name)}; use at least {least}")
-        for name in ("s2_full_layers", "s2_full_heads"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"method: {name} is {getattr(self, name)}; use a share from 0 to below 1"
-                )
+        if self.bias not in ("none", "all", "lora_only"):
+            raise ConfigError(
+                f"method: bias is {shown(self.bias)}; use one of none, all, lora_only"
+            )
         if self.init_lora_weights is not True:
             raise ConfigError(
                 f"method: init_lora_weights is {self.init_lora_weights!r}; leave it True and set "
@@ -161,11 +156,69 @@ class HyloradaConfig(LoraConfig):
             raise ConfigError("method: bucketing is relative to max_length; set max_length")
         if self.s2_attn_enabled:
             self._check_s2()
+        gone = {"position_bias", "landmark"} & set(self.left_out)
+        if self.placebo and not (self.position_bias_enabled or self.landmark_enabled or gone):
+            raise ConfigError(
+                "method: placebo has no effect without position_bias_enabled or landmark_enabled; "
+                "switch one of them on"
+            )
         for name in ("s2_in_evaluation", "s2_full_layers", "s2_full_heads"):
             if getattr(self, name) and not self.s2_attn_enabled:
                 raise ConfigError(
                     f"method: {name} has no effect without s2_attn_enabled; switch both on"
                 )
+
+    def _check_values(self) -> None:
+        """Each field by itself."""
+        for name, among in _CHOICES.items():
+            if getattr(self, name) not in among:
+                raise ConfigError(
+                    f"method: {name} is {shown(getattr(self, name))}; use one of {', '.join(among)}"
+                )
+        for name in _FLAGS:
+            true_or_false(f"method: {name}", getattr(self, name))
+        for name, least in _LEAST.items():
+            setattr(self, name, whole_number(f"method: {name}", getattr(self, name), least))
+        if real_number("method: lora_alpha", self.lora_alpha) <= 0:
+            raise ConfigError(
+                f"method: lora_alpha is {self.lora_alpha}; use a number above 0 (at 0 the adapter "
+                "does nothing)"
+            )
+        if real_number("method: rope_scaling_factor", self.rope_scaling_factor) < 0:
+            raise ConfigError(
+                f"method: rope_scaling_factor is {self.rope_scaling_factor}; use at least 0"
+            )
+        for name in ("lora_dropout", "s2_full_layers", "s2_full_heads"):
+            if not 0 <= real_number(f"method: {name}", getattr(self, name)) < 1:
+                raise ConfigError(
+                    f"method: {name} is {getattr(self, name)}; use a share from 0 to below 1"
+                )
+        for name, kind, what in (
+            ("chosen_by_rule", list, "a list of fields"), ("left_out", dict, "a dict"),
+            ("rank_pattern", dict, "a dict"), ("alpha_pattern", dict, "a dict"),
+        ):  # fmt: skip
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"method: {name} is {shown(getattr(self, name))}; use {what}")
+        self._check_names_of_modules()
+
+    def _check_names_of_modules(self) -> None:
+        """The fields of peft that say where, of which it tells only in its depths."""
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            listed = isinstance(value, list | tuple | set) and all(
+                isinstance(item, str) for item in value
+            )
+            text = isinstance(value, str) and name != "modules_to_save"
+            if not (value is None or listed or text):
+                raise ConfigError(
+                    f"method: {name} is {shown(value)}; use a list of names of modules"
+                )
+        for name in ("rank_pattern", "alpha_pattern"):
+            for module, value in getattr(self, name).items():
+                if not real_number(f"method: {name}[{module!r}]", value) > 0:
+                    raise ConfigError(
+                        f"method: {name}[{module!r}] is {value}; use a number above 0"
+                    )
 
     def _uses_buckets(self) -> bool:
         gates = self.landmark_enabled and self.landmark_position_buckets > 0
@@ -205,11 +258,8 @@ class HyloradaConfig(LoraConfig):
         Raises:
             ConfigError: a length below 1 token.
         """
-        if max_length < 1 or trained_length < 1:
-            raise ConfigError(
-                f"method: max_length {max_length} and trained_length {trained_length} must be "
-                "at least 1 token"
-            )
+        max_length = whole_number("for_length: max_length", max_length, 1)
+        trained_length = whole_number("for_length: trained_length", trained_length, 1)
         factor = math.ceil(max_length / trained_length)
         rope = "linear" if max_length <= LINEAR_UP_TO else "yarn"
         values: dict[str, Any] = {

@@ -33,8 +33,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
+from hylorada.config.python_arguments import LARGEST_SEED, shown, true_or_false, whole_number
 from hylorada.errors import ConfigError
 from hylorada.methods.integrity import (
     acting,
@@ -86,9 +89,13 @@ def check_integrity(
         The report; ``report.raise_if_failed()`` stops on a failure.
 
     Raises:
-        ConfigError: the probe or the vocabulary does not fit the model, or the adapter puts virtual
-            tokens before the text.
+        ConfigError: the probe or the vocabulary does not fit the model, the adapter puts virtual
+            tokens before the text, or an argument is of another kind.
     """
+    _refuse_other_kinds(model, autocast, saved, allow_leak=allow_leak, packed=packed)
+    max_length = whole_number("check_integrity: max_length", max_length, 1)
+    probe_length = whole_number("check_integrity: probe_length", probe_length, 0)
+    seed = whole_number("check_integrity: seed", seed, 0, LARGEST_SEED)
     length = _length(probe_length, max_length)
     vocabulary = vocabulary_size(model, tokenizer_or_vocab_size)
     report = IntegrityReport(max_length, length)
@@ -153,6 +160,26 @@ def check_saving(
         probe = Probe(model, vocabulary_size(model, tokenizer_or_vocab_size), length, seed)
         probe.perturb(list(probe.groups))
         return outcome("save_load", lambda: faithful.save_load(probe))
+
+
+def _refuse_other_kinds(model: Any, autocast: Any, saved: Any, **flags: Any) -> None:
+    """Arguments that are not of the kind that is asked for."""
+    if not isinstance(model, PreTrainedModel | PeftModel):
+        raise ConfigError(
+            f"check_integrity: model is {shown(model)}; use a PeftModel, as from adapt(...), or a "
+            "transformers model"
+        )
+    if autocast is not None and not isinstance(autocast, torch.dtype):
+        raise ConfigError(
+            f"check_integrity: autocast is {shown(autocast)}; use None or a torch type, as "
+            "torch.bfloat16"
+        )
+    if saved is not None and not isinstance(saved, Check):
+        raise ConfigError(
+            f"check_integrity: saved is {shown(saved)}; use None or what check_saving has returned"
+        )
+    for name, value in flags.items():
+        true_or_false(f"check_integrity: {name}", value)
 
 
 def _length(probe_length: int, max_length: int) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from hylorada.architecture import anatomy
+from hylorada.config.python_arguments import shown, whole_number
 from hylorada.errors import ConfigError
 from hylorada.methods.integrity.adapters import adapter_kind, own_groups
 from hylorada.methods.landmarks import LandmarkCacheLayer
@@ -231,11 +232,18 @@ def vocabulary_size(model: nn.Module, tokenizer_or_size: Any) -> int:
     """Number of token ids to draw from.
 
     Raises:
-        ConfigError: the tokenizer knows tokens that the model has no embedding for.
+        ConfigError: the tokenizer knows tokens that the model has no embedding for, or is none.
     """
     rows = anatomy.causal_lm(model).get_input_embeddings().weight.shape[0]
-    is_size = isinstance(tokenizer_or_size, int)
-    size = tokenizer_or_size if is_size else len(tokenizer_or_size)
+    size = tokenizer_or_size
+    if hasattr(size, "__len__") and callable(size):
+        size = len(size)  # a tokenizer
+    elif not hasattr(size, "__index__"):
+        raise ConfigError(
+            f"tokenizer: {shown(size)} is none; use a tokenizer of transformers, as from "
+            "AutoTokenizer.from_pretrained(...), or its number of tokens"
+        )
+    size = whole_number("tokenizer: its number of tokens", size, 2)
     if size > rows:
         raise ConfigError(
             f"model: the tokenizer has {size} tokens, the model embeds {rows}; "
