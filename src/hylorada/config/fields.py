@@ -15,11 +15,11 @@ from typing import Any
 
 CHANGES = {
     "numbers": "results; runs with different values are not compared",
-    "rounding": "the last digits at most, otherwise speed and memory",
-    "record": "what a record says or proves beside the numbers that are compared",
-    "question": "what was asked, which each of the metrics in question says of itself",
-    "arm": "what is compared: methods, and their seeds",
-    "beside": "whether a number of its own is there; without it a run is the same run",
+    "rounding": "only the last digits, besides speed and memory",
+    "record": "what the record contains or proves, but not the numbers that are compared",
+    "question": "what is measured; the metrics concerned record it themselves",
+    "arm": "what is compared: methods and their seeds",
+    "beside": "whether an additional number is measured; the run stays the same",
     "nothing": "no number and no table",
 }
 """What another value of a setting changes. That of a part holds for what is in it, too."""

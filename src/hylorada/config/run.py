@@ -16,28 +16,30 @@ from hylorada.config.training import TrainConfig
 
 @dataclass
 class TrackConfig:
-    """Where the numbers are mirrored; metrics.jsonl is the truth."""
+    """Where the numbers are mirrored; metrics.jsonl is authoritative."""
 
-    kind: str = text("offline", "off, or a tracker: a file of tracking/trackers, or of a package")
-    project: str = text("hylorada", "of W&B")
-    entity: str = text("", "of W&B; empty: the account's own")
-    tags: list[str] = several([], "of W&B")
+    kind: str = text(
+        "offline", "off, or a tracker: a module of tracking/trackers or of another package"
+    )
+    project: str = text("hylorada", "W&B project")
+    entity: str = text("", "W&B entity; empty: the account's default")
+    tags: list[str] = several([], "W&B tags")
 
 
 @dataclass
 class IntegrityConfig:
-    """The gate before training."""
+    """The integrity gate before training."""
 
     enabled: bool = flag(True)
-    allow_leak: bool = flag(False, "true: a control arm that reads the future may run")
+    allow_leak: bool = flag(False, "true: a control method that reads the future may run")
     probe_length: int = number(0, "tokens", least=1, zero="chosen from the method")
 
 
 @dataclass
 class RunConfig:
-    """One run. Its fingerprint names its directory."""
+    """One run; its directory is named after the method, length, seed and fingerprint."""
 
-    experiment: str = label("main", "the overlay's name")
+    experiment: str = label("main", "name of the experiment file")
     group: str = label(
         "",
         "first folder under output_root, and W&B's group; empty: the experiment's name",
@@ -45,7 +47,7 @@ class RunConfig:
     )
     output_root: str = place("outputs", "folder that holds the runs", changes="nothing")
     seed: int = number(0, "seed", least=0, most=2**32 - 1, changes="arm")
-    # On another device precision and dtype follow it, so numbers are others.
+    # Precision and dtype depend on the device, so numbers do, too.
     device: str = choice("auto", "cpu", "cuda", remeasured=True)
     threads: int = number(
         0,
@@ -56,19 +58,19 @@ class RunConfig:
         changes="rounding",
         remeasured=True,
     )
-    # Of this machine, which share each step's micro-batches and each measurement; the same bytes.
+    # Processes on this machine that share the run's work; the results are the same bytes.
     processes: int = number(1, "processes", least=1, changes="nothing", remeasured=True)
-    # Of them, that share each sequence in training, which is split over them (docs/SCALING.md).
+    # Processes over which each training sequence is split (docs/SCALING.md).
     sequence_ranks: int = number(1, "processes", least=1, changes="rounding")
     shard_base: bool = flag(
-        False, "each process holds a part of the frozen decoder layers; the same bytes",
+        False, "true: each process holds a part of the frozen decoder layers; the same bytes",
         changes="nothing",
     )  # fmt: skip
-    # auto: continue, or skip if done; must: fail if there is nothing to continue; never: start
-    # anew.
+    # auto: resume, or do nothing if finished; must: fail if there is nothing to resume; never:
+    # start again.
     resume: str = choice("auto", "must", "never", changes="nothing")
-    # same: a checkpoint of another kind of device, or of another precision, is refused; any: it is
-    # continued, which log and record say.
+    # same: refuse a checkpoint from another kind of device or in another precision; any: resume
+    # it, as noted in log and record.
     resume_on: str = choice("same", "any", changes="nothing")
     length: LengthConfig = part(LengthConfig)
     method: MethodConfig = part(MethodConfig, changes="arm")
