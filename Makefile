@@ -46,7 +46,7 @@ endef
 
 .PHONY: help setup train smollm2 test lint types audit reproduce plan table-t1 table-t2 table-t2-best table-t3 table-t4 table-t5 table-t6 table-t7 table-t8 table-t9 clean
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 setup: $(INSTALLED) ## install into .venv (TORCH_INDEX=https://download.pytorch.org/whl/cpu: no CUDA)
@@ -58,42 +58,42 @@ $(INSTALLED): pyproject.toml constraints.txt src/hylorada/__init__.py
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,joblib]'
 	touch $@
 
-train: setup ## the main job: base, LoRA and HyLoRADA at 4K tokens, then the table; minutes on two cores
+train: setup ## the demo: base, LoRA and HyLoRADA at 4K tokens, then the table; minutes on two cores
 	$(BIN)/hylorada-train -m experiment=demo_4k
 	$(BIN)/hylorada-report outputs/demo_4k
 
-smollm2: setup ## fetch the base model SmolLM2-135M-Instruct into the user's cache (98 MB), for model=smollm2
+smollm2: setup ## download the base model SmolLM2-135M-Instruct into the user's cache (98 MB), for model=smollm2
 	$(BIN)/hylorada-fetch smollm2
 
-test: setup ## the test suite
+test: setup ## run the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: setup ## style, format and who may import whom
+lint: setup ## check style, formatting and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: setup ## mypy
+types: setup ## check types with mypy
 	$(BIN)/mypy
 
-audit: setup ## known weaknesses of the installed packages, asked of the package index (needs a network)
+audit: setup ## look up known vulnerabilities of the installed packages (needs a network)
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit \
 	  && .venv-audit/bin/python -m pip install --quiet pip-audit==2.10.1; } \
 	  || { echo "make audit: pip-audit cannot be installed; nothing was audited" >&2; exit 2; }
 	@$(BIN)/python scripts/audit.py $(BIN)/python .venv-audit/bin/python
 
-reproduce: $(if $(filter gpt2,$(SCALE)),plan) table-t5 ## every table, then the report; done runs are kept (SCALE=smollm2, SCALE=gpt2: hours, the paper's)
+reproduce: $(if $(filter gpt2,$(SCALE)),plan) table-t5 ## all tables, then the report; finished runs are kept (SCALE=smollm2: hours; SCALE=gpt2: the paper's setting, days)
 	$(call run,$(TABLES))
 
-plan: setup ## what the tables would take in hours and memory; nothing runs (SCALE=gpt2: without a GPU and a hub, too)
+plan: setup ## estimate time and memory of all tables; nothing is run (SCALE=gpt2: also without a GPU or the hub)
 	@$(CELLS) $(call experiments,$(TABLES)) dry_run=$(PLANNED) $(WORDS)
 
-table-t1: setup ## the ablation at 512 tokens
+table-t1: setup ## table 1: components at 512 tokens
 	$(call run,t1_)
 
-table-t4 table-t6 table-t7: table-t2 ## context gain, parameters per 1 % gain, short context: of the runs of table-t2
+table-t4 table-t6 table-t7: table-t2 ## context gain, parameters per 1 % gain, short context, from the runs of table-t2
 
-table-t2: setup ## the methods at 2K, 4K and 8K tokens, and the components at 4K
+table-t2: setup ## table 2: methods at 2K, 4K and 8K tokens, components at 4K
 	$(call run,t2_)
 
 table-t2-best: setup ## table 2 at 4K with each method at its own learning rate, chosen on validation
@@ -101,10 +101,10 @@ table-t2-best: setup ## table 2 at 4K with each method at its own learning rate,
 	$(BIN)/hylorada-eval chosen=$(ROOT)_best select=train.lr eval=$(if $(filter gpt2,$(SCALE)),full,table)
 	$(BIN)/hylorada-report $(ROOT)_best --select train.lr
 
-table-t3: setup ## accuracy by depth
+table-t3: setup ## table 3: retrieval accuracy by depth
 	$(call run,t3_)
 
-table-t5: setup ## a step's seconds and memory, on an idle machine
+table-t5: setup ## table 5: time and memory of a training step (needs an idle machine)
 ifeq ($(SCALE),gpt2)
 	$(BIN)/python benchmarks/gpu.py --stages 2a,2b --out $(ROOT)/gpu.jsonl
 else
@@ -112,12 +112,12 @@ else
 	$(STEP) --lengths 8192 --arms peft-sdpa,loss+kernels,hylorada
 endif
 
-table-t8: setup ## controls: landmarks that read the future
+table-t8: setup ## table 8: controls (landmarks that read the future)
 	$(call run,t2_main_2k t8_)
 
-table-t9: setup ## the thresholds of the adaptive rule
+table-t9: setup ## table 9: thresholds of the adaptive rule
 	$(call run,t2_factorial t9_)
 
-clean: ## caches and built packages; never outputs/
+clean: ## remove caches and built packages (never outputs/)
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,25 +27,26 @@ from hylorada.records.result import finished_record
 from hylorada.settings import check_settings
 
 _HELP = """\
-hylorada-eval: measure a finished run again, and add the numbers to its record; or any PEFT adapter.
+hylorada-eval: measure a finished run again and add the numbers to its record, or measure any PEFT
+adapter.
 
   hylorada-eval run=outputs/main/hylorada-4k-seed0-0123456789 eval=retrieval
   hylorada-eval run=... eval.lost_in_middle.enabled=true eval.lost_in_middle.examples=200
   hylorada-eval chosen=outputs/lr_grid select=train.lr eval=quick
   hylorada-eval adapter=./adapter model=gpt2 dataset=wikitext2 length=2k eval=full
 
-With run=, eval= names what is measured (default: what the run measured). These may be set, and all
-else is the run's:
+run=      eval= selects what is measured (default: what the run measured). Only these settings can
+          be changed; all others are the run's:
 {remeasured}.
-With chosen=, a folder of runs that were measured on the validation split (eval=validation), each
-method's best value of the settings that select= names is chosen by that, and the chosen runs alone
-are measured on the test split; --partial chooses although the grid is not finished. Then:
-hylorada-report outputs/lr_grid --select train.lr
-With adapter=, model= names its base, and length, dataset and method.position_range say on what it
-is measured; the record lies under <output_root>/<group>/adapter-...
+chosen=   a folder of runs that were measured on the validation split (eval=validation). For each
+          method, the best values of the settings named by select= are chosen, and only the chosen
+          runs are measured on the test split. --partial allows an unfinished grid. Show the table
+          with: hylorada-report outputs/lr_grid --select train.lr
+adapter=  model= names the base of the adapter; length, dataset and method.position_range say what
+          it is measured on. The record is stored in <output_root>/<group>/adapter-...
 
-  eval        {evaluations}
-  --config-dir D    read groups of your own from the folder D as well, as hylorada-train does
+  eval              {evaluations}
+  --config-dir D    also read groups from the folder D, as hylorada-train does
   -h, --help, --version
 """
 
@@ -62,7 +63,10 @@ def main(words: Sequence[str]) -> int:
         groups = sorted({file.stem for each in folders for file in (each / "eval").glob("*.yaml")})
         sys.stdout.write(
             _HELP.format(
-                evaluations=", ".join(groups), remeasured=textwrap.fill(", ".join(REMEASURED), 98)
+                evaluations=", ".join(groups),
+                remeasured=textwrap.fill(
+                    ", ".join(REMEASURED), 98, initial_indent=" " * 10, subsequent_indent=" " * 10
+                ),
             )
         )
         return 0

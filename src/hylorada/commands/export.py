@@ -11,20 +11,20 @@ from hylorada.command_line.suggest import did_you_mean, nearest
 from hylorada.errors import ConfigError
 
 _HELP = """\
-hylorada-export: write what a finished run trained into a new folder, for others to load.
+hylorada-export: export the adapter or the merged model of a finished run to a new folder.
 
   hylorada-export run=outputs/main/lora-512-seed0-0123456789
   hylorada-export run=... to=./my-adapter
   hylorada-export run=... merge=true to=./my-model
 
-  run=DIRECTORY   of a finished run
-  to=FOLDER       to be made (default: export or merged in the run's directory)
-  merge=true      a whole transformers folder (weights, config, tokenizer) that needs neither this
-                  package nor peft, in float32; default: the adapter, with its model card
+  run=DIRECTORY   directory of a finished run
+  to=FOLDER       folder to create (default: export or merged in the run's directory)
+  merge=true      write a complete transformers folder (float32 weights, config, tokenizer) that
+                  needs neither this package nor peft; default: the adapter with its model card
   -h, --help, --version
 
-What is written is read back and compared with the run's model before the folder gets its name. A
-run whose position bias or landmarks act cannot be merged: what they do depends on the text.
+The result is read back and compared with the run's model before the folder gets its final name. A
+run with active position bias or landmarks cannot be merged: their effect depends on the text.
 """
 _KEYS = ("run", "to", "merge")
 _SWITCH = {"true": True, "false": False}

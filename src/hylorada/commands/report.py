@@ -92,19 +92,22 @@ def main(words: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="hylorada-report",
-        description="Tables, figures and one HTML page, made from the records of runs alone.",
+        description="Make tables, figures and one HTML page from the records of runs.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="where to look")
-    parser.add_argument("--out", type=Path, help="default: DIR/report of the first DIR")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders with runs")
+    parser.add_argument("--out", type=Path, help="output folder (default: report in the first DIR)")
     parser.add_argument(
-        "--reference", default="lora", metavar="METHOD", help="compare with it (default: lora)"
+        "--reference",
+        default="lora",
+        metavar="METHOD",
+        help="compare all methods with this one (default: lora)",
     )
     parser.add_argument(
         "--select", action="append", metavar="KEYS",
-        help="choose these settings for each arm by its validation loss, as in train.lr",
+        help="for each method, choose these settings by validation loss, as in train.lr",
     )  # fmt: skip
     parser.add_argument(
-        "--partial", action="store_true", help="choose although the grid is not finished"
+        "--partial", action="store_true", help="with --select: allow an unfinished grid"
     )
     return parser

@@ -37,23 +37,23 @@ from hylorada.settings import check_settings
 from hylorada.settings.fingerprint import run_dir
 
 _HELP = """\
-hylorada-train: adapt a causal language model to a longer context, prove that every component acts,
-measure it, and leave a record.
+hylorada-train: adapt a causal language model to a longer context, prove that every component has an
+effect, measure the result, and write a record.
 
   hylorada-train length=4k method=hylorada
   hylorada-train -m length=512,2k,4k,8k method=lora,longlora,hylorada seed=0,1,2
   hylorada-train -m experiment=table_short
   hylorada-train model=gpt2 dataset=wikitext103 train=paper length=2k
   hylorada-train model=./path/to/model dataset=local dataset.path=./text
-  hylorada-train -m experiment=table_short dry_run=true         what it would take; nothing runs
-  hylorada-train -m experiment=t1_ablation_512,t2_main_4k       several overlays in one command
+  hylorada-train -m experiment=table_short dry_run=true         estimate time and memory only
+  hylorada-train -m experiment=t1_ablation_512,t2_main_4k       several experiments in one command
 
 Flags
   -m, --multirun    run every combination of the comma-separated values
   -c, --cfg job     print the composed settings and stop (also: hydra, all)
   -p, --package P   with --cfg: only this part, as in -p method
-  --resolve         with --cfg: follow the references between settings
-  --config-dir D    read groups of your own from the folder D as well
+  --resolve         with --cfg: resolve references between settings
+  --config-dir D    also read groups from the folder D
   --version         print the version
 
 Groups (group=option)
@@ -62,12 +62,12 @@ Groups (group=option)
   model=... also takes a hub id or a folder, length=... any number of tokens (3000, 3k).
 
 Settings (key=value, as in train.lr=1e-4): hylorada-train --cfg job prints them all, and
-docs/SETTINGS.md says what each is. A path stands as in any other command; in a sweep, where a comma
-separates values, "key='a,b'" is one.
+docs/SETTINGS.md explains each. Paths need no special quoting; in a sweep, where commas separate
+values, "key='a,b'" is a single value.
 
-A run lies in <output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>; group=NAME names the
-folder (default: the experiment's name). The same command continues a run, or does nothing when it
-is done.
+A run is stored in <output_root>/<group>/<method>-<length>-seed<N>-<fingerprint>; group=NAME names
+the folder (default: the experiment's name). Repeating a command resumes its run, or does nothing
+when the run is finished.
 """
 
 
