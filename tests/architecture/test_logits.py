@@ -200,7 +200,7 @@ def test_any_other_function_is_refused_with_its_numbers(kind, reason):
 def test_a_head_that_is_no_linear_layer_is_refused():
     model = own_llama(LlamaForCausalLM)
     model.lm_head = CosineHead(32, VOCAB, bias=False)
-    with pytest.raises(ConfigError, match=r"CosineHead.*is no linear layer"):
+    with pytest.raises(ConfigError, match=r"CosineHead.*is not a linear layer"):
         output_head(model)
 
 

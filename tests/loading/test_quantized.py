@@ -68,7 +68,7 @@ def test_a_base_that_is_quantised_by_its_own_settings(root, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model__dtype": "file"}, "does not keep the weights as they lie in the file"),
+        ({"model__dtype": "file"}, "does not keep the weights as they are in the file"),
         ({"method__lora__use_dora": True}, "method.lora.use_dora=true: computes from the weights"),
         ({"method__peft": {"peft_type": "IA3"}}, "method.peft: computes from the weights"),
     ],

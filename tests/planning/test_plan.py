@@ -340,7 +340,7 @@ SPLIT = {
     [
         ({"processes": 3, "sequence_ranks": 2}, "does not divide the number of processes, 3"),
         ({"processes": 9}, "9 processes, but a step has 2 micro-batches"),
-        ({"processes": 2, "method__lora__lora_dropout": 0.1}, "would draw its own numbers"),
+        ({"processes": 2, "method__lora__lora_dropout": 0.1}, "would draw its own random numbers"),
         (
             {"processes": 4, "sequence_ranks": 4, "method__s2_attn__group_size": 16},
             "24 each, which is no multiple of the group of 16",

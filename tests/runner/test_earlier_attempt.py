@@ -233,7 +233,7 @@ def test_a_checkpoint_is_not_continued_on_something_else(interrupted, tmp_path, 
     finally:
         (root / name).write_bytes(whole)
     error = result(directory)["error"]
-    assert error.startswith("the checkpoint was made on something else: ")
+    assert error.startswith("the run's inputs have changed since the checkpoint: ")
     assert "has changed" in error
     assert run_here(config, directory) == 0
     assert outcome(directory) == expected
@@ -371,7 +371,9 @@ def test_a_run_that_would_go_on_elsewhere(root, tmp_path, monkeypatch):
     state = directory / "checkpoints" / "step-00000004" / "state.json"
     assert json.loads(state.read_text())["identity"]["hardware"] == [CPU]
     monkeypatch.setattr(Meter, "precision", property(lambda self: "bf16"))
-    with pytest.raises(ConfigError, match="on cpu in fp32, and this would go on on cpu in bf16"):
+    with pytest.raises(
+        ConfigError, match="on cpu in fp32, but this run would continue on cpu in bf16"
+    ):
         run(make_config(root), directory)
     record = run(make_config(root, resume_on="any"), directory)
     assert record["provenance"]["hardware_in_order"] == [CPU, {**CPU, "precision": "bf16"}]

@@ -224,7 +224,7 @@ def test_what_does_not_compute_the_same_gets_no_name(runs, tmp_path, monkeypatch
         return model
 
     monkeypatch.setattr(room, "_read_back", other)
-    with pytest.raises(IntegrityError, match="computes other logits") as caught:
+    with pytest.raises(IntegrityError, match="computes different logits") as caught:
         export(runs["plain"], tmp_path / "new", merge=True)
     assert caught.value.exit_code == 7
     assert not list(tmp_path.iterdir())

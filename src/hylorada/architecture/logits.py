@@ -199,7 +199,7 @@ def _found(lm: Any, ids_1T: Tensor) -> LogitFunction:
     input_scale = _factor(hidden_TD, seen["input"], tolerance)
     if input_scale is None:
         raise ConfigError(
-            f"model: what enters the output head of {kind} is not its backbone's hidden states "
+            f"model: the input of the output head of {kind} is not its backbone's hidden states "
             f"(they differ by {_relative(seen['input'], hidden_TD):.3g} of the largest, and not "
             "by a factor); such models are not supported"
         )
@@ -209,8 +209,8 @@ def _found(lm: Any, ids_1T: Tensor) -> LogitFunction:
         error = _relative(product_TV, seen["output"].reshape(-1, seen["output"].shape[-1]))
         if not error <= tolerance:
             raise ConfigError(
-                f"model: the output head of {kind} ({type(head).__name__}) is no linear layer (off "
-                f"by {error:.3g} of the largest logit); such models are not supported"
+                f"model: the output head of {kind} ({type(head).__name__}) is not a linear layer "
+                f"(off by {error:.3g} of the largest logit); such models are not supported"
             )
     function = _after_head(lm, head, ids_1T, input_scale)
     ours_TV = OutputHead(head, function)(hidden_TD)

@@ -63,12 +63,12 @@ def queued(launcher: DictConfig) -> Iterator[None]:
     except FailedSubmissionError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"the queue refuses the jobs ({reason}); look at the keys of hydra.launcher"
+            f"the queue refused the jobs ({reason}); check the settings below hydra.launcher"
         ) from error
     except UncompletedJobError as error:
         told = str(error)
         job, state = (re.search(p, told) for p in (r"Job (\S+)", r"\(state: (\w+)\)"))
         raise PeerError(
             f"job {job[1] if job else '?'} ended without a result ({state[1] if state else '?'}); "
-            "jobs of other cells go on; the same command continues what is not done"
+            "jobs of other cells continue; repeat the command to finish the rest"
         ) from error

@@ -165,7 +165,7 @@ def _dry_run(words: list[str]) -> tuple[str, list[str]]:
     for value in given:
         if value not in ("true", "false", "elsewhere"):
             raise ConfigError(
-                f"dry_run={value}: use true, elsewhere (for a machine that is not here) or false"
+                f"dry_run={value}: use true, elsewhere (plan for another machine) or false"
             )
     wanted = "" if given[-1:] in ([], ["false"]) else given[-1]
     return wanted, [word for word in words if word.partition("=")[0] != "dry_run"]

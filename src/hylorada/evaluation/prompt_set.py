@@ -97,7 +97,7 @@ def _refuse_shared_places(settings: LostInMiddleConfig, items: int) -> None:
     places = items + 1 if settings.form == "passkey" else items
     if len({place(depth, places) for depth in settings.depths}) < len(settings.depths):
         raise DataError(
-            f"retrieval: {len(settings.depths)} depths and {items} items: two depths are the same "
-            "place; use a longer length, eval.lost_in_middle.key_style=hex, fewer depths, or "
+            f"retrieval: {len(settings.depths)} depths and {items} items: two depths coincide; "
+            "use a longer length, eval.lost_in_middle.key_style=hex, fewer depths, or "
             "eval.lost_in_middle.enabled=false"
         )

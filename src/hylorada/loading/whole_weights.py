@@ -112,8 +112,8 @@ def check_names(model: Any, info: Mapping[str, Any], what: str) -> list[str]:
     kind = type(model).__name__
     if getattr(model, "_hf_peft_config_loaded", False):
         raise DataError(
-            f"{what}: the repository holds an adapter beside the model, which transformers put on; "
-            "give the base as model=... and the adapter to hylorada-eval adapter=FOLDER"
+            f"{what}: the repository holds an adapter beside the model, which transformers would "
+            "load; give the base as model=... and the adapter to hylorada-eval adapter=FOLDER"
         )
     order = {name: place for place, name in enumerate(model.state_dict())}
 

@@ -35,8 +35,8 @@ def choose_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "fp16":
         if device.type == "cpu":
             raise ConfigError(
-                "train.precision=fp16: for GPUs without bf16 arithmetic; a CPU would only be "
-                "slower with it: use fp32 or auto"
+                "train.precision=fp16: for GPUs without bf16 arithmetic, and slower on a CPU; use "
+                "fp32 or auto"
             )
         return torch.float16
     supported = has_bf16(device)

@@ -65,8 +65,8 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     if not 0 <= found.rank < found.world or not 0 <= found.local_rank < found.local_world:
         raise ConfigError(
             f"the environment says process {found.rank} of {found.world}, "
-            f"{found.local_rank} of {found.local_world} on this machine, which cannot be; see "
-            "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (SLURM: SLURM_PROCID)"
+            f"{found.local_rank} of {found.local_world} on this machine, which is impossible; "
+            "check RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (SLURM: SLURM_PROCID)"
         )
     return found if found.world > 1 else Place()
 
@@ -76,8 +76,9 @@ def _refuse_half_a_place(environment: Mapping[str, str]) -> None:
     for key, least, other in (("WORLD_SIZE", 2, "RANK"), ("RANK", 1, "WORLD_SIZE")):
         if _number(environment, key, 0) >= least:
             raise ConfigError(
-                f"{key}={environment[key]} without {other}: one of several processes, or one "
-                f"alone? Start several by torchrun, or by processes=N; alone, unset {key}"
+                f"{key}={environment[key]} without {other}: it is unclear whether this is one of "
+                f"several processes; unset {key} for a single process, or start several with "
+                "torchrun or processes=N"
             )
 
 
@@ -85,8 +86,8 @@ def _of_torchrun(environment: Mapping[str, str]) -> Place:
     rank, world = (_number(environment, key) for key in ("RANK", "WORLD_SIZE"))
     if world > 1 and not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
         raise ConfigError(
-            f"WORLD_SIZE={world} without MASTER_ADDR and MASTER_PORT, where the processes meet; "
-            "start them by torchrun, or by processes=N on one machine"
+            f"WORLD_SIZE={world} is set without MASTER_ADDR and MASTER_PORT, through which the "
+            "processes connect; start them with torchrun, or with processes=N on one machine"
         )
     return Place(
         rank,
@@ -147,4 +148,4 @@ def _number(environment: Mapping[str, str], key: str, default: int | None = None
     try:
         return int(text)
     except ValueError as error:
-        raise ConfigError(f"{key}={text!r} in the environment is no number") from error
+        raise ConfigError(f"{key}={text!r} in the environment is not a number") from error

@@ -315,8 +315,8 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"process {at.rank} of {at.world} did not meet the others at {at.address}:{at.port} "
-            f"({reason}); look whether all were started and reach that host"
+            f"process {at.rank} of {at.world} could not connect to the others at "
+            f"{at.address}:{at.port} ({reason}); check that all were started and reach that host"
         ) from error
     try:
         yield ranks

@@ -84,8 +84,8 @@ def base_metrics(
 def _again(config: RunConfig, meter: Meter) -> Backbone:
     if config.shard_base:
         raise ConfigError(
-            "shard_base=true: the adapter cannot be taken off this base exactly, so that it would "
-            "be loaded whole to be measured; set shard_base=false"
+            "shard_base=true: the adapter cannot be removed from this base exactly, so the base "
+            "would have to be loaded whole to be measured; set shard_base=false"
         )
     return load_backbone(config.model, meter.device, config.train.precision)
 

@@ -142,14 +142,14 @@ def check_continuation(
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ConfigError(
-            f"the checkpoint was made under other settings ({'; '.join(differing[:3])}{more}); "
-            "use another directory, put them back, or start again with resume=never"
+            f"the checkpoint was made with other settings ({'; '.join(differing[:3])}{more}); "
+            "restore them, use another directory, or start again with resume=never"
         )
     reason = (inputs or Inputs()).changed(saved.get("inputs") or {}, config)
     if reason:
         raise DataError(
-            f"the checkpoint was made on something else: {reason}; put it back, use another "
-            "directory, or start again with resume=never"
+            f"the run's inputs have changed since the checkpoint: {reason}; restore them, use "
+            "another directory, or start again with resume=never"
         )
     for name in ("metrics", "timing"):
         JsonLines(directory / f"{name}.jsonl").refuse_shorter(
@@ -180,9 +180,9 @@ def check_hardware(
     was, now = (f"on {h['device']} in {h['precision']}" for h in (before[-1], here))
     if config.resume_on == "same":
         raise ConfigError(
-            f"the checkpoint was made {was}, and this would go on {now}: numbers of two kinds in "
-            "one record; continue it where it was made, start again with resume=never, or mix them "
-            "by resume_on=any"
+            f"the checkpoint was made {was}, but this run would continue {now} and mix both in one "
+            "record; continue where it was made, start again with resume=never, or allow it with "
+            "resume_on=any"
         )
     logger.warning("made %s, continued %s: the record has numbers of both", was, now)
     return [*before, here]

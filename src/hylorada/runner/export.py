@@ -102,8 +102,8 @@ def _refuse_merge(run_dir: Path, settings: dict[str, Any]) -> None:
     ):
         if settings.get(switch):
             raise ConfigError(
-                f"run={run_dir}: merge=true is not exact for this run, because {what}, and no "
-                "weights of the base do that; leave merge out and keep the adapter"
+                f"run={run_dir}: merge=true is not exact for this run, because {what}, which the "
+                "base's weights cannot express; leave merge out and keep the adapter"
             )
 
 
@@ -197,6 +197,6 @@ def _compare(expected: list[Tensor], found: list[Tensor], tolerance: float) -> N
         error = float((after - before).abs().max() / before.abs().max())
         if not error <= tolerance:
             raise IntegrityError(
-                f"export: what was written computes other logits (off by {error:.3g} of the "
+                f"export: the exported model computes different logits (off by {error:.3g} of the "
                 "largest), so it was removed; keep the run's own adapter"
             )

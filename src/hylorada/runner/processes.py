@@ -79,7 +79,7 @@ def check_processes(config: RunConfig, ranks: Ranks) -> None:
     if ranks.world > 1 and config.processes not in (1, ranks.world):
         raise ConfigError(
             f"processes={config.processes}, but {ranks.world} were started (RANK and WORLD_SIZE, "
-            "or SLURM's tasks); leave processes at 1, which takes those that there are"
+            "or SLURM's tasks); leave processes at 1 to use those that were started"
         )
     check_world(config, ranks.world)
 

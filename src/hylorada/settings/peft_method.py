@@ -43,20 +43,20 @@ def check_peft(method: MethodConfig) -> None:
     _check_keys(kind, [key for key in method.peft if key != "peft_type"])
     if method.lora.enabled:
         raise ConfigError(
-            f"method.peft puts {kind} in the place of LoRA, and method.lora.enabled is true; set "
-            "it to false, or start from method=baseline"
+            f"method.peft replaces LoRA with {kind}, but method.lora.enabled is true; set it to "
+            "false, or start from method=baseline"
         )
     if method.name == "baseline":
         raise ConfigError(
-            f"method.name is baseline, which trains nothing, and method.peft trains {kind}; name "
-            f"it, as in method.name={kind.lower()}"
+            f"method.name is baseline, which trains nothing, but method.peft trains {kind}; give "
+            f"it a name, as in method.name={kind.lower()}"
         )
     for item in fields(LoraConfig):
         value = getattr(method.lora, item.name)
         if item.name != "enabled" and value != getattr(LoraConfig(), item.name):
             raise ConfigError(
-                f"method.lora.{item.name}={value} has no effect with method.peft ({kind}); write "
-                "what it has of that into method.peft, and start from method=baseline"
+                f"method.lora.{item.name}={value} has no effect with method.peft ({kind}); set "
+                "the corresponding key of method.peft, and start from method=baseline"
             )
     for name in _OWN:
         if getattr(method, name).enabled == "true":

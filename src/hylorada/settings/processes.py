@@ -20,8 +20,8 @@ def check_world(config: RunConfig, processes: int) -> None:
     shared = config.sequence_ranks
     if processes % shared:
         raise ConfigError(
-            f"sequence_ranks={shared} does not divide the number of processes, {processes}; start "
-            f"a multiple of it, as in processes={shared}"
+            f"sequence_ranks={shared} does not divide the number of processes, {processes}; use a "
+            f"multiple of {shared}, as in processes={shared}"
         )
     if config.shard_base and processes == 1:
         raise ConfigError(
@@ -47,9 +47,9 @@ def check_share(config: RunConfig, processes: int) -> None:
         groups = f" in groups of {shared}" if shared > 1 else ""
         raise ConfigError(
             f"{processes} processes{groups}, but a step has {micro_batches} "
-            "(train.gradient_accumulation_steps), which they share; use fewer processes, or "
-            f"smaller micro-batches of the step's {sequences}: a smaller "
-            "train.micro_batch_size and as many more of them"
+            "(train.gradient_accumulation_steps) for them to share; use fewer processes, or divide "
+            f"the step's {sequences} into more micro-batches: lower train.micro_batch_size and "
+            "raise train.gradient_accumulation_steps"
         )
 
 
@@ -63,7 +63,7 @@ def check_dropout(config: RunConfig) -> None:
     if config.processes > 1 and config.method.trains and dropout:
         raise ConfigError(
             f"method.lora.lora_dropout={dropout:g} with processes={config.processes}: each process "
-            "would draw its own numbers; set one of them back (dropout 0, or processes=1)"
+            "would draw its own random numbers; set lora_dropout=0 or processes=1"
         )
 
 
@@ -80,7 +80,7 @@ def check_parts(config: RunConfig) -> None:
         what, back = f"sequence_ranks={shared}", "or sequence_ranks=1"
         if not config.method.trains:
             raise ConfigError(
-                f"{what} has no effect on method={config.method.name}, which does not train; set "
+                f"{what} has no effect on method={config.method.name}, which trains nothing; set "
                 "sequence_ranks=1"
             )
         if length % shared:
@@ -89,22 +89,22 @@ def check_parts(config: RunConfig) -> None:
             )
         if config.method.skipped_positions.enabled:
             raise ConfigError(
-                f"{what} and method.skipped_positions.enabled=true exclude each other (the rows "
-                f"are short); set it to false {back}"
+                f"{what} and method.skipped_positions.enabled=true exclude each other (its "
+                f"training rows are short); set it to false {back}"
             )
         if config.method.s2_attn.largest_group:
             raise ConfigError(
-                f"{what} and method.s2_attn.largest_group exclude each other (segments of drawn "
-                f"lengths cross the boundaries anywhere); set it to 0 {back}"
+                f"{what} and method.s2_attn.largest_group exclude each other (segments of "
+                f"random length may cross any boundary between parts); set it to 0 {back}"
             )
     for key, used in (("sequence_ranks", shared > 1), ("shard_base", config.shard_base)):
         if used and config.train.compile == "layers":
             raise ConfigError(
-                f"{key} and train.compile=layers exclude each other (what is sent within a layer "
-                f"is not compiled); set train.compile=none"
+                f"{key} and train.compile=layers exclude each other (communication within a layer "
+                f"cannot be compiled); set train.compile=none"
             )
     if config.shard_base and config.model.quantization != "none":
         raise ConfigError(
             f"shard_base=true and model.quantization={config.model.quantization} exclude each "
-            "other (packed weights are not shared out); set one of them back"
+            "other (quantised weights cannot be sharded); use only one of them"
         )

@@ -39,8 +39,8 @@ def check_retrieval_task(config: RunConfig) -> None:
     unheld = [depth for depth in lim.depths if depth not in task.held_out]
     if unheld:
         raise ConfigError(
-            f"eval.lost_in_middle.depths has {unheld[0]:g}, which train.retrieval.held_out has "
-            "not: the model may be trained on it; ask at depths that are held out"
+            f"eval.lost_in_middle.depths has {unheld[0]:g}, which is not in "
+            "train.retrieval.held_out, so the model may be trained on it; use held-out depths only"
         )
     if lim.form == "kv" and not lim.path and lim.key_style != task.key_style:
         raise ConfigError(
@@ -58,12 +58,12 @@ def _check_mix(config: RunConfig, on: str) -> None:
         )
     if config.method.skipped_positions.enabled:
         raise ConfigError(
-            f"{on}: method.skipped_positions.enabled=true would cut the examples into pieces; set "
-            "one of them off"
+            f"{on}: method.skipped_positions.enabled=true would cut the examples into pieces; "
+            "switch one of them off"
         )
     if train.loss_spike != "none":
         raise ConfigError(
-            f"{on}: steps on examples have another loss than those on text, which "
+            f"{on}: the loss of retrieval steps differs from that of text, which "
             f"train.loss_spike={train.loss_spike} would take for spikes; set it to none"
         )
     on_examples = steps_on_examples(train.max_steps, train.mix)
@@ -71,7 +71,7 @@ def _check_mix(config: RunConfig, on: str) -> None:
         which = "no step" if not on_examples else "every step"
         raise ConfigError(
             f"{on} of train.max_steps={train.max_steps} puts {which} on examples; use a share "
-            "that leaves a step to both, or more steps"
+            "that leaves steps for both, or more steps"
         )
 
 

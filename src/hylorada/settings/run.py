@@ -233,18 +233,18 @@ def _quantization(model: ModelConfig, method: MethodConfig) -> None:
         return
     if model.path.endswith(".gguf") or fetched(model.path):
         raise ConfigError(
-            f"{what}: a GGUF file has a quantisation of its own, from which it is unpacked; set "
-            "model.quantization=none, or give the model that it was made from"
+            f"{what}: a GGUF file has a quantisation of its own and is dequantised when loaded; "
+            "set model.quantization=none, or give the model that the file was made from"
         )
     if model.dtype == "file":
         raise ConfigError(
-            f"{what} does not keep the weights as they lie in the file (model.dtype=file); set "
-            "model.dtype to auto or float32, of which the other weights are"
+            f"{what} does not keep the weights as they are in the file (model.dtype=file); set "
+            "model.dtype to auto or float32"
         )
     if method.peft or method.lora.use_dora:
         key = "method.peft" if method.peft else "method.lora.use_dora=true"
         raise ConfigError(
-            f"{key}: computes from the weights of the base, which {what} packs; use LoRA "
+            f"{key} computes from the weights of the base, which {what} quantises; use LoRA "
             "(method=lora, rslora, longlora, hylorada), or set model.quantization=none"
         )
 
@@ -328,7 +328,7 @@ def _train(train: TrainConfig) -> None:
     if train.compile == "layers" and train.gradient_checkpointing:
         raise ConfigError(
             "train.compile=layers and train.gradient_checkpointing=true exclude each other (torch "
-            "compiles no layer that notes its positions and is recomputed); set one of them off"
+            "cannot compile the recomputation); switch one of them off"
         )
     deviations, plain = train.loss_spike_deviations, TrainConfig.loss_spike_deviations
     if train.loss_spike == "none" and deviations != plain:
