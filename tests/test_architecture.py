@@ -1,4 +1,4 @@
-"""docs/ARCHITECTURE.md describes the house that is there: its rooms, floors, files and names."""
+"""docs/ARCHITECTURE.md describes the code as it is: its packages, layers, files and names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_A_ROOM = {"__pycache__", "assets", "conf"}
 
 def floors() -> list[list[str]]:
     """The first column of the table of floors."""
-    table = TEXT.partition("## Floors and rooms")[2].partition("\n\n`conf/`")[0]
+    table = TEXT.partition("## Layers and packages")[2].partition("\n\n`conf/`")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return [re.findall(r"`(\w+)`", row) for row in rows]
 
