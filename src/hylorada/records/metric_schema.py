@@ -11,7 +11,7 @@ from hylorada.records.described import About
 
 
 class Metric(TypedDict):
-    """One number that was measured. A measurement may add fields, which say how it was made."""
+    """One measured number. A measurement may add fields that say how it was measured."""
 
     value: Annotated[
         float | None,
@@ -48,7 +48,7 @@ class Slice(TypedDict):
 
 
 class Document(TypedDict):
-    """One document's part in a perplexity."""
+    """One document's share of a perplexity."""
 
     name: Annotated[str, About("name of the document")]
     sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
@@ -61,30 +61,31 @@ class Perplexity(Metric):
     convention: Annotated[str, About("`blocks`, `sliding`, `word` or `paper`")]
     window: Annotated[int, About("the most tokens of context, and of one forward pass", "tokens")]
     stride: Annotated[
-        int | None, About("between two sliding windows", "tokens", null="no window slides")
+        int | None,
+        About("distance between sliding windows", "tokens", null="windows do not overlap"),
     ]
     split: Annotated[str, About("name of the split")]
     sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
     tokens: Annotated[int, About("scored tokens", "tokens")]
     scorable_tokens: Annotated[
-        int, About("of the split that could be scored: all but each document's first", "tokens")
+        int, About("scorable tokens of the split: all but each document's first", "tokens")
     ]
-    words: Annotated[int | None, About("of the split", "words", null="a part was scored")]
-    bytes: Annotated[int | None, About("of the split", "bytes", null="a part was scored")]
+    words: Annotated[int | None, About("words in the split", "words", null="a part was scored")]
+    bytes: Annotated[int | None, About("bytes in the split", "bytes", null="a part was scored")]
     word_ppl: Annotated[
         float | None, About("exp(sum_nll / words)", null="a part was scored, or it is not finite")
     ]
     bits_per_byte: Annotated[
         float | None, About("sum_nll / ln 2 / bytes", "bits", null="a part was scored")
     ]
-    by_position: Annotated[list[Slice], About("equal slices of the window")]
-    by_document: Annotated[list[Document], About("documents of which something was scored")]
+    by_position: Annotated[list[Slice], About("the same for equal slices of the window")]
+    by_document: Annotated[list[Document], About("documents with scored tokens")]
 
 
 class ShortContext(Perplexity):
     """`short_context/ppl`: by blocks, in a window in which the base needs no extension."""
 
-    text_sha256: Annotated[str, About("of the split")]
+    text_sha256: Annotated[str, About("sha256 of the split's text")]
 
 
 _FEW_EXAMPLES = "fewer than 3 depths or examples"
@@ -94,62 +95,62 @@ _FEW_DOCUMENTS = "the shortest context, or fewer than 3 documents"
 class Depth(TypedDict):
     """The prompts whose answer lies at one depth."""
 
-    depth: Annotated[float, About("of the answer: 0 at the beginning, 1 at the end")]
-    prompts: Annotated[int, About("asked", "prompts")]
+    depth: Annotated[float, About("position of the answer: 0 at the beginning, 1 at the end")]
+    prompts: Annotated[int, About("number of prompts", "prompts")]
     accuracy: Annotated[float, About("share of right answers, 0 to 1")]
     low: Annotated[float, About("lower end of its 95 % interval")]
     high: Annotated[float, About("upper end of its 95 % interval")]
 
 
 class Retrieval(Metric):
-    """`lim/accuracy`: share of right answers, 0 to 1; `lim/accuracy_generated` of written ones."""
+    """`lim/accuracy`: share of right answers, 0 to 1; `lim/accuracy_generated`: when generated."""
 
     scoring: Annotated[str, About("`ranked` or `generated`")]
-    chance: Annotated[float, About("what guessing gets")]
-    window: Annotated[int, About("the most tokens of a prompt with its answer", "tokens")]
-    prompt_tokens: Annotated[list[int], About("of the shortest and of the longest prompt")]
+    chance: Annotated[float, About("accuracy of guessing")]
+    window: Annotated[int, About("maximum length of a prompt with its answer", "tokens")]
+    prompt_tokens: Annotated[list[int], About("length of the shortest and of the longest prompt")]
     by_depth: Annotated[list[Depth], About("accuracy at each depth")]
     by_example: NotRequired[
         Annotated[
             list[list[float]],
             About(
-                "for each example its credit, 0 to 1, at each depth in the order of `by_depth`; "
+                "credit of each example, 0 to 1, at each depth in the order of `by_depth`; "
                 "empty if some example was not asked at every depth",
-                absent="records from before it was kept",
+                absent="older records",
             ),
         ]
     ]
     middle_gap: Annotated[float | None, About("as `lim/middle_gap`", null="fewer than 3 depths")]
     middle_gap_low: Annotated[float | None, About("its 95 % interval", null=_FEW_EXAMPLES)]
     middle_gap_high: Annotated[float | None, About("its 95 % interval", null=_FEW_EXAMPLES)]
-    prompts: Annotated[int, About("asked", "prompts")]
+    prompts: Annotated[int, About("number of prompts", "prompts")]
     form: Annotated[str, About("`kv`, `nq` or `passkey`")]
-    source: Annotated[str, About("`generated`, or name of the file and start of its sha256")]
-    items: Annotated[int, About("pairs, documents or lines in a prompt")]
-    key_style: Annotated[str | None, About("`uuid` or `hex`", null="the prompts are of a file")]
-    prompts_sha256: Annotated[str, About("of all prompts with their answers and candidates")]
-    note: Annotated[str, About("what must be said beside the number; often empty")]
+    source: Annotated[str, About("`generated`, or the file's name and the start of its sha256")]
+    items: Annotated[int, About("pairs, documents or lines per prompt")]
+    key_style: Annotated[str | None, About("`uuid` or `hex`", null="prompts from a file")]
+    prompts_sha256: Annotated[str, About("sha256 of all prompts with answers and candidates")]
+    note: Annotated[str, About("a remark on the number; often empty")]
 
 
 class RetrievalAtDepth(Metric):
     """`lim/accuracy@<depth>`: accuracy where the answer lies at that depth."""
 
-    prompts: Annotated[int, About("asked", "prompts")]
+    prompts: Annotated[int, About("number of prompts", "prompts")]
     depth: Annotated[float, About("0 at the beginning, 1 at the end")]
-    chance: Annotated[float, About("what guessing gets")]
+    chance: Annotated[float, About("accuracy of guessing")]
 
 
 class MiddleGap(Metric):
-    """`lim/middle_gap`: accuracy at the two ends less that between them."""
+    """`lim/middle_gap`: accuracy at the two ends minus that between them."""
 
 
 class Context(TypedDict):
     """The loss of the same tokens with one amount of context before them."""
 
-    context: Annotated[int, About("before the targets", "tokens")]
-    sum_nll: Annotated[float, About("of the targets", "nats")]
-    tokens: Annotated[int, About("targets", "tokens")]
-    gain: Annotated[float, About("nats per token less than with the shortest context")]
+    context: Annotated[int, About("context before the targets", "tokens")]
+    sum_nll: Annotated[float, About("summed loss of the targets", "nats")]
+    tokens: Annotated[int, About("number of targets", "tokens")]
+    gain: Annotated[float, About("reduction in nats per token relative to the shortest context")]
     gain_low: Annotated[float | None, About("its 95 % interval", null=_FEW_DOCUMENTS)]
     gain_high: Annotated[float | None, About("its 95 % interval", null=_FEW_DOCUMENTS)]
     ppl: Annotated[float | None, About("exp(sum_nll / tokens)", null="it is not finite")]
@@ -159,25 +160,25 @@ class DocumentGain(TypedDict):
     """What the longest context is worth over the shortest in one document."""
 
     name: Annotated[str, About("name of the document")]
-    places: Annotated[int, About("scored in it", "places")]
+    places: Annotated[int, About("number of scored places", "places")]
     gain: Annotated[float, About("mean over its places", "nats per token")]
 
 
 class ContextGain(Metric):
     """`context_gain/gain`: nats per token that the longest context is worth over the shortest."""
 
-    context: Annotated[int, About("the longest", "tokens")]
-    shortest_context: Annotated[int, About("the shortest", "tokens")]
-    window: Annotated[int, About("of the run", "tokens")]
-    targets: Annotated[int, About("scored at each place", "tokens")]
-    places: Annotated[int, About("of the text", "places")]
+    context: Annotated[int, About("longest context", "tokens")]
+    shortest_context: Annotated[int, About("shortest context", "tokens")]
+    window: Annotated[int, About("window of the run", "tokens")]
+    targets: Annotated[int, About("scored tokens per place", "tokens")]
+    places: Annotated[int, About("number of places", "places")]
     split: Annotated[str, About("name of the split")]
-    text_sha256: Annotated[str, About("of the split")]
-    by_context: Annotated[list[Context], About("each amount of context")]
+    text_sha256: Annotated[str, About("sha256 of the split's text")]
+    by_context: Annotated[list[Context], About("loss with each amount of context")]
     by_document: NotRequired[
         Annotated[
             list[DocumentGain],
-            About("the gain in each document", absent="records from before it was kept"),
+            About("the gain in each document", absent="older records"),
         ]
     ]
 
@@ -185,33 +186,38 @@ class ContextGain(Metric):
 class LossAtContext(Metric):
     """`context_gain/nll@<context>`: mean loss with that much context, in nats per token."""
 
-    sum_nll: Annotated[float, About("of the targets", "nats")]
-    tokens: Annotated[int, About("targets", "tokens")]
-    context: Annotated[int, About("before the targets", "tokens")]
+    sum_nll: Annotated[float, About("summed loss of the targets", "nats")]
+    tokens: Annotated[int, About("number of targets", "tokens")]
+    context: Annotated[int, About("context before the targets", "tokens")]
 
 
 class Benchmark(Metric):
     """`longbench/<task>`, `ruler/<task>` and their averages: the published score, 0 to 100."""
 
-    examples: Annotated[int, About("asked")]
-    cut: Annotated[int, About("prompts that were cut to the window", "examples")]
-    questions_sha256: Annotated[str, About("of all questions")]
-    window: Annotated[int, About("the most tokens of a prompt and its answer", "tokens")]
-    limit: Annotated[int, About("examples of a task; 0: all", "examples")]
+    examples: Annotated[int, About("number of examples")]
+    cut: Annotated[int, About("prompts truncated to the window", "examples")]
+    questions_sha256: Annotated[str, About("sha256 of all questions")]
+    window: Annotated[int, About("maximum length of a prompt with its answer", "tokens")]
+    limit: Annotated[int, About("examples per task; 0: all", "examples")]
     lm_eval: Annotated[str, About("version of lm-eval")]
     prompt_tokens: NotRequired[
-        Annotated[list[int], About("of the shortest and longest prompt", absent="an average")]
+        Annotated[
+            list[int],
+            About("length of the shortest and of the longest prompt", absent="an average"),
+        ]
     ]
     answer_tokens: NotRequired[
-        Annotated[int, About("the most of an answer", "tokens", absent="an average")]
+        Annotated[int, About("maximum length of an answer", "tokens", absent="an average")]
     ]
     by_length: NotRequired[
         Annotated[
             list[dict[str, Any]],
-            About("score by the words of the text", absent="a task without length buckets"),
+            About(
+                "score by the length of the text in words", absent="a task without length buckets"
+            ),
         ]
     ]
-    tasks: NotRequired[Annotated[list[str], About("of an average", absent="a single task")]]
+    tasks: NotRequired[Annotated[list[str], About("tasks of an average", absent="a single task")]]
 
 
 MEASURED: dict[str, type] = {

@@ -35,7 +35,7 @@ class Base(TypedDict):
         Annotated[
             Metrics,
             About(
-                "as it is, in the window it was trained on; empty where the run's window is no "
+                "the base as loaded, in its own window; empty if the run's window is no "
                 "longer, or perplexity is not measured",
                 absent="not measured",
                 needed=True,
@@ -48,79 +48,88 @@ class Base(TypedDict):
 PositionRange = TypedDict(
     "PositionRange",
     {
-        "kind": Annotated[str, About("what was extended: `none`, `rope`, `learned`, `distances`")],
-        "from": Annotated[int, About("positions that the base was trained on", "tokens")],
+        "kind": Annotated[
+            str, About("what was extended: `none`, `rope`, `learned` or `distances` (ALiBi)")
+        ],
+        "from": Annotated[int, About("the base's trained length", "tokens")],
         "to": NotRequired[
             Annotated[
-                int, About("positions that it reaches", "tokens", absent="a measured adapter, none")
+                int,
+                About("extended length", "tokens", absent="a measured adapter without extension"),
             ]
         ],
         "factor": NotRequired[
-            Annotated[float | None, About("by which", null="none", absent="as `to`")]
+            Annotated[
+                float | None, About("extension factor", null="no extension", absent="as `to`")
+            ]
         ],
         "type": NotRequired[
-            Annotated[str, About("RoPE scaling, or how learned positions start", absent="as `to`")]
+            Annotated[
+                str, About("RoPE scaling, or initialisation of learned positions", absent="as `to`")
+            ]
         ],
     },
 )
 
 
 class Experts(TypedDict):
-    """A mixture of experts: how much of it the adapter reaches."""
+    """How much of a mixture of experts the adapter reaches."""
 
-    share: Annotated[float, About("of the decoder layers' parameters that is experts, 0 to 1")]
-    adapted: Annotated[float, About("of the experts' parameters that is reached, 0 to 1")]
-    note: Annotated[str, About("in words")]
+    share: Annotated[
+        float, About("share of the decoder layers' parameters that belongs to experts, 0 to 1")
+    ]
+    adapted: Annotated[float, About("share of the experts' parameters that is adapted, 0 to 1")]
+    note: Annotated[str, About("explanation in words")]
 
 
 class Parameters(TypedDict):
-    """Numbers in the model."""
+    """Numbers of parameters."""
 
-    total: Annotated[int, About("all", "numbers")]
-    trainable: Annotated[int, About("that train", "numbers")]
-    by_group: Annotated[dict[str, int], About("trainable, by component", "numbers")]
+    total: Annotated[int, About("all parameters", "numbers")]
+    trainable: Annotated[int, About("trainable parameters", "numbers")]
+    by_group: Annotated[dict[str, int], About("trainable parameters by component", "numbers")]
     placebo: NotRequired[
         Annotated[
             list[str],
             About(
-                "components that train and are counted, with their output multiplied by 0",
+                "components that are trained and counted, but whose output is multiplied by 0",
                 absent="`method.placebo=false`",
             ),
         ]
     ]
-    experts: NotRequired[Annotated[Experts, About("of a mixture", absent="no mixture")]]
+    experts: NotRequired[Annotated[Experts, About("for a mixture of experts", absent="no mixture")]]
 
 
 class Check(TypedDict):
-    """One check of the gate."""
+    """One check of the integrity gate."""
 
-    ok: Annotated[bool, About("passed, or skipped")]
+    ok: Annotated[bool, About("whether it passed or was skipped")]
     value: Annotated[
         float | None,
         About("what was measured, in the unit that `detail` names", null="skipped, or no number"),
     ]
-    limit: Annotated[float | None, About("what it was held against", null="as `value`")]
-    detail: Annotated[str, About("in a sentence; of a failure, what to do")]
-    skipped: Annotated[str, About("why it does not apply; empty if it ran")]
+    limit: Annotated[float | None, About("limit for `value`", null="as `value`")]
+    detail: Annotated[str, About("one sentence; for a failure also what to do")]
+    skipped: Annotated[str, About("why it was skipped; empty if it ran")]
 
 
 class Integrity(TypedDict):
     """What the gate found before training; also integrity.json."""
 
     ok: Annotated[bool, About("whether no check failed")]
-    max_length: Annotated[int, About("that the model is meant for", "tokens")]
-    probe_length: Annotated[int, About("of the probe", "tokens")]
-    parameters: Annotated[dict[str, int], About("trainable, by component", "numbers")]
+    max_length: Annotated[int, About("length of a training sequence", "tokens")]
+    probe_length: Annotated[int, About("length of the probe", "tokens")]
+    parameters: Annotated[dict[str, int], About("trainable parameters by component", "numbers")]
     position_buckets: Annotated[
         dict[str, dict[str, int]],
-        About("of each component with buckets, how many a text reaches of how many"),
+        About("for each component with buckets, how many are reached, and how many exist"),
     ]
     probed: Annotated[
         dict[str, dict[str, Any]],
-        About("on what the checks ran: `short` probe, and `in_place` as training runs"),
+        About("what the checks ran on: `short` probe, and `in_place` as in training"),
     ]
-    warnings: Annotated[list[str], About("what is no fault, but must be known")]
-    checks: Annotated[dict[str, Check], About("by name, in the order they ran")]
+    warnings: Annotated[list[str], About("what is not a failure but should be known")]
+    checks: Annotated[dict[str, Check], About("checks by name, in the order in which they ran")]
 
 
 class Machine(TypedDict):
@@ -129,50 +138,52 @@ class Machine(TypedDict):
     git: Annotated[
         str | None, About("commit of the package, `-dirty` if changed", null="no checkout")
     ]
-    versions: Annotated[dict[str, str], About("of Python and packages")]
+    versions: Annotated[dict[str, str], About("versions of Python and packages")]
     device: Annotated[str, About("`cpu`, `cuda:0`")]
-    hardware: Annotated[str, About("processor or accelerator, in words")]
-    threads: Annotated[int, About("of torch", "threads")]
-    time: Annotated[str, About("when it started, ISO 8601, UTC")]
+    hardware: Annotated[str, About("name of the processor or accelerator")]
+    threads: Annotated[int, About("number of torch threads", "threads")]
+    time: Annotated[str, About("start time, ISO 8601, UTC")]
 
 
 class Processes(TypedDict):
     """The processes of a run that had several; no number depends on them."""
 
-    world: Annotated[int, About("how many", "processes")]
-    hosts: Annotated[list[str], About("the machines that they ran on")]
+    world: Annotated[int, About("number of processes", "processes")]
+    hosts: Annotated[list[str], About("machines they ran on")]
 
 
 class Provenance(Machine, BaseModel):
     """Where the numbers came from; a run that ended early has what it knew by then."""
 
     processes: NotRequired[
-        Annotated[Processes, About("that shared the work", absent="there was one")]
+        Annotated[Processes, About("processes that shared the work", absent="a single process")]
     ]
     dataset: NotRequired[
-        Annotated[dict[str, str], About("what was read, in words, by split", absent="ended early")]
+        Annotated[dict[str, str], About("description of the text, by split", absent="ended early")]
     ]
     dataset_sha256: NotRequired[
-        Annotated[dict[str, str], About("of its text, by split", absent="ended early")]
+        Annotated[dict[str, str], About("sha256 of the text, by split", absent="ended early")]
     ]
     documents_in_both: NotRequired[
         Annotated[
             int,
             About(
-                "trained on and measured",
+                "documents both trained on and measured",
                 "documents",
                 absent="trains on no text, or measures the train split",
             ),
         ]
     ]
     precision: NotRequired[Annotated[str, About("`fp32`, `bf16` or `fp16`", absent="ended early")]]
-    tokenizer_sha256: NotRequired[Annotated[str, About("of the tokenizer", absent="ended early")]]
+    tokenizer_sha256: NotRequired[
+        Annotated[str, About("sha256 of the tokenizer", absent="ended early")]
+    ]
     hardware_in_order: NotRequired[
         Annotated[
             list[dict[str, str]],
             About(
                 "`device` and `precision` of each attempt (`resume_on=any`)",
-                absent="one kind for all",
+                absent="the same for all attempts",
             ),
         ]
     ]
@@ -180,8 +191,8 @@ class Provenance(Machine, BaseModel):
         Annotated[
             dict[str, dict[str, Any]],
             About(
-                "what was read, by name: a `hint` (sizes and times of files) and a `sha256`, or a "
-                "`commit` of the hub; of the data set `texts`, sha256 by split",
+                "inputs by name: a `hint` (sizes and times of files) and a `sha256`, or a "
+                "`commit` on the hub; for the data set `texts`, sha256 by split",
                 absent="ended early",
             ),
         ]
@@ -192,7 +203,7 @@ class FileHash(TypedDict):
     """A file that the run left."""
 
     bytes: Annotated[int, About("size; metrics.jsonl may have grown since", "bytes", needed=True)]
-    sha256: Annotated[str, About("of these bytes", needed=True)]
+    sha256: Annotated[str, About("sha256 of these bytes", needed=True)]
 
 
 class Candidate(TypedDict):
@@ -208,33 +219,31 @@ class Candidate(TypedDict):
 class Chosen(TypedDict):
     """Why this run and no other one of its grid was measured (`hylorada-eval chosen=`)."""
 
-    grid: Annotated[str, About("the folder of its runs, as it was typed")]
-    settings: Annotated[dict[str, Any], About("what was chosen, by key")]
-    among: Annotated[list[Candidate], About("all that were tried for this method")]
-    split: Annotated[str, About("whose loss was compared")]
-    convention: Annotated[str, About("of that loss, as of a perplexity")]
-    tokens: Annotated[int, About("that it is of", "tokens")]
-    seeds: Annotated[list[int], About("over which it was averaged")]
+    grid: Annotated[str, About("folder of the grid's runs, as typed")]
+    settings: Annotated[dict[str, Any], About("chosen values, by key")]
+    among: Annotated[list[Candidate], About("all candidates tried for this method")]
+    split: Annotated[str, About("split whose loss was compared")]
+    convention: Annotated[str, About("convention of that loss")]
+    tokens: Annotated[int, About("number of scored tokens", "tokens")]
+    seeds: Annotated[list[int], About("seeds over which it was averaged")]
 
 
 class Evaluation(TypedDict):
     """A time that a finished run was measured again (`hylorada-eval run=` or `chosen=`)."""
 
-    chosen: NotRequired[
-        Annotated[Chosen, About("that it was chosen, and how", absent="measured by `run=`")]
-    ]
+    chosen: NotRequired[Annotated[Chosen, About("how it was chosen", absent="measured by `run=`")]]
 
-    eval: Annotated[dict[str, Any], About("settings of what was measured, by measurement")]
-    metrics: Annotated[list[str], About("names of what was measured")]
-    replaced: Annotated[Metrics, About("what stood in `metrics` before and had to go")]
-    replaced_base: Annotated[dict[str, Metrics], About("as `replaced`, of `base`")]
-    text: Annotated[str, About("that was measured, in words")]
-    text_sha256: Annotated[str, About("of that text")]
+    eval: Annotated[dict[str, Any], About("settings of each measurement")]
+    metrics: Annotated[list[str], About("names of the metrics measured")]
+    replaced: Annotated[Metrics, About("previous values in `metrics`")]
+    replaced_base: Annotated[dict[str, Metrics], About("previous values in `base`")]
+    text: Annotated[str, About("description of the text measured")]
+    text_sha256: Annotated[str, About("sha256 of that text")]
     precision: Annotated[str, About("`fp32`, `bf16` or `fp16`")]
     weights: Annotated[str, About("precision of the frozen weights")]
     device: Annotated[str, About("`cpu` or `cuda`")]
-    frozen_kernels: Annotated[bool, About("`train.frozen_kernels` of that time")]
-    provenance: Annotated[Machine, About("code, versions and hardware of that time")]
+    frozen_kernels: Annotated[bool, About("`train.frozen_kernels` at that time")]
+    provenance: Annotated[Machine, About("code, versions and hardware at that time")]
 
 
 class Settings(TypedDict):
@@ -243,8 +252,8 @@ class Settings(TypedDict):
     method: Annotated[
         dict[str, Any],
         About(
-            "the method; of an adapter that was only measured `adapter` (its folder), "
-            "`adapter_sha256`, `adapter_config_sha256`, `peft_type` in place of its settings",
+            "the method; for an adapter that was only measured `adapter` (its folder), "
+            "`adapter_sha256`, `adapter_config_sha256`, `peft_type` instead of its settings",
             needed=True,
         ),
     ]
@@ -253,7 +262,7 @@ class Settings(TypedDict):
     length: Annotated[dict[str, Any], About("the window and its batch", needed=True)]
     train: Annotated[
         dict[str, Any] | None,
-        About("training", null="an adapter that was only measured", needed=True),
+        About("training", null="only an adapter was measured", needed=True),
     ]
     eval: Annotated[dict[str, Any], About("what was measured, under these settings", needed=True)]
 
@@ -268,59 +277,60 @@ class Record(TypedDict):
     status: Annotated[
         Status,
         About(
-            "how it ended: `ok`, `failed`, `interrupted` by a signal, `diverged` (exit codes: "
+            "outcome: `ok`, `failed`, `interrupted` by a signal, `diverged` (exit codes: "
             "USAGE.md); `running` is never written",
             needed=True,
         ),
     ]
-    error: Annotated[str | None, About("the line that the user saw", null="the run is ok")]
-    name: Annotated[str, About("of the run, and of its directory", needed=True)]
+    error: Annotated[str | None, About("the error message", null="the run is ok")]
+    name: Annotated[str, About("name of the run and of its directory", needed=True)]
     fingerprint: Annotated[
-        str, About("of the settings that count: 10 hexadecimal digits", needed=True)
+        str, About("of the settings that can change a number: 10 hexadecimal digits", needed=True)
     ]
     method: Annotated[
-        str, About("`method.name`; of a measured adapter `adapter-<folder>`", needed=True)
+        str, About("`method.name`; for a measured adapter `adapter-<folder>`", needed=True)
     ]
     length: Annotated[int, About("window of training and evaluation", "tokens", needed=True)]
-    seed: Annotated[int, About("of the run", needed=True)]
+    seed: Annotated[int, About("seed of the run", needed=True)]
     model: Annotated[str, About("`model.name`", needed=True)]
     dataset: Annotated[str, About("`dataset.name`", needed=True)]
     metrics: Annotated[
         Metrics,
         About(
-            "what was measured of the trained model, by name; of a baseline the extended base; "
-            "empty if the run did not come that far",
+            "metrics of the trained model, by name; for a baseline those of the extended base; "
+            "empty if the run did not get that far",
             needed=True,
         ),
     ]
-    base: Annotated[Base, About("what was measured of the untouched base", needed=True)]
+    base: Annotated[Base, About("metrics of the untouched base", needed=True)]
     left_out: Annotated[
-        dict[str, str], About("components that the model has no place for, with the reason")
+        dict[str, str], About("components that the model does not support, with the reason")
     ]
     position_range: Annotated[
         PositionRange | None,
-        About("how the base came to reach the window", null="the run did not come that far"),
+        About("how the position range was extended", null="the run did not get that far"),
     ]
     parameters: Annotated[
-        Parameters | None, About("what trains", null="the run did not come that far")
+        Parameters | None, About("parameter counts", null="the run did not get that far")
     ]
     training: Annotated[
         Training | None,
         About(
-            "what training did", null="an adapter that was only measured, or it did not come so far"
+            "training statistics",
+            null="only an adapter was measured, or the run did not get that far",
         ),
     ]
     seconds: NotRequired[
         Annotated[
             dict[str, float],
-            About("of the last attempt, by phase", "seconds", absent="ended early"),
+            About("duration of each phase of the last attempt", "seconds", absent="ended early"),
         ]
     ]
     integrity: Annotated[
         Integrity | None,
         About(
-            "the gate",
-            null="`integrity.enabled=false`, an adapter that was only measured, or not so far",
+            "findings of the integrity gate",
+            null="`integrity.enabled=false`, only an adapter was measured, or not that far",
         ),
     ]
     config: Annotated[Settings, About("the settings", needed=True)]
@@ -329,16 +339,18 @@ class Record(TypedDict):
         Annotated[
             dict[str, FileHash],
             About(
-                "products of the run by name: metrics.jsonl, integrity.json, adapter/...",
-                absent="the run is not ok, or an adapter was only measured",
+                "files written by the run, by name: metrics.jsonl, integrity.json, adapter/...",
+                absent="the run is not ok, or only an adapter was measured",
                 needed=True,
             ),
         ]
     ]
     evaluations: NotRequired[
-        Annotated[list[Evaluation], About("each time it was measured again", absent="it never was")]
+        Annotated[list[Evaluation], About("later measurements", absent="there were none")]
     ]
-    sha256: Annotated[str, About("of all other fields, as JSON with sorted keys and no spaces")]
+    sha256: Annotated[
+        str, About("sha256 of all other fields, as JSON with sorted keys and no spaces")
+    ]
 
 
 # The functional form: names with a slash.

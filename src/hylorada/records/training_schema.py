@@ -7,13 +7,13 @@ from hylorada.records.described import About
 
 
 class Split(TypedDict):
-    """What crossed between the parts of sequences that several processes shared."""
+    """Communication between processes that shared training sequences."""
 
-    sequences: Annotated[int, About("that training went through in parts", "sequences")]
+    sequences: Annotated[int, About("sequences that were split", "sequences")]
     sent: Annotated[
         dict[str, int],
         About(
-            "by all processes together, as each counted it where it sends: `halo`, `keys and "
+            "bytes sent by all processes together, as counted when sending: `halo`, `keys and "
             "values`, `carry`, and the gradients of each",
             "bytes",
         ),
@@ -21,7 +21,7 @@ class Split(TypedDict):
     formula: Annotated[
         dict[str, int],
         About(
-            "the same by `methods/sequence_split.py::bytes_of_a_step`, sequence for sequence",
+            "the same according to `methods/sequence_split.py::bytes_of_a_step`",
             "bytes",
         ),
     ]
@@ -30,27 +30,29 @@ class Split(TypedDict):
 class Training(TypedDict):
     """What training did; zeros in a run that trains nothing (baseline)."""
 
-    steps: Annotated[int, About("optimizer steps, skipped ones too", "steps")]
-    skipped_steps: Annotated[int, About("that moved no weights: not finite, or a spike", "steps")]
-    tokens: Annotated[int, About("scored, in steps that moved the weights", "tokens")]
+    steps: Annotated[int, About("optimizer steps, including skipped ones", "steps")]
+    skipped_steps: Annotated[
+        int, About("steps without update: non-finite, or a loss spike", "steps")
+    ]
+    tokens: Annotated[int, About("scored tokens in steps that were not skipped", "tokens")]
     retrieval_steps: NotRequired[
         Annotated[
             int,
             About(
-                "of these, on retrieval examples in the place of text",
+                "steps on retrieval examples instead of text",
                 "steps",
                 absent="without `train.mix`",
             ),
         ]
     ]
-    seconds: Annotated[float, About("in steps, over all attempts", "seconds")]
+    seconds: Annotated[float, About("time in steps, over all attempts", "seconds")]
     ended_by: NotRequired[
         Annotated[
             str | None,
             About(
-                "what came to its end: `seconds`, `steps` (of epochs, steps or tokens), or "
-                "`patience` (`train.patience` evaluations were no better)",
-                null="stopped before",
+                "what ended training: `seconds`, `steps` (by epochs, steps or tokens), or "
+                "`patience` (`train.patience` evaluations without improvement)",
+                null="interrupted",
                 absent="without `train.max_seconds` and `train.patience`, and where nothing trains",
             ),
         ]
@@ -59,9 +61,9 @@ class Training(TypedDict):
         Annotated[
             int | None,
             About(
-                "the step whose weights the adapter has, of lowest validation loss",
+                "the step with the lowest validation loss, whose weights were saved",
                 "steps",
-                null="no evaluation gave a finite number, so it has the last ones",
+                null="no evaluation was finite, so the last weights were saved",
                 absent="without `train.keep_best`",
             ),
         ]
@@ -70,7 +72,7 @@ class Training(TypedDict):
         Annotated[
             float | None,
             About(
-                "perplexity of the validation split at `best_step`, `blocks`",
+                "validation perplexity (`blocks`) at `best_step`",
                 null="as `best_step`",
                 absent="without `train.keep_best`",
             ),
@@ -78,29 +80,25 @@ class Training(TypedDict):
     ]
     tokens_per_second: Annotated[float | None, About("tokens / seconds", null="nothing trained")]
     final_loss: Annotated[
-        float | None, About("of the last step", "nats per token", null="nothing trained")
+        float | None, About("loss of the last step", "nats per token", null="nothing trained")
     ]
-    peak_memory_bytes: Annotated[
-        int | None, About("the most in use at once", "bytes", null="nothing trained")
-    ]
+    peak_memory_bytes: Annotated[int | None, About("peak memory", "bytes", null="nothing trained")]
     peak_memory_of: Annotated[
-        str, About("whose memory: `host`, of the process, or `device`, allocated on a GPU")
+        str, About("which memory: `host`, of the process, or `device`, allocated on a GPU")
     ]
     peak_memory_reserved_bytes: NotRequired[
         Annotated[
             int,
-            About(
-                "that torch took of the GPU for it, in the last attempt", "bytes", absent="on a CPU"
-            ),
+            About("GPU memory reserved by torch, in the last attempt", "bytes", absent="on a CPU"),
         ]
     ]
     micro_batch_size: NotRequired[
         Annotated[
             int,
             About(
-                "of a forward pass at the end, halved whenever memory ran out",
+                "final micro-batch size, after halving when memory ran out",
                 "sequences",
-                absent="it is that of the settings",
+                absent="as set",
             ),
         ]
     ]
@@ -108,8 +106,8 @@ class Training(TypedDict):
         Annotated[
             Split,
             About(
-                "sequences split over processes, in the last attempt",
-                absent="`sequence_ranks=1`, or training did not come to its end",
+                "communication for split sequences, in the last attempt",
+                absent="`sequence_ranks=1`, or training did not finish",
             ),
         ]
     ]
@@ -119,13 +117,13 @@ class Training(TypedDict):
 
 # What every line of a step that moved the weights has.
 _Rate = Annotated[float, About("learning rate of the step, before train.lr_scale")]
-_Norm = Annotated[float, About("of all gradients, before clipping")]
-_Tokens = Annotated[int, About("scored so far", "tokens")]
+_Norm = Annotated[float, About("norm of all gradients, before clipping")]
+_Tokens = Annotated[int, About("tokens scored so far", "tokens")]
 TrainingLine = TypedDict(
     "TrainingLine",
     {
-        "step": Annotated[int, About("from 1", "steps")],
-        "train/loss": Annotated[float, About("mean of the step", "nats per token")],
+        "step": Annotated[int, About("step, counted from 1", "steps")],
+        "train/loss": Annotated[float, About("mean loss of the step", "nats per token")],
         "train/lr": _Rate,
         "train/grad_norm": _Norm,
         "train/tokens": _Tokens,
@@ -134,9 +132,10 @@ TrainingLine = TypedDict(
 RetrievalLine = TypedDict(
     "RetrievalLine",
     {
-        "step": Annotated[int, About("from 1", "steps")],
+        "step": Annotated[int, About("step, counted from 1", "steps")],
         "train/retrieval_loss": Annotated[
-            float, About("mean of a step on retrieval examples (`train.mix`)", "nats per token")
+            float,
+            About("mean loss of a step on retrieval examples (`train.mix`)", "nats per token"),
         ],
         "train/lr": _Rate,
         "train/grad_norm": _Norm,
@@ -146,17 +145,17 @@ RetrievalLine = TypedDict(
 SkippedLine = TypedDict(
     "SkippedLine",
     {
-        "step": Annotated[int, About("from 1", "steps")],
+        "step": Annotated[int, About("step, counted from 1", "steps")],
         "train/skipped": Annotated[
-            str, About("why no weight moved: what was not finite, or a spike")
+            str, About("why the step was skipped: what was not finite, or a loss spike")
         ],
     },
 )
 ValidationLine = TypedDict(
     "ValidationLine",
     {
-        "step": Annotated[int, About("after which it was measured", "steps")],
-        "validation/ppl": Annotated[float, About("perplexity of the validation split, `blocks`")],
+        "step": Annotated[int, About("step after which it was measured", "steps")],
+        "validation/ppl": Annotated[float, About("validation perplexity (`blocks`)")],
     },
 )
 
@@ -164,7 +163,7 @@ ValidationLine = TypedDict(
 class TimingLine(TypedDict):
     """A line of timing.jsonl: what differs from one attempt to the next."""
 
-    step: Annotated[int, About("from 1", "steps")]
-    seconds: Annotated[float, About("of this step", "seconds")]
-    tokens: Annotated[int, About("scored in this step", "tokens")]
-    peak_memory_bytes: Annotated[int, About("the most so far", "bytes")]
+    step: Annotated[int, About("step, counted from 1", "steps")]
+    seconds: Annotated[float, About("duration of this step", "seconds")]
+    tokens: Annotated[int, About("tokens scored in this step", "tokens")]
+    peak_memory_bytes: Annotated[int, About("peak memory so far", "bytes")]
