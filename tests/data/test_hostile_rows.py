@@ -112,7 +112,7 @@ def test_what_a_text_grows_to_is_no_bomb(tmp_path, small_limit):
     assert len(read(path)) == 60_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_megabytes_that_would_be_gigabytes(tmp_path):
     """The limits as they are, in the memory that they promise."""
     import resource

@@ -281,7 +281,7 @@ def test_faults_end_in_one_line(online, job, words):
         assert "dataset.path" in online[job]["message"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_that_does_not_answer_is_given_up(tmp_path, repositories):
     """Each in a process of its own: the patience of a download is the process's."""
     jobs = {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in SLOW_FAULTS}
@@ -317,7 +317,7 @@ def test_a_file_of_a_model_that_was_damaged_in_the_cache_is_named(
     assert_one_line(result, f"{name} in the hub's cache is damaged; delete {blob}, so that")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cache_that_cannot_be_written_is_named_and_what_it_holds_is_read(
     online, home, repositories
 ):

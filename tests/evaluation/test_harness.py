@@ -326,7 +326,7 @@ def test_means_over_tasks_of_a_kind():
 NEEDLE = re.compile(r"magic numbers for ([\w-]+) is: (\d+)\.")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_common_words_of_ruler_run_from_end_to_end(tokenizer):
     window = 3072
     questions = make_questions(["ruler_cwe"], {}, tokenizer, window, limit=3)
@@ -432,7 +432,7 @@ def test_a_window_too_small_for_ruler_is_refused_at_once(tokenizer, task):
 
 
 @pytest.mark.parametrize(
-    "task", [*slow("niah_multikey_2", "ruler_fwe"), *on_request("niah_multikey_3", "ruler_cwe")]
+    "task", [*slow("ruler_fwe"), *on_request("niah_multikey_2", "niah_multikey_3", "ruler_cwe")]
 )
 def test_tasks_that_need_no_download_are_the_same_each_time_and_fit(tokenizer, task):
     window = 3072

@@ -66,7 +66,7 @@ def peak_mib(what: str, length: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="high-water mark of Linux")
 def test_8k_needs_at_most_1_3_times_the_forward_pass_without_logits():
     forward, evaluate = peak_mib("forward", 8192), peak_mib("evaluate", 8192)

@@ -26,7 +26,7 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_compiles_its_layers_and_continues_to_the_same_bytes(root):
     alone = {f"method__{part}": "false" for part in ("train_embeddings", "train_norms")}
     for part in ("position_bias", "landmark", "s2_attn"):

@@ -19,7 +19,7 @@ from hylorada.config import RunConfig
 from hylorada.settings.fingerprint import run_dir
 
 OVERLAYS = sorted(file.stem for file in (compose.conf_dir() / "experiment").glob("*.yaml"))
-SHORT = ("t1_ablation_512", "t3_retrieval_2k")
+SHORT = ("t1_ablation_512",)
 SMALL = [
     "model=tiny", "dataset=stdlib", "dataset.max_documents=0", "track=off", "threads=1",
     "train.precision=fp32", "train.epochs=0", "train.max_steps=1", "train.micro_batch_size=1",

@@ -130,7 +130,7 @@ def under_way(root: Path, output: Path, *more: str, **faults: str):
     return process, ranks
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_starter_that_is_killed_leaves_no_process_and_no_lock(root, alone, tmp_path):
     waiting = {"HYLORADA_FAULT": "after_step:3:SIGSTOP", "HYLORADA_FAULT_RANK": "1"}
     process, ranks = under_way(root, tmp_path, **waiting)

@@ -87,7 +87,7 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(root, config, uninter
     assert checkpoints(directory) == ["step-00000008", f"step-{STEPS:08d}"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_newest_tracker_file_of_a_killed_run_holds_all_of_it(root, uninterrupted):
     config = make_config(root, track__kind="offline", group="of-a-sweep", **CHANGES)
     directory = root / "tracked"

@@ -182,7 +182,7 @@ def limits(monkeypatch):
     return asked
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_never_answers_is_waited_for_once(
     tmp_path, quiet_home, caplog, monkeypatch, limits
 ):

@@ -219,7 +219,7 @@ def test_the_record_is_whole_before_the_tracker_is_waited_for(tmp_path):
     assert make_config(tmp_path).track.kind == "off"  # what the other tests use
 
 
-@pytest.mark.parametrize("when", [*slow("finish"), *on_request("start")])
+@pytest.mark.parametrize("when", on_request("finish", "start"))
 def test_the_limits_themselves(tmp_path, when):
     """What hangs does not end by itself; each wait for it has a limit of less than 15 seconds."""
     fake = tmp_path / "wandb-core"
@@ -248,7 +248,7 @@ def test_the_limits_themselves(tmp_path, when):
     assert max(expected) < 15
 
 
-@pytest.mark.parametrize("answer", [*slow("gone later", "garbage"), *on_request("closed", "500")])
+@pytest.mark.parametrize("answer", [*slow("garbage"), *on_request("gone later", "closed", "500")])
 def test_a_server_that_dies_or_talks_nonsense_is_one_warning_on_the_screen(tmp_path, answer):
     """W&B's process may crash on it; what it and W&B's Python side say of that is not there."""
     done = in_a_process(
