@@ -317,8 +317,9 @@ def count_step(arm: str, name: str) -> dict[str, Any]:
         training._step(1)
         training._step(2)
         reads = Synchronisations()
-        if not training.optimizer.defaults.get("fused"):  # then its step counters are the host's
-            reads.host(*(state["step"] for state in training.optimizer.state.values()))
+        optimizer = training.optimizer_step.optimizer
+        if not optimizer.defaults.get("fused"):  # then its step counters are the host's
+            reads.host(*(state["step"] for state in optimizer.state.values()))
         training.blocks = _HostText(reads)
         with reads:
             training._step(3)

@@ -21,10 +21,10 @@ from hylorada.kernels.frozen_layers import use_frozen_kernels
 from hylorada.kernels.frozen_weights import make_fast
 from hylorada.methods import HyloradaConfig, adapt
 from hylorada.methods.s2_attention import enable_s2
-from hylorada.training.loop import trainable
 from hylorada.training.loss import LossModel
 from hylorada.training.optim import make_optimizer
 from hylorada.training.recomputation import gradient_checkpointing
+from hylorada.training.weights import trainable
 
 ARMS = {
     "peft": "peft LoRA, float32 base under autocast, SDPA, the model's own loss",

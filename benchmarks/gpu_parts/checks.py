@@ -24,9 +24,9 @@ from hylorada.evaluation.scoring import evaluation_mode, token_nll
 from hylorada.kernels.frozen_layers import own_kernels, use_frozen_kernels
 from hylorada.methods.landmarks import running_mean
 from hylorada.methods.s2_attention import s2_attention_forward
-from hylorada.training.loop import trainable
 from hylorada.training.loss import LossModel, chunked_cross_entropy
 from hylorada.training.recomputation import gradient_checkpointing
+from hylorada.training.weights import trainable
 
 HEADS = {"12-12": (12, 12), "9-3": (9, 3), "4-1": (4, 1)}
 DTYPES = {"fp32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 1e-2)}

@@ -66,8 +66,8 @@ def test_reading_a_step_late_changes_no_byte(tmp_path, device):
     with repeatable(device, strict=True):
         for name, late in (("now", False), ("late", True)):
             training = make_training(tmp_path / name, device, save_every=3, eval_every=0)
-            assert training.late
-            training.late = late
+            assert training.settles_late
+            training.settles_late = late
             training.run()
     for name in ("metrics.jsonl", "checkpoints/step-00000006/trainables.safetensors"):
         assert (tmp_path / "now" / name).read_bytes() == (tmp_path / "late" / name).read_bytes()

@@ -151,37 +151,37 @@ def _fit_no_more_than(sequences: int) -> None:
     import torch
 
     from hylorada.evaluation import perplexity
-    from hylorada.training import loop
+    from hylorada.training.step import OptimizerStep
 
-    backward, token_nll = loop.Training._backward, perplexity.token_nll
+    backward, token_nll = OptimizerStep._backward, perplexity.token_nll
 
     def refuse_more(rows: Any) -> None:
         if len(rows) > sequences:
             raise torch.OutOfMemoryError(f"no memory for {len(rows)} sequences")
 
-    def limited_backward(self: Any, batch: Any, tokens: int) -> Any:
+    def limited_backward(self: Any, loss_model: Any, batch: Any, tokens: int) -> Any:
         refuse_more(batch["input_ids"])
-        return backward(self, batch, tokens)
+        return backward(self, loss_model, batch, tokens)
 
     def limited_nll(model: Any, ids: Any, *words: Any, **named: Any) -> Any:
         refuse_more(ids)
         return token_nll(model, ids, *words, **named)
 
-    loop.Training._backward, perplexity.token_nll = limited_backward, limited_nll
+    OptimizerStep._backward, perplexity.token_nll = limited_backward, limited_nll
 
 
 def _die_in_pass(number: int) -> None:
     """This process is killed where it would begin that micro-batch; others may be inside theirs."""
-    from hylorada.training import loop
+    from hylorada.training.step import OptimizerStep
 
-    backward, begun = loop.Training._backward, iter(range(1, number))
+    backward, begun = OptimizerStep._backward, iter(range(1, number))
 
-    def mortal_backward(self: Any, batch: Any, tokens: int) -> Any:
+    def mortal_backward(self: Any, loss_model: Any, batch: Any, tokens: int) -> Any:
         if next(begun, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return backward(self, batch, tokens)
+        return backward(self, loss_model, batch, tokens)
 
-    loop.Training._backward = mortal_backward
+    OptimizerStep._backward = mortal_backward
 
 
 def _child(config: configs.RunConfig, directory: Path, environment: dict[str, str]) -> None:

@@ -104,18 +104,18 @@ def test_what_no_process_uses_has_no_gradient_and_an_idle_process_gets_that_of_t
 
 def test_a_step_that_fails_leaves_neither_gradients_nor_hooks(tmp_path):
     training = make_training(tmp_path, micro_batch_size=1, gradient_accumulation_steps=2)
-    plain, calls = training._backward, itertools.count()
+    plain, calls = training.optimizer_step._backward, itertools.count()
 
-    def second_fails(batch: Any, tokens: int) -> Any:
+    def second_fails(loss_model: Any, batch: Any, tokens: int) -> Any:
         if next(calls) == 1:
             raise ValueError("broken")
-        return plain(batch, tokens)
+        return plain(loss_model, batch, tokens)
 
-    training._backward = second_fails
+    training.optimizer_step._backward = second_fails
     with pytest.raises(ValueError, match="broken"):
         training.run()
     assert all(p.grad is None and not p._post_accumulate_grad_hooks for _, p in training.trainables)
-    training._backward = plain
+    training.optimizer_step._backward = plain
     training.counters.step = 0
     training.run()
     other = make_training(tmp_path / "other", micro_batch_size=1, gradient_accumulation_steps=2)

@@ -60,7 +60,7 @@ def make_training(
         reporter=Reporter(),
         evaluate=evaluate,
     )
-    training.late = late  # as on a GPU
+    training.settles_late = late  # as on a GPU
     return training
 
 
@@ -199,8 +199,8 @@ def test_a_non_finite_step_leaves_weights_and_moments_untouched(tmp_path, how, l
     clean.run()
     for (name, a), (_, b) in zip(before.trainables, clean.trainables, strict=True):
         assert torch.equal(a, b), name
-        for key, value in before.optimizer.state[a].items():
-            assert torch.equal(value, clean.optimizer.state[b][key]), (name, key)
+        for key, value in before.optimizer_step.optimizer.state[a].items():
+            assert torch.equal(value, clean.optimizer_step.optimizer.state[b][key]), (name, key)
     assert before.counters.skipped == 2
     assert before.counters.tokens == clean.counters.tokens
     last = lines(tmp_path / "two")[-1]
@@ -442,12 +442,13 @@ def test_a_stop_saves_and_continues_to_the_same_bytes(tmp_path, at, late):
 def test_bf16_autocast_keeps_parameters_and_moments_in_float32(tmp_path):
     training = make_training(tmp_path, max_steps=2)
     training.autocast = torch.bfloat16
+    training.__post_init__()
     plain = make_training(tmp_path / "plain", max_steps=2)
     training.run()
     plain.run()
     for _, parameter in training.trainables:
         assert parameter.dtype == torch.float32
-        assert training.optimizer.state[parameter]["exp_avg"].dtype == torch.float32
+        assert training.optimizer_step.optimizer.state[parameter]["exp_avg"].dtype == torch.float32
     a, b = lines(tmp_path)[0]["train/loss"], lines(tmp_path / "plain")[0]["train/loss"]
     assert a != b  # bf16 was really used
     assert a == pytest.approx(b, rel=1e-2)  # 8 bits of mantissa

@@ -52,7 +52,7 @@ def half(path, late=False, **settings):
     training = make_training(path, **settings)
     training.autocast = torch.float16
     training.__post_init__()
-    training.late = late  # as on a GPU
+    training.settles_late = late  # as on a GPU
     return training
 
 
@@ -69,12 +69,12 @@ def test_fp16_keeps_parameters_in_float32_and_learns_what_fp32_does(tmp_path):
 
 def test_searching_is_no_divergence_and_moves_nothing(tmp_path):
     training = half(tmp_path, max_steps=30, max_nonfinite_steps=1)
-    training.scale.factor.fill_(2.0**30)
+    training.optimizer_step.scale.factor.fill_(2.0**30)
     before = weights(training)
     training._step(1)
     assert all(torch.equal(before[name], p) for name, p in training.trainables)
     training = half(tmp_path, max_steps=30, max_nonfinite_steps=1)
-    training.scale.factor.fill_(2.0**30)
+    training.optimizer_step.scale.factor.fill_(2.0**30)
     training.run()
     found = lines(tmp_path)[-30:]
     searched = [line["train/skipped"] for line in found if "train/skipped" in line]
@@ -87,7 +87,7 @@ def test_searching_is_no_divergence_and_moves_nothing(tmp_path):
 def test_a_search_that_is_read_a_step_late_leaves_the_same_bytes(tmp_path):
     for name, late in (("now", False), ("late", True)):
         training = half(tmp_path / name, model=make_model("gpt2"), late=late, max_steps=12)
-        training.scale.factor.fill_(2.0**24)
+        training.optimizer_step.scale.factor.fill_(2.0**24)
         training.run()
     for name in ("metrics.jsonl", "checkpoints/step-00000012/trainables.safetensors"):
         assert (tmp_path / "now" / name).read_bytes() == (tmp_path / "late" / name).read_bytes()
@@ -107,7 +107,7 @@ def test_a_run_that_goes_on_in_the_middle_of_the_search_ends_with_the_same_bytes
     settings = {"max_steps": 24, "save_every": 6}
     whole, cut = half(tmp_path / "whole", **settings), half(tmp_path / "cut", **settings)
     for training in (whole, cut):
-        training.scale.factor.fill_(2.0**30)
+        training.optimizer_step.scale.factor.fill_(2.0**30)
     whole.run()
     plan = cut.plan
     cut.plan = type(plan)(plan.blocks, plan.batch, 6 * plan.batch)
@@ -119,11 +119,11 @@ def test_a_run_that_goes_on_in_the_middle_of_the_search_ends_with_the_same_bytes
     for name in ("metrics.jsonl", "checkpoints/step-00000024/trainables.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     state = json.loads((tmp_path / "cut/checkpoints/step-00000024/state.json").read_text())
-    assert state["loss_scale"] == whole.scale.state()
+    assert state["loss_scale"] == whole.optimizer_step.scale.state()
 
 
 def test_other_precisions_have_none(tmp_path):
     training = make_training(tmp_path, max_steps=2, save_every=1)
     training.run()
-    assert training.scale is None
+    assert training.optimizer_step.scale is None
     assert "loss_scale" not in load_newest(tmp_path / "checkpoints").state

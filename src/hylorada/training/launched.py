@@ -1,8 +1,8 @@
-"""A training step that was launched, and what came of it: read later, in one go.
+"""A training step that was launched on the device, and its outcome, which is read later at once.
 
-The loss, the norm of the gradients and the largest number of each gradient are put into one tensor
-on the device and copied to the host behind the work that computes them. The host waits for that
-copy alone, when it reads.
+The loss, the norm of the gradients and the largest absolute value of each gradient are put into one
+tensor on the device, which is copied to the host once they are computed. When the host reads them,
+it waits for that copy and for nothing that was launched after it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step.
+    """The outcome of a step.
 
     Attributes:
         loss: nats per scored token.
         norm: of all gradients together, before clipping.
-        why: where the numbers that are not finite come from; empty if all are.
-        loss_scale: the factor on the loss that the gradients had; None: it has none.
+        not_finite: which of its numbers are not finite; empty if all are.
+        loss_scale: the factor on the loss in fp16; None in other precisions.
         spike: why its loss is a spike; empty if it is none.
     """
 
     loss: float
     norm: float
-    why: str = ""
+    not_finite: str = ""
     loss_scale: float | None = None
     spike: str = ""
 
@@ -41,13 +41,14 @@ class Launched:
     Attributes:
         step: its number, from 1.
         tokens: scored in it.
-        started: when, by `time.perf_counter`.
+        started: when, in seconds of the training's clock.
         names: of the parameters with a gradient.
-        numbers: on the host: loss, norm, one each of `asides`, and the largest absolute value of
-            each gradient.
-        copied: when ``numbers`` is there; None if it is.
+        numbers: on the host: loss, norm, one for each of `extras`, and the largest absolute value
+            of each gradient.
+        copied: happens when ``numbers`` has arrived; None if it has.
         rate: the learning rate.
-        asides: what else of the step is read: its `loss_scale`, its `spike_limit`.
+        micro_batch_size: sequences of a micro-batch that fitted into memory.
+        extras: names of what else is read of the step: `loss_scale`, `spike_limit`.
     """
 
     step: int
@@ -57,19 +58,20 @@ class Launched:
     numbers: Tensor
     copied: torch.cuda.Event | None = None
     rate: float = 0.0
-    asides: tuple[str, ...] = ()
+    micro_batch_size: int = 1
+    extras: tuple[str, ...] = ()
 
     def read(self) -> Outcome:
-        """Wait for the numbers of this step, and for nothing that was launched after it."""
+        """The outcome, once the device has computed it."""
         if self.copied is not None:
             self.copied.synchronize()
         loss, norm, *largest = self.numbers.tolist()
-        asides = {name: largest.pop(0) for name in self.asides}
-        factor, limit = asides.get("loss_scale"), asides.get("spike_limit")
+        extras = {name: largest.pop(0) for name in self.extras}
+        factor, limit = extras.get("loss_scale"), extras.get("spike_limit")
         if math.isfinite(loss) and math.isfinite(norm):
-            spike = limit is not None and loss > limit
-            why = f"loss spike: {loss:.4f} after steps that allow {limit:.4f}" if spike else ""
-            return Outcome(loss, norm, loss_scale=factor, spike=why)
+            is_spike = limit is not None and loss > limit
+            spike = f"loss spike: {loss:.4f} after steps that allow {limit:.4f}" if is_spike else ""
+            return Outcome(loss, norm, loss_scale=factor, spike=spike)
         reasons = [] if math.isfinite(loss) else [f"loss is {loss}"]
         bad = [n for n, x in zip(self.names, largest, strict=True) if not math.isfinite(x)]
         if bad:
@@ -85,23 +87,22 @@ def launch_reading(
     loss: Tensor,
     norm: Tensor,
     named: Sequence[tuple[str, Tensor]],
-    asides: Mapping[str, Tensor] | None = None,
+    extras: Mapping[str, Tensor],
 ) -> Launched:
-    """Have the numbers of a step copied to the host, behind the work that computes them.
+    """Have the numbers of a step copied to the host once the device has computed them.
 
     Args:
         step: its number.
         tokens: scored in it.
-        started: when.
+        started: when the step began, in seconds of the training's clock.
         loss: nats per token, a scalar in float64.
         norm: of all gradients, a scalar.
         named: the gradients, as they are now, with the names of their parameters.
-        asides: scalars by their names in `Launched`, as they are before the step changes them.
+        extras: scalars by their names in `Launched`, as they are before the step changes them.
     """
-    asides = asides or {}
     gradients = [gradient for _, gradient in named]
     largest = torch._foreach_norm(gradients, math.inf) if gradients else []
-    parts = [loss, norm, *asides.values(), *largest]
+    parts = [loss, norm, *extras.values(), *largest]
     numbers, copied = torch.cat([x.reshape(1) for x in parts]), None
     if numbers.device.type == "cuda":
         host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
@@ -109,4 +110,4 @@ def launch_reading(
         copied = torch.cuda.Event()
         copied.record()
     names = [name for name, _ in named]
-    return Launched(step, tokens, started, names, numbers, copied, asides=tuple(asides))
+    return Launched(step, tokens, started, names, numbers, copied, extras=tuple(extras))

@@ -1,4 +1,4 @@
-"""What is asked of the trained weights before they are saved or measured."""
+"""The weights that train: which they are, and whether they may be saved or measured."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import hashlib
 from typing import Any
 
 import torch
+from torch import nn
 
 from hylorada.process.ranks import Ranks
 from hylorada.training.checkpoint import Named
 
 
+def trainable(model: nn.Module) -> Named:
+    """The parameters that train, with their full names."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
 def not_finite(trainables: Named) -> str:
-    """Which of them hold numbers that are not finite, in words; empty if none does."""
+    """Which weights hold numbers that are not finite, in words; empty if none does."""
     bad = [name for name, p in trainables if not bool(torch.isfinite(p).all())]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     return f"{', '.join(bad[:3])}{more} not finite" if bad else ""

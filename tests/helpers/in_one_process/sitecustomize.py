@@ -36,16 +36,23 @@ def _install() -> None:
     fails = {
         "memory": _out_of_memory, "disk": _full_disk, "bug": _bug, "gate": _refused,
     }[os.environ["TEST_FAILS"]]  # fmt: skip
-    from hylorada.training import loop
+    from hylorada.training.step import OptimizerStep
 
-    backward = loop.Training._backward
+    launch, backward = OptimizerStep.launch, OptimizerStep._backward
+    under_way = 0
 
-    def failing(self: Any, batch: Any, tokens: int) -> Any:
-        if self.counters.step == 3:
-            fails(self.counters.step)
-        return backward(self, batch, tokens)
+    def numbered(self: Any, step: int, *words: Any, **named: Any) -> Any:
+        nonlocal under_way
+        under_way = step
+        return launch(self, step, *words, **named)
 
-    loop.Training._backward = failing  # type: ignore[method-assign]
+    def failing(self: Any, loss_model: Any, batch: Any, tokens: int) -> Any:
+        if under_way == 3:
+            fails(under_way)
+        return backward(self, loss_model, batch, tokens)
+
+    OptimizerStep.launch = numbered  # type: ignore[method-assign]
+    OptimizerStep._backward = failing  # type: ignore[method-assign]
 
 
 if os.environ.get("RANK") and os.environ.get("RANK") == os.environ.get("TEST_RANK"):
