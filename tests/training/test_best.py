@@ -40,7 +40,7 @@ def same(one, other):
 def test_the_weights_at_the_end_are_those_of_the_lowest_loss(tmp_path):
     training, script = start(tmp_path)
     training.run()
-    assert training.best.told() == {"best_step": 7, "best_validation_ppl": 6.0}
+    assert training.best.fields() == {"best_step": 7, "best_validation_ppl": 6.0}
     assert same(weights(training), script.seen[7])
     assert not same(script.seen[7], script.seen[8])
     assert training.counters.step == STEPS  # the steps that were made are not those kept
@@ -56,7 +56,7 @@ def test_without_keep_best_the_last_weights_stay_and_no_more_is_evaluated_or_sav
     training.run()
     assert same(weights(training), weights_of_steps(tmp_path / "plain", STEPS))
     assert sorted(script.seen) == list(range(1, STEPS))
-    assert training.best.told() == {}
+    assert training.best.fields() == {}
     checkpoint = load_newest(tmp_path / "checkpoints")
     assert (checkpoint.best, "best" in checkpoint.state) == ({}, False)
 
@@ -103,7 +103,7 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path, stopped, la
     second, _ = start(tmp_path / "parts", late=late, **settings)
     second.run(checkpoint)
     assert same(weights(second), weights(whole))
-    assert second.best.told() == whole.best.told() == {"best_step": 2, "best_validation_ppl": 7.0}
+    assert second.best.fields() == whole.best.told() == {"best_step": 2, "best_validation_ppl": 7.0}
     assert second.ended_by == whole.ended_by == "patience"
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     # One checkpoint is kept, of a step long after the best: the best was not deleted with its own.
@@ -116,14 +116,14 @@ def test_losses_beyond_a_float_are_no_better_than_any(tmp_path):
     training, script = start(tmp_path / "a", losses=overflow)
     training.run()
     assert same(weights(training), script.seen[8])
-    assert training.best.told() == {"best_step": 8, "best_validation_ppl": 6.5}
+    assert training.best.fields() == {"best_step": 8, "best_validation_ppl": 6.5}
 
 
 def test_where_no_loss_is_a_number_the_last_weights_are_kept_and_it_is_told(tmp_path, caplog):
     training, script = start(tmp_path, losses=dict.fromkeys(LOSSES))
     training.run()
     assert same(weights(training), script.seen[8])
-    assert training.best.told() == {"best_step": None, "best_validation_ppl": None}
+    assert training.best.fields() == {"best_step": None, "best_validation_ppl": None}
     assert "no evaluation gave a finite number" in caplog.text
 
 

@@ -41,8 +41,8 @@ _RANGE_FIELDS = (
     "max_length", "base_trained_length", "learned_init", "rope_scaling_type", "rope_scaling_factor",
 )  # fmt: skip
 
-
-_TOLD = "hylorada_trained_length"  # in the base's config: what the user says, see `anatomy`
+# In the base's config: its trained length, where the user sets it (see `anatomy.trained_length`).
+_TRAINED_LENGTH = "hylorada_trained_length"
 
 
 class HyloradaModel(LoraModel):
@@ -69,19 +69,19 @@ class HyloradaModel(LoraModel):
         self.s2_layers = 0
         self.s2_settings: dict[str, Any] | None = None
         self.range_report: Any = None
-        self.told: dict[str, Any] = {}
+        self.marked_config: dict[str, Any] = {}  # of the base; _TRAINED_LENGTH was added to it
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False, state_dict: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Resolve the config against the model, then inject and add the shared parts."""
-        told = vars(anatomy.causal_lm(model).config)
-        if _TOLD not in told and self.peft_config[adapter_name].base_trained_length:
-            told[_TOLD] = self.peft_config[adapter_name].base_trained_length
-            self.told = told
-        config = resolve(self.peft_config[adapter_name], model)
-        config.base_trained_length = config.base_trained_length or told.get(_TOLD, 0)
+        base, given = vars(anatomy.causal_lm(model).config), self.peft_config[adapter_name]
+        if _TRAINED_LENGTH not in base and given.base_trained_length:
+            base[_TRAINED_LENGTH] = given.base_trained_length
+            self.marked_config = base
+        config = resolve(given, model)
+        config.base_trained_length = config.base_trained_length or base.get(_TRAINED_LENGTH, 0)
         self.peft_config[adapter_name] = config
         requires_grad = [(p, p.requires_grad) for p in self._shared_parameters()]
         context = init_empty_weights if low_cpu_mem_usage else nullcontext
@@ -126,11 +126,11 @@ class HyloradaModel(LoraModel):
                     f"{getattr(other, differing[0])} for {name!r}; load it onto its own copy"
                 )
 
-        told = vars(anatomy.causal_lm(self.model).config).get(_TOLD, 0)
-        if config.base_trained_length != told:
+        known = vars(anatomy.causal_lm(self.model).config).get(_TRAINED_LENGTH, 0)
+        if config.base_trained_length != known:
             raise ConfigError(
                 f"method: the adapter is for a base that was trained on "
-                f"{config.base_trained_length} tokens, but model.trained_length is {told}; use one"
+                f"{config.base_trained_length} tokens, but model.trained_length is {known}; use one"
             )
 
     @skip_init_on_device  # low_cpu_mem_usage must not send the longer embeddings to the meta device
@@ -319,7 +319,7 @@ class HyloradaModel(LoraModel):
         elif self.range_report is not None:
             restore_range(model, self.range_report)
             self.range_report = None
-            self.told.pop(_TOLD, None)
+            self.marked_config.pop(_TRAINED_LENGTH, None)
         return model
 
     @contextmanager

@@ -23,10 +23,10 @@ from hylorada.data.token_corpus import TokenCorpus, TokenDocument
 from hylorada.errors import DataError
 from hylorada.evaluation.measurement import asked_for
 from hylorada.loading.backbone import Blueprint, open_base
-from hylorada.planning.text import Text, validation_asked
+from hylorada.planning.text import Text
 from hylorada.process.signals import Stop
 from hylorada.runner.preparation import Prepared, Sources
-from hylorada.runner.training_text import training_blocks
+from hylorada.runner.texts import training_blocks, validation_asked
 
 # The config.json of each, as far as sizes follow from it.
 _BASES: dict[str, Any] = {

@@ -41,10 +41,10 @@ def prove(
         tokenizer: of the base.
         config: of the run.
         autocast: what training computes in under autocast; None: without it.
-        stop: a signal ends it between the two.
-        ranks: the processes of the run, which all do the same; those that share each sequence have
-            a check more, and the length of a part instead of the run's.
-        saved: what `check_saving` has found, where the base is shared out since.
+        stop: a signal ends it between the two checks.
+        ranks: the processes of the run, which all do the same; those that share each sequence make
+            one check more, and use the length of a part instead of the run's.
+        saved: the result of `check_saving`, where the base has been shared out since.
 
     Raises:
         Interrupted: a signal came.
@@ -62,7 +62,7 @@ def prove(
         autocast=autocast,
         saved=saved,
     )
-    stop.check()  # the gate takes whatever is raised inside it for a failed check
+    stop.check()  # only here: whatever is raised inside the gate counts as a failed check
     if not (report.ok and config.method.trains):
         return report
     kernels = "the model's own, chunked loss" if are_left_out() else KERNELS

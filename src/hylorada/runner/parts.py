@@ -39,7 +39,7 @@ def share_base_out(
         ranks: the processes of the run.
 
     Returns:
-        what the gate has found of saving the adapter, which must be asked before.
+        The gate's check that the adapter can be saved, which must be made before; None if none is.
     """
     if not config.shard_base:
         return None
@@ -49,14 +49,14 @@ def share_base_out(
             model, backbone.tokenizer, config.length.max_length,
             probe_length=config.integrity.probe_length, seed=config.seed,
         )  # fmt: skip
-    told = shard_base(model, dist.group.WORLD, device)
+    base = shard_base(model, dist.group.WORLD, device)
     ranks.alike = True
     if device.type != "cpu":  # it was loaded where it lay
         backbone.logits = logits_below(model, backbone)
     logger.info(
         "the base is shared out over %d processes: %.1f of %.1f MiB in its layers are here, one "
         "layer (%.1f MiB) is whole at a time, %.1f MiB are on each",
-        ranks.world, *(n / 2**20 for n in (told.here, told.whole, told.one_layer, told.kept)),
+        ranks.world, *(n / 2**20 for n in (base.here, base.whole, base.one_layer, base.kept)),
     )  # fmt: skip
     return saved
 
@@ -82,7 +82,9 @@ def loss_of_parts(
 
 
 def sent_in_parts(loss: Callable[..., Any], ranks: Ranks) -> dict[str, Any]:
-    """What all processes have sent each other for the sequences that they share; all of them ask.
+    """What all processes have sent each other for the sequences that they share.
+
+    Every process must call it.
 
     Args:
         loss: from `loss_of_parts`, after training.

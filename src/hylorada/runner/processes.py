@@ -48,8 +48,8 @@ def own_directory(ranks: Ranks, directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def ended_told(config: RunConfig, directory: Path) -> Iterator[None]:
-    """Have a record of how the processes of a run ended where none of them could write it."""
+def failure_recorded(config: RunConfig, directory: Path) -> Iterator[None]:
+    """Write the record of a run whose processes ended before any of them could write it."""
     before = _written(directory)
     try:
         yield

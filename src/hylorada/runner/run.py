@@ -1,27 +1,22 @@
-"""One run, from a typed config to a record: the sentence of data flow, as code.
+"""One run, from its settings to its record: the steps of docs/ARCHITECTURE.md, in order, as code.
 
-`run` refuses what cannot be (`earlier_attempt`, `preflight`), reads the text, loads the backbone,
-`adapt` attaches what the config enables, `check_integrity` proves that it acts and does not leak,
-the base is measured, `Training` trains on packed blocks while metrics.jsonl grows, the evaluation
-measures, and result.json says how it ended, however it ended.
+`run` refuses what cannot be (`earlier_attempt`, `preflight`), reads the text, loads the base,
+attaches the adapter, has the gate prove that it acts and reads no future token, measures the base,
+trains (`training.loop`), measures the trained model and writes result.json, however it ended.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import itertools
 import logging
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 from hylorada import config as configs
-from hylorada.architecture import anatomy
 from hylorada.config import RunConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.overlap import shared_documents
-from hylorada.data.token_corpus import TokenCorpus, load_token_corpus, tokenizer_sha256
+from hylorada.data.token_corpus import tokenizer_sha256
 from hylorada.evaluation.measurements import perplexity
 from hylorada.kernels.compiled import compiled_layers
 from hylorada.kernels.frozen_weights import make_fast
@@ -61,19 +56,19 @@ from hylorada.runner.launch import start_processes, starts_processes
 from hylorada.runner.measure import make_meter
 from hylorada.runner.parts import loss_of_parts, sent_in_parts, share_base_out
 from hylorada.runner.preflight import Preflight
-from hylorada.runner.preparation import Part, Prepared, prepare
+from hylorada.runner.preparation import Part
 from hylorada.runner.processes import (
     as_rank,
     check_processes,
-    ended_told,
+    failure_recorded,
     newest_checkpoint,
     of_processes,
     own_directory,
     refuse_draws,
 )
 from hylorada.runner.summary import print_summary
-from hylorada.runner.training_record import told_of_end, told_of_training
-from hylorada.runner.training_text import training_blocks
+from hylorada.runner.texts import Texts, read_texts
+from hylorada.runner.training_record import ending_fields, training_fields
 from hylorada.settings import check_settings, fingerprint
 from hylorada.tracking.final_numbers import mirror
 from hylorada.tracking.tracker import Tracker, start_tracker
@@ -82,9 +77,7 @@ from hylorada.training.counters import Counters
 from hylorada.training.group_rates import rates_by_name
 from hylorada.training.loop import Training
 from hylorada.training.loss import LossModel
-from hylorada.training.plan import BlockSource
 from hylorada.training.recomputation import as_configured
-from hylorada.training.retrieval_blocks import RetrievalBlocks
 from hylorada.training.segment_schedule import scheduled_segments
 
 logger = logging.getLogger(__name__)
@@ -113,7 +106,10 @@ def run(config: RunConfig, run_dir: Path | str | None = None, *, held: bool = Fa
     directory = Path(run_dir or fingerprint.run_dir(config))
     if starts_processes(config):
         if not _done(config, directory):
-            with nullcontext() if held else exclusive(directory), ended_told(config, directory):
+            with (
+                nullcontext() if held else exclusive(directory),
+                failure_recorded(config, directory),
+            ):
                 start_processes(config, directory, "train")
         return finished_record(directory)
     with joined(config.device) as ranks, own_directory(ranks, directory) as own:
@@ -135,7 +131,7 @@ def run(config: RunConfig, run_dir: Path | str | None = None, *, held: bool = Fa
 
 
 def _done(config: RunConfig, directory: Path) -> Record | None:
-    """The record of a run that is done, which is said."""
+    """The record of a run that is done, which the user is told; None if it must run."""
     done = already_done(config, directory)
     if done is not None:
         Reporter().say(f"already done: {directory / 'result.json'} (resume=never runs it again)")
@@ -143,9 +139,15 @@ def _done(config: RunConfig, directory: Path) -> Record | None:
 
 
 class _Run:
-    """The steps of one run, in order; each fills its part of the record.
+    """One process's part in a run; each step fills its part of the record.
 
-    `after` is left when the record is written: what may hang then costs no result.
+    Attributes:
+        config: the run's settings.
+        directory: where this process writes.
+        record: filled in place.
+        stop: whether a signal has come.
+        after: closed once the record is written: what might hang then costs no result.
+        ranks: the processes of the run.
     """
 
     def __init__(
@@ -161,120 +163,97 @@ class _Run:
         self.after, self.ranks = after, ranks
 
     def execute(self) -> None:
-        """All of it."""
+        """The steps in order, from the newest checkpoint to the last number of the record."""
         config, record = self.config, self.record
         seed_everything(config.seed)
         with ExitStack() as stack:
-            self.reporter = stack.enter_context(Reporter())
-            stack.enter_context(left_out(not config.train.frozen_kernels))
-            self.meter = make_meter(config, self.stop, self.reporter, self.ranks)
-            self.device = self.meter.device
-            stack.enter_context(repeatable(self.device, config.train.deterministic))
-            record["provenance"] = provenance(self.device) | of_processes(self.ranks)
+            self._set_up(stack)
             checkpoint = newest_checkpoint(config, self.directory, self.ranks)
             phases = record["seconds"] = {}
             with timed(phases, "preflight"):
                 opened = Preflight().check(config)
-            tokenizer = opened.tokenizer
             with self.reporter.working("text"), timed(phases, "text"):
-                prepared = prepare(config, opened, self.stop)
-                trained_length = anatomy.trained_length(opened.config)
-                blocks = self._blocks(tokenizer, trained_length) if config.method.trains else None
-                validation = self._validation(tokenizer)
-            add_texts(record["provenance"], config.eval.perplexity.split, prepared.corpus, blocks)
-            self._tell_shared(prepared, blocks)
+                texts = read_texts(config, opened, self.stop)
+            self._describe_texts(texts)
             with timed(phases, "load"):
                 backbone = load_backbone(
                     config.model, self.device, config.train.precision, opened, config.shard_base
                 )
-            self.meter.weigh(backbone.dtype)
-            here = {"device": self.device.type, "precision": self.meter.precision}
-            self.hardware = check_hardware(checkpoint.state if checkpoint else None, here, config)
-            if len(self.hardware) > 1:
-                record["provenance"]["hardware_in_order"] = self.hardware
-            record["provenance"] |= backbone.identity | {
-                "precision": self.meter.precision,
-                "tokenizer_sha256": tokenizer_sha256(tokenizer),
-            }
-            self.inputs = Inputs().describe(config, self._texts(prepared, blocks, validation))
-            record["provenance"]["inputs"] = self.inputs
+            self._describe_inputs(backbone, texts, checkpoint)
             model = self._attach(backbone)
             with self.reporter.working("integrity gate"), timed(phases, "gate"):
-                saved = share_base_out(config, model, backbone, self.device, self.ranks)
-                self._gate(model, backbone, saved)
+                saving_check = share_base_out(config, model, backbone, self.device, self.ranks)
+                self._gate(model, backbone, saving_check)
             with timed(phases, "base"):
-                record["base"] = base_metrics(config, self.meter, backbone, prepared, model)
+                record["base"] = base_metrics(config, self.meter, backbone, texts.prepared, model)
             tracker = start_tracker(as_rank(config, self.ranks), self.directory, record["name"])
             self.after.push(lambda _kind, error, _trace: tracker.finish(exit_code(error)))
-            if blocks is None:
+            if texts.blocks is None:
                 tracker.replay(self.directory, {"metrics_bytes": 0})
-                record["training"] = told_of_training(config, Counters(), self.meter)
-                self._finish(record["base"]["extended"], 0, tracker)
+                record["training"] = training_fields(config, Counters(), self.meter)
+                metrics = record["base"]["extended"]
             else:
                 make_fast(model, self.meter.autocast)
                 refuse_draws(model, self.meter.autocast, self.ranks)
                 with timed(phases, "training"):
-                    self._train(model, blocks, validation, checkpoint, tracker)
+                    self._train(model, texts, checkpoint, tracker)
                     if self.ranks.is_first:
                         save_adapter(model, self.directory)
                 fault_point("before_evaluation")
                 with timed(phases, "evaluation"):
                     metrics = self.meter.measure_all(
                         model,
-                        prepared,
+                        texts.prepared,
                         config.method.name,
                         partial=self.directory / ".evaluation.partial",
                     )
-                self._finish(metrics, record["training"]["steps"], tracker)
+            self._finish(metrics, tracker)
 
-    def _tell_shared(self, prepared: Prepared, blocks: Blocks | RetrievalBlocks | None) -> None:
-        """Say which documents are trained on and measured."""
+    def _set_up(self, stack: ExitStack) -> None:
+        """Progress, kernels and device, until the stack is closed; `provenance` of the record."""
+        config = self.config
+        self.reporter = stack.enter_context(Reporter())
+        stack.enter_context(left_out(not config.train.frozen_kernels))
+        self.meter = make_meter(config, self.stop, self.reporter, self.ranks)
+        self.device = self.meter.device
+        stack.enter_context(repeatable(self.device, config.train.deterministic))
+        self.record["provenance"] = provenance(self.device) | of_processes(self.ranks)
+
+    def _describe_texts(self, texts: Texts) -> None:
+        """Which texts were read, for the record; a warning where the same are trained on."""
         split = self.config.eval.perplexity.split
+        blocks, corpus = texts.blocks, texts.prepared.corpus
+        add_texts(self.record["provenance"], split, corpus, blocks)
         if not isinstance(blocks, Blocks) or split == "train":
             return
-        shared = shared_documents(blocks.corpus, prepared.corpus)
+        shared = shared_documents(blocks.corpus, corpus)
         self.record["provenance"]["documents_in_both"] = len(shared)
         if shared:
             logger.warning(
                 "%d of %d documents of the %s split are trained on as well (%s): its perplexity is "
                 "not that of unseen text",
-                len(shared), len(prepared.corpus.documents), split, ", ".join(shared[:3]),
+                len(shared), len(corpus.documents), split, ", ".join(shared[:3]),
             )  # fmt: skip
 
-    def _corpus(self, tokenizer: Any, split: str) -> TokenCorpus:
-        config, batches = self.config, itertools.count(1)
-
-        def progress(_tokens: int) -> None:
-            fault_point("inside_text", next(batches))
-            self.stop.check()
-
-        return load_token_corpus(
-            config.dataset, split, tokenizer, config.model.path, progress=progress
-        )
-
-    def _blocks(self, tokenizer: Any, trained_length: int) -> Blocks | RetrievalBlocks:
-        """What is trained on."""
-        corpus = functools.partial(self._corpus, tokenizer, "train")
-        return training_blocks(self.config, tokenizer, trained_length, corpus)
-
-    def _validation(self, tokenizer: Any) -> TokenCorpus | None:
-        """What is measured between the steps, if anything is."""
-        between = self.config.train.eval_every and self.config.method.trains
-        return self._corpus(tokenizer, "validation") if between else None
-
-    def _texts(
-        self, prepared: Prepared, blocks: BlockSource | None, validation: TokenCorpus | None
-    ) -> dict[str, str]:
-        """sha256 of the text of each split that is read."""
-        texts = {self.config.eval.perplexity.split: prepared.corpus.sha256}
-        if isinstance(blocks, Blocks):
-            texts["train"] = blocks.sha256
-        if validation is not None:
-            texts["validation"] = validation.sha256
-        return texts
+    def _describe_inputs(
+        self, backbone: Backbone, texts: Texts, checkpoint: Checkpoint | None
+    ) -> None:
+        """The base, its precision and all that was read, for the record and for checkpoints."""
+        config, origin = self.config, self.record["provenance"]
+        self.meter.weigh(backbone.dtype)
+        here = {"device": self.device.type, "precision": self.meter.precision}
+        self.hardware = check_hardware(checkpoint.state if checkpoint else None, here, config)
+        if len(self.hardware) > 1:
+            origin["hardware_in_order"] = self.hardware
+        origin |= backbone.identity | {
+            "precision": self.meter.precision,
+            "tokenizer_sha256": tokenizer_sha256(texts.prepared.tokenizer),
+        }
+        self.inputs = Inputs().describe(config, texts.sha256())
+        origin["inputs"] = self.inputs
 
     def _attach(self, backbone: Backbone) -> Any:
-        """Extend the range and attach the adapter; the parameters, counted by group."""
+        """Extend the range and attach the adapter; counts the parameters, by group."""
         config, model = self.config, backbone.model
         length = config.length.max_length
         model, reached, left_out = attach(config, model)
@@ -307,13 +286,13 @@ class _Run:
             logger.info("%s", experts.note)
         return model
 
-    def _gate(self, model: Any, backbone: Backbone, saved: Check | None) -> None:
-        """Refuse a model in which something does not act, or reads the future."""
+    def _gate(self, model: Any, backbone: Backbone, saving_check: Check | None) -> None:
+        """Refuse a model in which a component does not act, or reads the future."""
         if not self.config.integrity.enabled:
             return
         report = prove(
             model, backbone.tokenizer, self.config, self.meter.autocast, self.stop, self.ranks,
-            saved,
+            saving_check,
         )  # fmt: skip
         self.record["integrity"] = report.to_dict()
         replace_file(self.directory / "integrity.json", to_json(report.to_dict()))
@@ -324,18 +303,15 @@ class _Run:
         logger.info("integrity: passed %s", ", ".join(ran))
 
     def _train(
-        self,
-        model: Any,
-        blocks: BlockSource,
-        validation: TokenCorpus | None,
-        checkpoint: Checkpoint | None,
-        tracker: Tracker,
+        self, model: Any, texts: Texts, checkpoint: Checkpoint | None, tracker: Tracker
     ) -> None:
+        """Train, from the checkpoint if there is one; however it ends, the record says so."""
+        assert texts.blocks is not None
         config, loss_model = self.config, LossModel(model, self.config.train.loss_chunk)
         training = Training(
             model=model,
             loss_model=loss_model,
-            blocks=blocks,
+            blocks=texts.blocks,
             settings=config.train,
             seed=config.seed,
             device=self.device,
@@ -347,8 +323,9 @@ class _Run:
             on_metrics=tracker.log,
             ranks=self.ranks,
         )
-        if validation is not None:
-            training.evaluate = lambda step: self._validate(model, validation, step)
+        if texts.validation is not None:
+            part = Part(perplexity.MEASUREMENT, texts.validation, {})
+            training.evaluate = lambda step: self._validate(model, part, step)
         if checkpoint is None:
             for lines in (training.metrics, training.timing):
                 lines.truncate(0)
@@ -367,23 +344,20 @@ class _Run:
                 sent = sent_in_parts(training.loss_model, self.ranks)
             compiled.say()
         finally:
-            told = told_of_training(config, training.counters, self.meter)
-            self.record["training"] = told | told_of_end(config, training) | sent
+            fields = training_fields(config, training.counters, self.meter)
+            self.record["training"] = fields | ending_fields(config, training) | sent
 
-    def _validate(self, model: Any, corpus: TokenCorpus, step: int) -> dict[str, float]:
-        settings = dataclasses.replace(
-            self.config.eval.perplexity, split="validation", conventions=["blocks"], stride=0
-        )
-        asked = perplexity.Asked(settings, self.config.length.max_length, corpus)
-        part = Part(perplexity.MEASUREMENT, asked, {})
+    def _validate(self, model: Any, part: Part, step: int) -> dict[str, float]:
+        """What is measured between two steps, for a line of metrics.jsonl."""
         results = self.meter.measure(model, part, f"validation, step {step}")
         return {"validation/ppl": results["eval/ppl"]["value"]}
 
-    def _finish(self, metrics: Record, step: int, tracker: Tracker) -> None:
+    def _finish(self, metrics: Record, tracker: Tracker) -> None:
         """The final numbers: into the record, metrics.jsonl and the tracker."""
         self.record["metrics"] = metrics
         if not self.ranks.is_first:
             return
+        step = self.record["training"]["steps"]
         line = {"step": step, **{name: metric["value"] for name, metric in metrics.items()}}
         lines = JsonLines(self.directory / "metrics.jsonl")
         if not self.config.method.trains:

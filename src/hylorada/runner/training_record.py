@@ -1,4 +1,4 @@
-"""What a record says of a training, however far it came."""
+"""The part of a record that is about training, however far that came."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hylorada.training.counters import Counters
 from hylorada.training.loop import Training
 
 
-def told_of_training(config: RunConfig, counters: Counters, meter: Meter) -> dict[str, Any]:
-    """`training` of the record.
+def training_fields(config: RunConfig, counters: Counters, meter: Meter) -> dict[str, Any]:
+    """The fields of `training` in a record that every run has.
 
     Args:
         config: the run's settings.
@@ -23,7 +23,7 @@ def told_of_training(config: RunConfig, counters: Counters, meter: Meter) -> dic
     speed = counters.tokens / counters.seconds if counters.seconds else None
     memory = PeakMemory(meter.device)
     reserved = memory.reserved() if counters.step else None
-    size, asked = counters.micro_batch_size, config.train.micro_batch_size
+    size, configured = counters.micro_batch_size, config.train.micro_batch_size
     return {
         "steps": counters.step,
         "skipped_steps": counters.skipped,
@@ -34,22 +34,22 @@ def told_of_training(config: RunConfig, counters: Counters, meter: Meter) -> dic
         "peak_memory_bytes": counters.peak_memory_bytes or None,
         "peak_memory_of": memory.counts,
         **({"peak_memory_reserved_bytes": reserved} if reserved else {}),
-        **({"micro_batch_size": size} if counters.step and size != asked else {}),
+        **({"micro_batch_size": size} if counters.step and size != configured else {}),
         "precision": meter.precision,
         "device": meter.device.type,
     }
 
 
-def told_of_end(config: RunConfig, training: Training) -> dict[str, Any]:
-    """What `training` of the record says beside that, of a training with such settings.
+def ending_fields(config: RunConfig, training: Training) -> dict[str, Any]:
+    """The fields of `training` in a record that only some settings lead to.
 
     Args:
         config: the run's settings.
-        training: that has ended, however it did.
+        training: after its end, whatever ended it.
     """
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if config.train.mix:
-        told["retrieval_steps"] = steps_on_examples(training.counters.step, config.train.mix)
+        fields["retrieval_steps"] = steps_on_examples(training.counters.step, config.train.mix)
     if config.train.max_seconds or config.train.patience:
-        told["ended_by"] = training.ended_by
-    return told | training.best.told()
+        fields["ended_by"] = training.ended_by
+    return fields | training.best.fields()

@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Judgement:
-    """What the evaluations between steps said so far; part of every checkpoint.
+    """The evaluations between steps so far; part of every checkpoint.
 
     Attributes:
-        step: of the best one; None before any gave a finite number.
-        ppl: perplexity of the validation split then.
-        since: evaluations after it.
-        last: step of the latest evaluation; None before any.
+        step: after which the best one was made; None before any gave a finite number.
+        ppl: its perplexity of the validation split.
+        since: number of evaluations after it.
+        last: step after which the latest one was made; None before any.
     """
 
     step: int | None = None
@@ -40,7 +40,7 @@ class BestSoFar:
     """Keeps the best weights (`train.keep_best`) and counts evaluations (`train.patience`).
 
     Attributes:
-        now: what is known so far.
+        now: the evaluations so far.
     """
 
     def __init__(self, settings: TrainConfig) -> None:
@@ -70,11 +70,11 @@ class BestSoFar:
         return 0 < self.settings.patience <= self.now.since
 
     def misses(self, step: int) -> bool:
-        """Whether the weights after the last step are to be judged still."""
+        """Whether the weights after the last step have still to be evaluated."""
         return self.settings.keep_best and self.now.last != step
 
     def put_back(self, trainables: Named) -> None:
-        """The best weights take the place of the last ones; without any these stay."""
+        """Give the model the best weights; where no evaluation gave any, it keeps the last ones."""
         if not self.settings.keep_best:
             return
         if not self._weights:
@@ -100,12 +100,12 @@ class BestSoFar:
         return self._weights
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """As it was when the checkpoint was written."""
+        """Put everything back as it was when the checkpoint was written."""
         self.now = Judgement(**checkpoint.state.get("best") or {})
         self._weights = checkpoint.best
 
-    def told(self) -> dict[str, Any]:
-        """For the record: the step whose weights were kept, and their validation perplexity."""
+    def fields(self) -> dict[str, Any]:
+        """Fields of the record: the step whose weights were kept, and their perplexity."""
         if not self.settings.keep_best:
             return {}
         return {"best_step": self.now.step, "best_validation_ppl": self.now.ppl}

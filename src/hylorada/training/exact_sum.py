@@ -61,7 +61,7 @@ class ExactSum:
         self._sums[number] = gradient if before is None else before.double().add_(gradient)
 
     def forget(self) -> None:
-        """Drop what was added up; a step begins anew."""
+        """Drop what was added up: the step begins again."""
         self._sums = [None] * len(self._parameters)
         for parameter in self._parameters:
             parameter.grad = None
@@ -69,22 +69,23 @@ class ExactSum:
     def give(self, loss: Tensor, size: int) -> tuple[Tensor, int]:
         """Give each parameter the sum over all micro-batches of all processes as its gradient.
 
-        What else the processes must do alike is agreed on: whether to stop, and how small the
+        The processes also agree on what they must do alike: whether to stop, and how small the
         micro-batches are where memory has run out on one of them.
 
         Args:
             loss: of this process's micro-batches, a scalar in float64, on the parameters' device.
-            size: sequences of a micro-batch that have fitted here.
+            size: sequences of a micro-batch that fitted into memory here.
 
         Returns:
-            the loss of all, and the size that has fitted everywhere.
+            The loss of all processes, and the size that fitted on each of them.
         """
         ranks = self._ranks
         if ranks.world > 1:
-            told_2W = torch.zeros(2, ranks.world, dtype=torch.float64)
-            told_2W[:, ranks.rank] = torch.tensor([ranks.heard, size])
-            loss, told = self._exchange(loss, told_2W.reshape(-1))
-            heard_W, sizes_W = told.view(2, -1)
+            # Each process fills in its own column, so that the sum holds what all of them say.
+            columns_2W = torch.zeros(2, ranks.world, dtype=torch.float64)
+            columns_2W[:, ranks.rank] = torch.tensor([ranks.heard, size])
+            loss, columns = self._exchange(loss, columns_2W.reshape(-1))
+            heard_W, sizes_W = columns.view(2, -1)
             ranks.agree_to_stop(int(heard_W.max()))
             size = int(sizes_W.min())
         for parameter, gradient in zip(self._parameters, self._sums, strict=True):
@@ -92,26 +93,26 @@ class ExactSum:
         self._sums = [None] * len(self._parameters)
         return loss, size
 
-    def _exchange(self, loss: Tensor, asides: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients, loss and asides, [A] in float64 on the host, summed over all processes."""
+    def _exchange(self, loss: Tensor, extras_A: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum gradients, loss and other numbers (float64 on the host) over all processes."""
         counts = torch.tensor([each is not None for each in self._sums], dtype=torch.float64)
         parts = [
             loss.new_zeros(parameter.numel()) if gradient is None else gradient.reshape(-1).double()
             for parameter, gradient in zip(self._parameters, self._sums, strict=True)
         ]
-        told = torch.cat([counts, asides])
+        on_host = torch.cat([counts, extras_A])
         if loss.device.type == "cpu":
-            *parts, told = self._sum([*parts, loss.reshape(1), told])
-        else:  # the host needs what is told, and waits for no gradient
-            self._ranks.sum(told)
+            *parts, on_host = self._sum([*parts, loss.reshape(1), on_host])
+        else:  # the host reads these numbers, and must not wait for the gradients
+            self._ranks.sum(on_host)
             parts = self._sum([*parts, loss.reshape(1)])
         *sums, loss = parts
-        counts, asides = told.split([len(counts), len(asides)])
+        counts, extras_A = on_host.split([len(counts), len(extras_A)])
         self._sums = [
             each.view_as(parameter) if count else None
             for each, parameter, count in zip(sums, self._parameters, counts.tolist(), strict=True)
         ]
-        return loss.reshape(()), asides
+        return loss.reshape(()), extras_A
 
     def _sum(self, parts: list[Tensor]) -> list[Tensor]:
         """Over all processes, of one-dimensional parts, in one go."""

@@ -22,7 +22,7 @@ from hylorada.records.outcome import is_out_of_memory
 logger = logging.getLogger(__name__)
 
 Rows = dict[str, Tensor]
-"""Sequences, by what of them it is (``input_ids``, ``labels``, ...)."""
+"""One or more sequences: ``input_ids``, ``labels`` and, for some, ``position_ids``."""
 
 
 def in_parts_that_fit(
@@ -33,7 +33,7 @@ def in_parts_that_fit(
     device: torch.device,
     may_halve: bool = True,
 ) -> tuple[Tensor, int]:
-    """Go backward through all sequences of a step.
+    """Run forward and backward on all sequences of a step, one micro-batch after another.
 
     Args:
         rows: the sequences, tensors of shape [T], or [R, T] where one is as several short rows.
@@ -42,14 +42,14 @@ def in_parts_that_fit(
             returns its summed loss.
         begin_again: forgets the gradients.
         device: of the model.
-        may_halve: False: where others wait for this process inside of a pass, memory that runs out
-            is an error.
+        may_halve: whether to halve the micro-batches where memory runs out; if not, as where other
+            processes wait inside of a pass for this one, that is an error.
 
     Returns:
         The summed loss, float64 on the device, and the size that fitted.
 
     Raises:
-        torch.OutOfMemoryError: or what else stands for it; one sequence alone does not fit.
+        torch.OutOfMemoryError: one sequence alone does not fit (see `is_out_of_memory`).
     """
     while True:
         state = random_state(device) if size > 1 and may_halve else None
@@ -61,7 +61,7 @@ def in_parts_that_fit(
         except Exception as error:
             if state is None or not is_out_of_memory(error):
                 raise
-        # Here the error is gone, and with it what it held in memory.
+        # Outside of the except block: the error is gone, and with it the tensors that it held.
         begin_again()
         restore_random_state(state, device)
         if device.type == "cuda":
@@ -75,10 +75,10 @@ def in_parts_that_fit(
 
 
 def own_part(rows: list[Rows], size: int, ranks: Ranks) -> list[Rows]:
-    """The sequences of a step that this process goes through: whole micro-batches; maybe none.
+    """The sequences of a step that this process works on: whole micro-batches; maybe none.
 
-    Where all must run the model equally often, those with fewer have some in which nothing is
-    scored before them: they add zeros.
+    Where all processes must run the model equally often, those with fewer micro-batches begin with
+    some in which nothing is scored, which add zeros.
 
     Args:
         rows: all of the step.
@@ -95,7 +95,7 @@ def own_part(rows: list[Rows], size: int, ranks: Ranks) -> list[Rows]:
 
 
 def moved(batch: Rows, device: torch.device) -> Rows:
-    """On the device, but for the labels: the loss reads them here, and waits for nothing."""
+    """A micro-batch on the device, except for its labels, which the loss reads on the host."""
     if device.type == "cuda":  # from pinned memory a copy does not wait for its turn
         batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     return {
