@@ -90,18 +90,6 @@ def test_a_trained_adapter_counts():
     assert (after.double() - want).abs().max() < TOLERANCE
 
 
-def test_packed_documents_see_only_themselves():
-    """position_ids that restart separate documents, as in training (use_cache must stay off)."""
-    model = make_model("llama")
-    first, second = tokens(1, 12, seed=2), tokens(1, 9, seed=3)
-    ids_BT = torch.cat([first, second], dim=1)
-    positions = torch.cat([torch.arange(12), torch.arange(9)]).unsqueeze(0)
-    with evaluation_mode(model):
-        packed = token_nll(model, ids_BT, position_ids=positions)
-        alone = token_nll(model, second)
-    assert (packed[:, 12:] - alone).abs().max() < TOLERANCE
-
-
 def test_bf16_autocast_is_near_and_float32_at_the_end():
     model = make_model("qwen2")
     ids_BT = tokens(1, 33)

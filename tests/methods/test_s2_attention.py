@@ -21,7 +21,6 @@ from transformers import (
 
 from hylorada.errors import ConfigError
 from hylorada.methods.s2_attention import (
-    count_s2_layers,
     disable_s2,
     enable_s2,
     record_s2_layers,
@@ -469,16 +468,16 @@ def test_a_full_graph_compiles(share):
 
 def test_layers_are_counted_by_running():
     model = make_model("gpt2", 128)
-    assert count_s2_layers(model) == 0
+    assert len(s2_heads(model)) == 0
     state = torch.random.get_rng_state()
     assert enable_s2(model, G, "layers") == 3
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not model.training
     assert model.config.s2_group_size == G
     model.transformer.h[1].attn.is_causal = False
-    assert count_s2_layers(model) == 2
+    assert len(s2_heads(model)) == 2
     model.config._attn_implementation = "sdpa"  # the settings alone do not count
-    assert count_s2_layers(model) == 0
+    assert len(s2_heads(model)) == 0
 
 
 def test_only_training_takes_the_segments_unless_asked():
@@ -585,5 +584,5 @@ def test_models_that_cannot_take_it_are_refused(config, words):
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ConfigError, match=words):
         enable_s2(model, G, "heads")
-    assert count_s2_layers(model) == 0
+    assert len(s2_heads(model)) == 0
     assert not hasattr(model.config, "s2_group_size")

@@ -158,10 +158,10 @@ def unique_names() -> Callable[[str], str]:
     return unique
 
 
-def document(name: str, text: str, words: int | None = None) -> Document:
+def document(name: str, text: str) -> Document:
     """A document of text that a file stores, with its bytes as stored and plain newlines.
 
     Where every line ends in `\\r\\n`, the change loses nothing: the log-likelihood of the plain
     text is that of the stored one, whose bytes are therefore the ones to divide by.
     """
-    return Document(name, plain_newlines(text), words=words, bytes=len(text.encode()))
+    return Document(name, plain_newlines(text), bytes=len(text.encode()))

@@ -1,8 +1,8 @@
 """Perplexity: exp(sum of negative log-likelihoods / number of scored tokens), by convention.
 
-Sums are kept in float64 and divided once. The mean of per-document or per-batch perplexities is
-another (and larger) number; it is formed for the convention `paper` alone, which is kept to compare
-with a published table. Which tokens count is said in `windows`.
+Sums are kept in float64 and divided once. The mean of per-document or per-batch perplexities would
+be another, larger number; only the convention `paper` takes it, to compare with a published table.
+Which tokens are scored, and with how much context: `windows`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hylorada.records.outcome import is_out_of_memory
 
 
 class TokenDocument(Protocol):
-    """A tokenised document: what `evaluate_perplexity` needs to know of the data room."""
+    """What `evaluate_perplexity` needs of a tokenised document."""
 
     @property
     def name(self) -> str:
@@ -57,10 +57,10 @@ class TokenDocument(Protocol):
 
 @dataclass
 class Progress:
-    """What the callback of `evaluate_perplexity` is told after each batch.
+    """What the callback of `evaluate_perplexity` gets after each batch.
 
-    Raising from the callback ends the evaluation cleanly; `state()` before that, given back later,
-    continues it with the same sums to the last bit.
+    Raising from the callback ends the evaluation cleanly. A later call that is given the value of
+    `state()` continues it, with the same sums to the last bit.
 
     Attributes:
         convention: the convention under way.
@@ -79,7 +79,7 @@ class Progress:
 
 @dataclass
 class _Sums:
-    """Running sums of one convention; everything that a resumed evaluation needs."""
+    """Running sums of one convention: everything that an evaluation needs to be continued."""
 
     plan: str  # hash of the windows
     window: int
@@ -148,11 +148,11 @@ def evaluate_perplexity(
         documents: the split; a window never crosses from one document to the next.
         settings: conventions, stride, how much of the split, batch size.
         window: tokens of context; the same for every arm that is compared.
-        cover: for a model measured in a window that is not the run's (the untouched base in its
-            own): the run's window, whose blocks decide which tokens are scored. The stride is then
-            half of `window`, since `settings.stride` belongs to the run's.
-        words: of the split, where its authors published a number; None: the sum over documents.
+        cover: the run's window, for a model that is measured in another one (the untouched base in
+            its own); blocks of the run's window then decide which tokens are scored, and the stride
+            is half of `window`, since `settings.stride` belongs to the run's. 0: `window` is it.
         paragraphs: of the split; the documents of the convention `paper`.
+        words: of the split, where its authors published a number; None: the sum over documents.
         chunk: scored tokens whose logits exist at one time.
         autocast_dtype: run under autocast with this type; None: the model's own precision.
         progress: called after each batch; may raise to stop.
@@ -177,25 +177,25 @@ def evaluate_perplexity(
             sums[convention].restore(state[convention])
 
     def snapshot() -> dict[str, Any]:
-        return {name: part.to_dict() for name, part in sums.items() if part.batches_done}
+        return {name: each.to_dict() for name, each in sums.items() if each.batches_done}
 
     results = {}
-    for convention, (documents, plan) in plans.items():
-        part = sums[convention]
+    for convention, (text, plan) in plans.items():
+        running = sums[convention]
         total = sum(item.scored for batch in plan for item in batch)
         with evaluation_mode(model, autocast_dtype) as device:
-            ask = functools.partial(_nll, model, documents, chunk=chunk, device=device)
-            left = plan[part.batches_done :]
-            for batch, nll_BT in zip(left, ranks.in_order(left, ask), strict=True):
-                part.add(batch, nll_BT)
+            nll_of = functools.partial(_nll, model, text, chunk=chunk, device=device)
+            left = plan[running.batches_done :]
+            for batch, nll_BT in zip(left, ranks.in_order(left, nll_of), strict=True):
+                running.add(batch, nll_BT)
                 if not np.isfinite(nll_BT).all():
-                    names = ", ".join(sorted({documents[item.document].name for item in batch}))
+                    names = ", ".join(sorted({text[item.document].name for item in batch}))
                     raise DivergedError(f"evaluation: the loss is not finite on {names}")
                 if progress is not None:
-                    done = int(part.document_tokens.sum())
-                    nll = float(part.document_nll.sum())
+                    done = int(running.document_tokens.sum())
+                    nll = float(running.document_nll.sum())
                     progress(Progress(convention, done, total, nll, snapshot))
-        results[convention] = _result(part, documents, convention, settings, stride, words)
+        results[convention] = _result(running, text, convention, settings, stride, words)
     if "word" in settings.conventions and "word" not in results:
         results["word"] = replace(results["sliding"], convention="word")
     return {convention: results[convention] for convention in settings.conventions}
@@ -209,10 +209,10 @@ def planned_windows(
     cover: int = 0,
     paragraphs: Sequence[TokenDocument] | None = None,
 ) -> dict[str, tuple[Sequence[TokenDocument], list[list[Window]]]]:
-    """What is run for each convention: its text, and its windows in batches.
+    """For each convention, its text and its windows in batches.
 
-    `word` is not among them where `sliding` is, which has the same windows. Arguments and errors
-    as of `evaluate_perplexity`.
+    Without `word` where `sliding` is asked for too, which has the same windows. Arguments and
+    errors are those of `evaluate_perplexity`.
     """
     plans = {}
     for convention in settings.conventions:
@@ -234,7 +234,7 @@ def scored_text(
     window: int,
     paragraphs: Sequence[TokenDocument] | None = None,
 ) -> tuple[Sequence[TokenDocument], int]:
-    """What a convention scores, and the most blocks of it (0: all).
+    """The text that a convention scores, and the most blocks of it that are scored (0: all).
 
     Args:
         convention: one of `settings.conventions`.
@@ -254,10 +254,10 @@ def scored_text(
         text = paragraphs
     lengths = [len(document.tokens) for document in text]
     if not any(length > 1 for length in lengths):
-        what = "paragraph" if convention == "paper" else "document"
+        unit = "paragraph" if convention == "paper" else "document"
         raise DataError(
-            f"evaluation: split {settings.split!r} has no {what} of at least two tokens "
-            f"({len(lengths)} {what}s); choose another split or data set"
+            f"evaluation: split {settings.split!r} has no {unit} of at least two tokens "
+            f"({len(lengths)} {unit}s); choose another split or data set"
         )
     limit = block_limit(lengths, window, settings.max_tokens, settings.max_blocks)
     if limit and convention in ("word", "paper"):
@@ -284,7 +284,7 @@ def _nll(
     chunk: int,
     device: torch.device,
 ) -> np.ndarray:
-    """The float64 NLLs of a batch, [B, T]."""
+    """The negative log-likelihoods of a batch, float64 [B, T]; 0 where nothing is scored."""
     # [B, T + 1]: the input and, one further, the last target.
     tokens = np.stack(
         [np.asarray(documents[w.document].tokens[w.start : w.end + 1]) for w in batch]
@@ -310,7 +310,7 @@ def _nll_that_fits(model: nn.Module, ids_BT: Tensor, targets_BT: Tensor, chunk: 
 
 
 def _result(
-    part: _Sums,
+    sums: _Sums,
     documents: Sequence[TokenDocument],
     convention: str,
     settings: PerplexityConfig,
@@ -318,16 +318,16 @@ def _result(
     words: int | None,
 ) -> PerplexityResult:
     could_be = scorable([len(document.tokens) for document in documents])
-    tokens = int(part.document_tokens.sum())
+    tokens = int(sums.document_tokens.sum())
     whole = tokens == could_be
-    count = min(settings.position_buckets, part.window)
-    edges = [i * part.window // count for i in range(count + 1)]
+    count = min(settings.position_buckets, sums.window)
+    edges = [i * sums.window // count for i in range(count + 1)]
     return PerplexityResult(
         convention=convention,
-        window=part.window,
-        stride=effective_stride(part.window, stride) if convention in ("sliding", "word") else None,
+        window=sums.window,
+        stride=effective_stride(sums.window, stride) if convention in ("sliding", "word") else None,
         split=settings.split,
-        sum_nll=float(part.document_nll.sum()),
+        sum_nll=float(sums.document_nll.sum()),
         tokens=tokens,
         scorable_tokens=could_be,
         words=(words or sum(document.words for document in documents)) if whole else None,
@@ -336,15 +336,15 @@ def _result(
             Bucket(
                 start,
                 end,
-                float(part.position_nll[start:end].sum()),
-                int(part.position_tokens[start:end].sum()),
+                float(sums.position_nll[start:end].sum()),
+                int(sums.position_tokens[start:end].sum()),
             )
             for start, end in itertools.pairwise(edges)
         ],
         by_document=[
             DocumentScore(document.name, float(nll), int(scored))
             for document, nll, scored in zip(
-                documents, part.document_nll, part.document_tokens, strict=True
+                documents, sums.document_nll, sums.document_tokens, strict=True
             )
             if scored
         ],

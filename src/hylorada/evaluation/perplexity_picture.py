@@ -1,13 +1,15 @@
-"""Loss by position in the window, drawn from records."""
+"""Loss by position and perplexity by training time, drawn from the records of one comparison."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from hylorada.comparison.arms import Comparison
+from hylorada.comparison.collect import Record
 from hylorada.comparison.drawing import (
     BASE,
     base_style,
@@ -19,7 +21,7 @@ from hylorada.comparison.drawing import (
     where,
 )
 from hylorada.comparison.picture import Picture
-from hylorada.comparison.subjects import bases
+from hylorada.comparison.subjects import bases, shown_arms
 from hylorada.records.metric_names import COMPARED
 
 
@@ -94,3 +96,84 @@ class _Line:
         ]
         self.x_K = np.array([(rows[0][i]["start"] + rows[0][i]["end"]) / 2 for i in keep])
         self.rows_SK = np.array([[r[i]["sum_nll"] / r[i]["tokens"] for i in keep] for r in rows])
+
+
+def ppl_by_time(comparison: Comparison, metric: str, name: str) -> Picture | None:
+    """Perplexity against seconds of training.
+
+    Of the validation split while it trained, where that was measured and timed; otherwise of the
+    evaluated split at the end, a point for each arm with the ranges of its seeds.
+    """
+    curves = {arm.label: [_validation(run) for run in arm.ok] for arm in shown_arms(comparison)}
+    if any(len(curve[0]) > 1 for found in curves.values() for curve in found):
+        return _curves(comparison, curves, name)
+    with figure_and_axes() as (figure, axes):
+        drawn = 0
+        for arm in shown_arms(comparison):
+            timed = [(run, s) for run in arm.ok if (s := run.part("training").get("seconds"))]
+            points = [(s, m["value"]) for run, s in timed if (m := run.metric(metric))]
+            points = [(s, ppl) for s, ppl in points if ppl is not None]
+            if not points:
+                continue
+            x_S, y_S = np.array(points).T
+            x, y = x_S.mean(), y_S.mean()
+            style = {**method_style(arm, comparison), "linestyle": ""}
+            axes.errorbar(
+                [x], [y], xerr=[[x - x_S.min()], [x_S.max() - x]], capsize=2.5,
+                yerr=[[y - y_S.min()], [y_S.max() - y]], elinewidth=1, label=arm.label, **style,
+            )  # fmt: skip
+            drawn += 1
+        if drawn < 2:
+            return None
+        axes.margins(0.2)
+        axes.set_xlim(left=0)
+        convention = next(key for key, value in COMPARED.items() if value == metric)
+        axes.set_xlabel("training time, seconds")
+        axes.set_ylabel(f"PPL, {convention}")
+        seeds = max(len(arm.ok) for arm in comparison.arms)
+        caption = (
+            f"Perplexity by training time, {where(comparison)}: {convention} convention, at the "
+            "end of training; further left is faster, lower is better"
+            + ("; mean and range of the seeds." if seeds > 1 else "; one seed.")
+        )
+        finish(figure, axes, "Perplexity by training time", comparison)
+        return picture(figure, name, caption)
+
+
+def _curves(
+    comparison: Comparison, curves: dict[str, list[tuple[list[float], list[float]]]], name: str
+) -> Picture:
+    with figure_and_axes() as (figure, axes):
+        for arm in shown_arms(comparison):
+            found = [curve for curve in curves[arm.label] if len(curve[0]) > 1]
+            alike = [curve for curve in found if len(curve[0]) == len(found[0][0])]
+            if alike:
+                seconds_N = np.mean([seconds for seconds, _ in alike], axis=0)
+                ppl_SN = np.array([ppl for _, ppl in alike])
+                style = method_style(arm, comparison)
+                mean_and_range(axes, seconds_N, ppl_SN, label=arm.label, **style)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("training time, seconds")
+        axes.set_ylabel("PPL, validation, blocks")
+        several = any(len(arm.ok) > 1 for arm in comparison.arms)
+        caption = (
+            f"Perplexity of the validation split by training time, {where(comparison)}; lower is "
+            "better"
+            + ("; means of the seeds, bands: range between them." if several else "; one seed.")
+        )
+        finish(figure, axes, "Perplexity by training time", comparison)
+        return picture(figure, name, caption)
+
+
+def _validation(run: Record) -> tuple[list[float], list[float]]:
+    """Seconds of training and perplexity of the validation split at each time it was measured."""
+    # A continued run has some steps twice: the later line is of the attempt that counted.
+    by_step = {line["step"]: line["seconds"] for line in run.timing if "seconds" in line}
+    steps = sorted(by_step)
+    passed = dict(zip(steps, accumulate(by_step[step] for step in steps), strict=True))
+    points = [
+        (passed[line["step"]], line["validation/ppl"])
+        for line in run.history
+        if line.get("validation/ppl") is not None and line.get("step") in passed
+    ]
+    return [x for x, _ in points], [y for _, y in points]

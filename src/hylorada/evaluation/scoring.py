@@ -56,8 +56,6 @@ def token_nll(
     targets_BT: Tensor | None = None,
     *,
     chunk: int = 512,
-    position_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """-log p(target at t | input up to and including t), in nats, for every position.
 
@@ -70,8 +68,6 @@ def token_nll(
         targets_BT: the token to predict at each position, [B, T]; `IGNORE` where none is scored.
             None: the input shifted left by one, nothing at the last position.
         chunk: scored tokens whose logits exist at one time.
-        position_ids: passed on to the model, [B, T].
-        attention_mask: passed on to the model.
 
     Returns:
         float32 [B, T]; 0 where nothing is scored. The logarithm is taken in float32 whatever the
@@ -82,13 +78,7 @@ def token_nll(
         targets_BT[:, :-1] = input_ids_BT[:, 1:]
     assert targets_BT.shape == input_ids_BT.shape, (targets_BT.shape, input_ids_BT.shape)
     assert chunk > 0, chunk
-    # use_cache=False: with it on, transformers would not see packed documents in position_ids.
-    extra = {"position_ids": position_ids, "attention_mask": attention_mask}
-    h_BTD = anatomy.backbone(model)(
-        input_ids=input_ids_BT,
-        use_cache=False,
-        **{name: value for name, value in extra.items() if value is not None},
-    ).last_hidden_state
+    h_BTD = anatomy.backbone(model)(input_ids=input_ids_BT, use_cache=False).last_hidden_state
     index_N = (targets_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
     target_N = targets_BT.reshape(-1)[index_N]
     h_FD = h_BTD.reshape(-1, h_BTD.shape[-1])  # F = B * T

@@ -149,11 +149,6 @@ def use_attention(model: nn.Module, implementation: str) -> None:
     decoder(model).set_attn_implementation(implementation)
 
 
-def count_s2_layers(model: nn.Module) -> int:
-    """The number of layers whose attention really runs in segments in training (`s2_heads`)."""
-    return len(s2_heads(model))
-
-
 def s2_heads(model: nn.Module) -> dict[int, tuple[int, int]]:
     """Index of a layer -> its heads that really run in segments during training, and all its heads.
 

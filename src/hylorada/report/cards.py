@@ -5,7 +5,7 @@ from __future__ import annotations
 from hylorada.comparison.cells import NOT_MEASURED, Cell, Column
 from hylorada.report.html_parts import numeric, shown_cell, text
 from hylorada.report.hypotheses import HEADINGS, LEAD, TITLE
-from hylorada.report.table import GROUP, Row, Section, Table, cell
+from hylorada.report.table import GROUP, Row, Table, cell
 
 
 def main_table(table: Table) -> str:
@@ -66,19 +66,16 @@ def cards(table: Table) -> str:
     for section in table.sections:
         found = table.cards(section)
         if found:
-            inner = "".join(_card(row, told) for row, told in found)
-            parts.append(f'<h3>{text(_title(table, section))}</h3><div class="cards">{inner}</div>')
+            inner = "".join(_card(row, cells) for row, cells in found)
+            title = text(f"Each method, {section.heading}")
+            parts.append(f'<h3>{title}</h3><div class="cards">{inner}</div>')
     return "\n".join(parts)
 
 
-def _title(table: Table, section: Section) -> str:
-    return f"Each method, {section.heading}"
-
-
-def _card(row: Row, told: list[tuple[Column, Cell]]) -> str:
+def _card(row: Row, cells: list[tuple[Column, Cell]]) -> str:
     items = "".join(
         f"<dt{_part(column)}>{text(column.heading)}</dt><dd>{shown_cell(item)}</dd>"
-        for column, item in told
+        for column, item in cells
     )
     name = text(cell(row, "method").text)
     return (

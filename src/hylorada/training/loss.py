@@ -43,7 +43,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_N: Tensor,
         chunks: list[slice],
-        ignore_index: int,
         dtype: torch.dtype,
         function: LogitFunction,
     ) -> Tensor:
@@ -54,7 +53,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias_V = (
             torch.zeros_like(bias_V, dtype=exact) if bias_V is not None and needs_bias else None
         )
-        scored_N = labels_N != ignore_index
+        scored_N = labels_N != IGNORE
         labels_N1 = labels_N.where(scored_N, 0).unsqueeze(1)
         # of each token: its largest logit, that one's probability, the logit of its label
         parts_3N = hidden_ND.new_zeros(3, len(labels_N), dtype=exact)
@@ -117,7 +116,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
-            None,
         )
 
 
@@ -154,7 +152,6 @@ def chunked_cross_entropy(
     *,
     chunk: int = 512,
     num_tokens: Tensor | float | None = None,
-    ignore_index: int = IGNORE,
     function: LogitFunction = PLAIN,
 ) -> Tensor:
     """``cross_entropy(hidden @ weight.T + bias, labels)`` without the logits of all tokens.
@@ -167,13 +164,13 @@ def chunked_cross_entropy(
         weight: the output head's matrix, [V, D]; gets a gradient if it requires one.
         bias: [V] or None; likewise.
         labels: token ids, the shape of ``hidden`` without D. Not shifted here: ``labels[..., t]``
-            is what ``hidden[..., t]`` should predict. On the CPU, wherever ``hidden`` is, chunks in
-            which nothing is scored are passed over; on another device all are computed.
+            is what ``hidden[..., t]`` should predict, `IGNORE` where nothing is scored. If they
+            are on the CPU, wherever ``hidden`` is, chunks in which nothing is scored are passed
+            over; on another device all are computed.
         chunk: tokens whose logits exist at one time, at most (a CPU is faster with fewer); 0: as
             many as suit the device and the vocabulary.
         num_tokens: what the sum is divided by, as ``num_items_in_batch`` in transformers; 1 gives
             the sum, None the mean over the scored tokens.
-        ignore_index: label of positions that are not scored.
         function: what the model does to its hidden states and logits around the head; its ``size``
             is that of ``weight``.
 
@@ -189,7 +186,7 @@ def chunked_cross_entropy(
         raise ValueError(f"labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}")
     labels_N = labels.reshape(-1)
     rows = _rows_at_a_time(chunk, weight.shape[0], hidden.device)
-    chunks = _chunks(labels_N != ignore_index, rows)
+    chunks = _chunks(labels_N != IGNORE, rows)
     labels_N = labels_N.to(hidden.device, non_blocking=True)
     loss = _ChunkedCrossEntropy.apply(
         hidden.reshape(-1, hidden.shape[-1]),
@@ -197,21 +194,20 @@ def chunked_cross_entropy(
         bias,
         labels_N,
         chunks,
-        ignore_index,
         product_dtype(hidden),
         function,
     )
     if num_tokens is None:
-        num_tokens = (labels_N != ignore_index).sum().clamp(min=1)
+        num_tokens = (labels_N != IGNORE).sum().clamp(min=1)
     return loss / num_tokens
 
 
-def next_token_labels(labels_BT: Tensor, ignore_index: int = IGNORE) -> Tensor:
+def next_token_labels(labels_BT: Tensor) -> Tensor:
     """Labels aligned with the token that predicts them: ``out[:, t] = labels[:, t + 1]``.
 
     The last position predicts nothing and is ignored.
     """
-    shifted_BT = torch.full_like(labels_BT, ignore_index)
+    shifted_BT = torch.full_like(labels_BT, IGNORE)
     shifted_BT[:, :-1] = labels_BT[:, 1:]
     return shifted_BT
 

@@ -322,8 +322,7 @@ class Perplexity(Measurement):
         One convention is enough: sliding holds the ends of windows only.
         """
         from hylorada.evaluation.component_picture import gain_by_component
-        from hylorada.evaluation.perplexity_by_length import ppl_by_time
-        from hylorada.evaluation.perplexity_picture import loss_by_position
+        from hylorada.evaluation.perplexity_picture import loss_by_position, ppl_by_time
 
         convention = next((c for c, metric in COMPARED.items() if held(comparison, metric)), None)
         if convention is None:
