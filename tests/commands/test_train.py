@@ -477,14 +477,11 @@ Calls = list[tuple[str, str, RunConfig]]
 def evaluator(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
     """A finished run in `done/`, and a stand-in that notes what it is asked to measure."""
     calls: Calls = []
-    module = types.ModuleType("hylorada.runner.evaluate")
-    for kind in ("run", "adapter"):
+    for kind, name in (("run", "evaluate"), ("adapter", "evaluate_adapter")):
+        module = types.ModuleType(f"hylorada.runner.{name}")
         note = lambda place, config, kind=kind: calls.append((kind, place, config))  # noqa: E731
         setattr(module, f"evaluate_{kind}", note)
-    monkeypatch.setitem(sys.modules, "hylorada.runner.evaluate", module)
-    import hylorada.runner
-
-    monkeypatch.setattr(hylorada.runner, "evaluate", module, raising=False)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     config = RunConfig(seed=5)
     config.eval.perplexity.max_blocks = 7
     Path("done").mkdir()

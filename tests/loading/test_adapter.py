@@ -16,7 +16,7 @@ from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.scoring import token_nll
 from hylorada.loading.adapter import attach_adapter, read_settings
 from hylorada.loading.backbone import load_backbone
-from hylorada.runner.evaluate import evaluate_adapter
+from hylorada.runner.evaluate_adapter import evaluate_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on every odd configuration
 

@@ -31,7 +31,8 @@ from hylorada.records.schema import (
     record_flaws,
 )
 from hylorada.records.training_schema import SkippedLine, TimingLine, TrainingLine, ValidationLine
-from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
+from hylorada.runner.evaluate import evaluate_run
+from hylorada.runner.evaluate_adapter import evaluate_adapter
 from hylorada.runner.run import run
 
 SOURCE = Path(hylorada.__file__).parent

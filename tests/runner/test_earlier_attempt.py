@@ -33,7 +33,8 @@ from hylorada.loading import inputs as module
 from hylorada.loading.finished_run import load_run
 from hylorada.loading.inputs import Inputs
 from hylorada.runner.earlier_attempt import already_done, check_hardware
-from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
+from hylorada.runner.evaluate import evaluate_run
+from hylorada.runner.evaluate_adapter import evaluate_adapter
 from hylorada.runner.measure import Meter
 from hylorada.runner.run import run
 

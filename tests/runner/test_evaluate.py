@@ -19,7 +19,8 @@ from hylorada.loading.backbone import load_backbone
 from hylorada.loading.finished_run import load_run
 from hylorada.process.disk import exclusive
 from hylorada.runner import measure
-from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
+from hylorada.runner.evaluate import evaluate_run
+from hylorada.runner.evaluate_adapter import evaluate_adapter
 from hylorada.runner.run import run
 from hylorada.settings.fingerprint import run_name
 

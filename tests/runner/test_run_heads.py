@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hylorada.errors import ConfigError
-from hylorada.runner.evaluate import evaluate_adapter
+from hylorada.runner.evaluate_adapter import evaluate_adapter
 from hylorada.runner.run import run
 
 TEXT = "alpha beta gamma delta alpha beta"  # one block, so that the model's own loss is the oracle

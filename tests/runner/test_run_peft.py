@@ -12,7 +12,8 @@ from helpers.tiny_runs import killed, outcome, result, run_here, run_to_end
 from hylorada.commands.report import main as report
 from hylorada.errors import ConfigError
 from hylorada.loading.finished_run import load_run
-from hylorada.runner.evaluate import evaluate_adapter, evaluate_run
+from hylorada.runner.evaluate import evaluate_run
+from hylorada.runner.evaluate_adapter import evaluate_adapter
 from hylorada.runner.export import export
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.run import run

@@ -107,12 +107,14 @@ def main(words: Sequence[str]) -> int:
     config = asked if kind == "adapter" else _of_finished_run(Path(place), asked, keys)
     check_settings(config)
     log_to_terminal()
-    from hylorada.runner import evaluate as runner
-
     if kind == "adapter":
-        runner.evaluate_adapter(place, config)
+        from hylorada.runner.evaluate_adapter import evaluate_adapter
+
+        evaluate_adapter(place, config)
     else:
-        runner.evaluate_run(place, config)
+        from hylorada.runner.evaluate import evaluate_run
+
+        evaluate_run(place, config)
     return 0
 
 
@@ -140,9 +142,9 @@ def _of_chosen(
     chosen.refuse_split(asked.eval)
     selection = chosen.choose(folder, selected, partial=partial)
     log_to_terminal()
-    from hylorada.runner import evaluate as runner
+    from hylorada.runner.evaluate import evaluate_run
 
-    code = chosen.measure(selection, config_of, runner.evaluate_run, str(folder))
+    code = chosen.measure(selection, config_of, evaluate_run, str(folder))
     say(f"next: hylorada-report {folder} --select {','.join(selection.keys)}")
     return code
 

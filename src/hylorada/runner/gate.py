@@ -15,7 +15,7 @@ from hylorada.methods.integrity import Check, IntegrityReport, check_integrity
 from hylorada.methods.integrity.as_trained import Conditions, check_in_place
 from hylorada.process.ranks import ALONE, Ranks
 from hylorada.process.signals import Stop
-from hylorada.runner.parts import prove_parts
+from hylorada.runner.sharding import prove_parts
 from hylorada.training.loss import LossModel
 from hylorada.training.recomputation import as_configured
 

@@ -1,4 +1,7 @@
-"""What a run does otherwise where it has several processes: the first one writes, the rest help."""
+"""A run of several processes: what each of them does, and which settings they cannot have.
+
+The first one writes and reports; the others help it to compute.
+"""
 
 from __future__ import annotations
 

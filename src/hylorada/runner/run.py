@@ -54,7 +54,6 @@ from hylorada.runner.earlier_attempt import (
 from hylorada.runner.gate import prove
 from hylorada.runner.launch import start_processes, starts_processes
 from hylorada.runner.measure import make_meter
-from hylorada.runner.parts import loss_of_parts, sent_in_parts, share_base_out
 from hylorada.runner.preflight import Preflight
 from hylorada.runner.preparation import Part
 from hylorada.runner.processes import (
@@ -66,6 +65,7 @@ from hylorada.runner.processes import (
     own_directory,
     refuse_draws,
 )
+from hylorada.runner.sharding import loss_of_parts, sent_in_parts, share_base_out
 from hylorada.runner.summary import print_summary
 from hylorada.runner.texts import Texts, read_texts
 from hylorada.runner.training_record import ending_fields, training_fields

@@ -1,4 +1,4 @@
-"""What is measured: `eval`."""
+"""Checks of `eval`: the settings of what is measured."""
 
 from __future__ import annotations
 

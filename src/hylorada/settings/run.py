@@ -1,4 +1,4 @@
-"""Everything but `eval`: method, model, data, training, and what they are together."""
+"""The checks of a run's settings; those of `eval` are in `settings.evaluation`."""
 
 from __future__ import annotations
 

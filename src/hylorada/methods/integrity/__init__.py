@@ -50,7 +50,7 @@ from hylorada.methods.integrity import (
     rope,
     special_tokens,
 )
-from hylorada.methods.integrity.adapters import refuse_what_cannot_be_asked
+from hylorada.methods.integrity.adapters import refuse_unsupported_adapter
 from hylorada.methods.integrity.probe import DEFAULT_LENGTH, Probe, as_found, vocabulary_size
 from hylorada.methods.integrity.report import Check, IntegrityReport, outcome
 from hylorada.settings.run import SHORTEST_PROBE
@@ -105,7 +105,7 @@ def check_integrity(
 
     with as_found(model):
         probe = Probe(model, vocabulary, length, seed)
-        refuse_what_cannot_be_asked(probe.adapter, probe.logits)
+        refuse_unsupported_adapter(probe.adapter, probe.logits)
         report.probed["short"] = probe.described()
         if probe.adapter is not None:
             report.parameters = {

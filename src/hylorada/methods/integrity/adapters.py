@@ -26,8 +26,8 @@ def _name(adapter: Any) -> str:
     return str(getattr(adapter.peft_type, "name", adapter.peft_type))
 
 
-def refuse_what_cannot_be_asked(adapter: Any, run: Callable[[], Any]) -> None:
-    """Methods that need more than token ids, or that add tokens of their own.
+def refuse_unsupported_adapter(adapter: Any, run: Callable[[], Any]) -> None:
+    """Refuse methods of peft that need more than token ids, or that add tokens of their own.
 
     Raises:
         ConfigError: the adapter is of such a method.

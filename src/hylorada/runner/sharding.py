@@ -1,4 +1,4 @@
-"""What a run does otherwise where its sequences are split over processes, or its base is."""
+"""A run whose sequences, or whose frozen base, are split over several processes."""
 
 from __future__ import annotations
 
