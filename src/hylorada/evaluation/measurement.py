@@ -209,11 +209,11 @@ class Measurement:
     # --- measuring a finished run again ---
 
     def replaced_with(self, metric: str) -> str:
-        """A metric's family: with one of it that is measured anew all of its old ones go."""
+        """A metric's family: a new number of a family replaces all old ones of it in a record."""
         return metric.partition("@")[0]
 
     def all_anew(self, record: Mapping[str, Any], config: RunConfig, text: Text) -> bool:
-        """Whether all its numbers in a record go with one new one, being of something else."""
+        """Whether new numbers replace all old ones: those are of another text or settings."""
         return False
 
     # --- the end of a run: terminal and trackers ---

@@ -1,4 +1,4 @@
-"""How adapters get onto a model: peft learns our name, `adapt` and `load_adapter` attach."""
+"""Attaching adapters: `adapt` a new one, `load_adapter` a saved one; peft learns our name."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def load_adapter(base_model: nn.Module, folder: Path | str) -> PeftModel:
 
 @contextmanager
 def seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """Draw from a generator of one's own inside the block; None: from torch's as it stands."""
+    """Seed torch's generators inside the block and put them back; None leaves them as they are."""
     if seed is None:
         yield
         return
@@ -146,7 +146,7 @@ def seeded(model: nn.Module, seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def between_peft_and_transformers() -> Iterator[None]:
-    """peft asks a model for `is_gradient_checkpointing`, a name that transformers 5 gives up."""
+    """Silence a warning: peft reads `is_gradient_checkpointing`, which transformers deprecates."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning

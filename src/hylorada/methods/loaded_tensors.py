@@ -61,7 +61,7 @@ def check_loaded(model: PeftModel, folder: Path | str, adapter_name: str = "defa
 
 
 def refuse_unfitting(what: str, missing: list[str], unexpected: list[str]) -> None:
-    """One line for an adapter whose file does not hold just its tensors.
+    """Refuse an adapter whose file lacks some of its tensors, or holds others.
 
     Args:
         what: was loaded.

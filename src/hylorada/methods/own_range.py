@@ -41,18 +41,18 @@ _known: WeakKeyDictionary[nn.Module, tuple[Asked, Report]] = WeakKeyDictionary()
 
 
 def remember(lm: nn.Module, asked: Asked, report: Report) -> None:
-    """Keep what was done to a model; a later call that found nothing to do changes nothing."""
+    """Remember what was done to a model; a later call that found nothing to do is ignored."""
     if lm not in _known or report.originals:
         _known[lm] = (asked, report)
 
 
 def forget(lm: nn.Module) -> None:
-    """The model is as it was."""
+    """Forget an extension that was undone."""
     _known.pop(lm, None)
 
 
 def adopt_range(model: nn.Module) -> None:
-    """An extended model was trained in its longer range and merged: from now on that is its own.
+    """Take the longer range of an extended model, trained in it and merged, as its own range.
 
     Its config says the length (``hylorada_trained_length``), so that it can be saved, read, and
     extended again from there.
@@ -108,7 +108,7 @@ def unextended(model: nn.Module) -> Iterator[None]:
 
 
 def put(lm: Any, state: dict[str, Any]) -> None:
-    """Give a model the positions of a state, as ``originals`` of a report has them."""
+    """Give a model the positions that a state describes, such as ``originals`` of a report."""
     if "weight" in state:
         embedding = _below_adapter(lm.get_submodule(state["name"]))
         now, weight = embedding.weight, state["weight"]

@@ -72,7 +72,7 @@ def extend_range(
     rope_type: str = "auto",
     rope_factor: float = 0.0,
 ) -> RangeReport:
-    """Make ``model`` reach ``max_length`` positions, in place; nothing happens if it does.
+    """Make ``model`` reach ``max_length`` positions, in place; unless it does so already.
 
     The model's config follows (``max_position_embeddings``, ``rope_parameters``) and remembers the
     extension as ``hylorada_range``, from which `anatomy.trained_length` knows the original length.
@@ -144,7 +144,7 @@ def _extended(lm: Any, asked: Asked) -> RangeReport:
 
 
 def _done(lm: Any, trained: int) -> dict[str, Any]:
-    """The extension that this model has; empty if none, or if it was trained since, as told."""
+    """The extension that this model has; empty if it has none, or was trained in it since."""
     done = getattr(lm.config, "hylorada_range", None) or {}
     return done if done.get("from") == trained else {}
 
@@ -329,8 +329,8 @@ def _rescale_rope(
             f"position_range.rope_factor: {factor:g} x {trained} trained positions reach "
             f"{int(trained * factor)}, not max_length {max_length}; use 0 (automatic)"
         )
-    told = bool(getattr(lm.config, "hylorada_trained_length", None))
-    done = rope_tables.rescale(lm, max_length, trained, rope_type, factor, told)
+    length_is_set = bool(getattr(lm.config, "hylorada_trained_length", None))
+    done = rope_tables.rescale(lm, max_length, trained, rope_type, factor, length_is_set)
     originals = {"rescaled": done}
     reached = int(trained * factor)
     return RangeReport("rope", trained, reached, factor, done.type, originals=originals)

@@ -21,14 +21,13 @@ from hylorada.errors import ConfigError
 class Positions:
     """The integer positions of the tokens that the current decoder layer works on.
 
-    Published by a forward pre-hook on every attention module: all architectures of transformers
-    hand `position_ids` to it, and it lies inside what activation checkpointing runs again. Layers
-    recomputed in the backward pass of an earlier batch therefore see that batch's positions. (A
-    hook on the model or on a decoder layer is not run again, and gives wrong gradients without a
-    word.)
+    A forward pre-hook on every attention module publishes them: all architectures of transformers
+    hand `position_ids` to it, and activation checkpointing runs it again. Layers recomputed in the
+    backward pass of an earlier batch therefore see that batch's positions. (A hook on the model or
+    on a decoder layer is not run again, and silently gives wrong gradients.)
 
-    What is made of the positions alone is made once for all layers (`once`): they are handed one
-    and the same tensor of positions.
+    What depends on the positions alone is computed once for all layers (`once`), which are handed
+    one and the same tensor of positions.
     """
 
     def __init__(self) -> None:
@@ -36,7 +35,7 @@ class Positions:
         self._made: dict[tuple[int, int], tuple[Tensor, Any, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was made: it has a graph, which cannot be copied."""
+        """Without what `once` keeps: it has an autograd graph, which cannot be copied."""
         return {**self.__dict__, "_made": {}}
 
     def publish(self, attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -59,14 +58,15 @@ class Positions:
         return self.position_ids_BT
 
     def once(self, make: nn.Module, width: int) -> Tensor:
-        """``make(positions)`` [B, T], ``width`` times [B, T, width], when the first layer asks.
+        """``make(positions)`` [B, T], repeated to [B, T, width] and kept for all layers.
 
-        Again when the positions are another tensor, a parameter has moved, or gradients are wanted
-        that were not (or no longer): activation checkpointing runs layers in either mode.
+        It is computed for the first layer that asks, and again when the positions are another
+        tensor, a parameter has moved, or gradients are wanted that were not (or no longer):
+        activation checkpointing runs layers in either mode.
 
         Args:
-            make: whose result may be kept for a second backward pass: its graph saves no tensor.
-            width: of a view in which each number of a token is the same.
+            make: its result is kept for several backward passes, so its graph must save no tensor.
+            width: how often each token's number stands in the result, which is a view.
         """
         position_ids_BT = self.current()
         if torch.compiler.is_compiling():
@@ -85,7 +85,7 @@ class Positions:
         return kept[2]
 
     def forget(self, *_: Any) -> None:
-        """Make all anew: the pre-hook of the decoder, so that nothing outlives its forward pass."""
+        """Drop what `once` keeps; a pre-hook of the decoder, so that no forward pass reuses it."""
         self._made = {}
 
 
@@ -94,7 +94,7 @@ def _spread(x_BT: Tensor, width: int) -> Tensor:
 
 
 def _stamp(x: Tensor) -> tuple[int, int]:
-    """Another one once x has been written to; a tensor of inference mode does not count that."""
+    """Changes when x is written to, except in inference mode, whose tensors have no version."""
     return x.data_ptr(), 0 if x.is_inference() else x._version
 
 

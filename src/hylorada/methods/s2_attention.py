@@ -145,7 +145,7 @@ def attention_of(model: nn.Module) -> str:
 
 
 def use_attention(model: nn.Module, implementation: str) -> None:
-    """Set it; a part that reads pictures keeps its own."""
+    """Set the attention implementation of the language model; a vision part keeps its own."""
     decoder(model).set_attn_implementation(implementation)
 
 

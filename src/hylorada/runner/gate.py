@@ -90,6 +90,6 @@ def prove(
 
 @contextmanager
 def _as_written(model: Any, compiled: CompiledLayers) -> Iterator[None]:
-    """The model's own kernels, and its layers not compiled."""
+    """Inside the block, run the model's own kernels, and its layers without torch.compile."""
     with own_kernels(model), compiled.resting():
         yield

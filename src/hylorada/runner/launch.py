@@ -107,9 +107,9 @@ def start_processes(
 
 
 def _cause(failures: Mapping[int, Any]) -> Exception:
-    """What ended the processes.
+    """The error that ended the processes.
 
-    One that missed another, or that the agent told to end, is not the cause.
+    A process that lost another one, or that the agent ended, is not the cause.
 
     Args:
         failures: by rank, as torch's agent describes them.
@@ -122,7 +122,7 @@ def _cause(failures: Mapping[int, Any]) -> Exception:
             item[1].timestamp,
         ),
     )
-    code, told = failure.exitcode, failure.message
+    code, message = failure.exitcode, failure.message
     if code < 0:
         name = signal.Signals(-code).name
         error = PeerError(
@@ -131,12 +131,12 @@ def _cause(failures: Mapping[int, Any]) -> Exception:
         error.exit_code = 128 - code
         return error
     if code > 128:
-        return Interrupted(code - 128, told)
-    return _BY_CODE.get(code, RuntimeError)(told)
+        return Interrupted(code - 128, message)
+    return _BY_CODE.get(code, RuntimeError)(message)
 
 
 def _loopback() -> dict[str, str]:
-    """Where gloo listens: it would ask for the host's name, which not every container knows."""
+    """Have gloo listen on the loopback interface: not every container can resolve its own name."""
     names = {name for _, name in socket.if_nameindex()}
     return {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in names else {}
 
@@ -155,7 +155,7 @@ def _environment(changed: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _former_handlers() -> Iterator[None]:
-    """Put back the handlers that the agent replaces."""
+    """Put back, after the block, the signal handlers that the agent replaces."""
     former: dict[signal.Signals, Any] = {s: signal.getsignal(s) for s in STOP_SIGNALS}
     try:
         yield
@@ -167,7 +167,7 @@ def _former_handlers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _remarks_in(path: Path) -> Iterator[None]:
-    """What the agent says of its work stands in run.log, and not on the terminal."""
+    """Inside the block, write the agent's log messages to run.log and not to the terminal."""
     agent = logging.getLogger("torch.distributed.elastic")
     propagated, agent.propagate = agent.propagate, False
     try:

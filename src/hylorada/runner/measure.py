@@ -66,7 +66,7 @@ class Meter:
     ranks: Ranks = ALONE
 
     def weigh(self, weights: torch.dtype) -> None:
-        """Take note of the weights' precision; bfloat16 is always run under bf16 autocast."""
+        """Note the precision of the weights; bfloat16 weights always run under bf16 autocast."""
         self.weights = weights
         if weights == torch.bfloat16:
             self.autocast = weights
@@ -114,7 +114,7 @@ class Meter:
     def measure_all(
         self, model: nn.Module, prepared: Prepared, title: str, *, partial: Path | None = None
     ) -> Metrics:
-        """Everything that is asked.
+        """The numbers of every measurement that was prepared.
 
         Args:
             model: the model; its training flags are put back.

@@ -58,13 +58,13 @@ _AROUND = 16  # bytes: room for the tokens that a tokenizer puts before and afte
 
 
 class Preflight:
-    """The checks; what several runs have in common is looked at once."""
+    """All checks before a run; what several runs have in common is checked once."""
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
 
     def check(self, config: RunConfig, *, trains: bool = True, here: bool = True) -> Blueprint:
-        """Everything that can be known of these settings without weights.
+        """Check everything that can be known of these settings without weights.
 
         Args:
             config: the run's settings, validated.
@@ -141,9 +141,9 @@ class Preflight:
         what = ["base", config.model, config.method, config.length.max_length, *of_train]
         return self._once(what, lambda: _check_method(config, opened))
 
-    def _once(self, what: list[Any], call: Callable[[], T]) -> T:
-        """The call's result or error, which for the same thing is that of the first time."""
-        key = json.dumps(what, default=dataclasses.asdict, sort_keys=True)
+    def _once(self, key_parts: list[Any], call: Callable[[], T]) -> T:
+        """The call's result or error; the call is made only the first time for the same key."""
+        key = json.dumps(key_parts, default=dataclasses.asdict, sort_keys=True)
         if key not in self._known:
             try:
                 self._known[key] = call()
@@ -177,7 +177,7 @@ def refused_cells(cells: Mapping[str, RunConfig], here: bool) -> dict[str, Hylor
 
 
 def _recorded(config: RunConfig, directory: Path, error: HyloradaError) -> HyloradaError:
-    """Leave the record of a run that was refused before it started; the error to tell."""
+    """Write the record of a run that was refused before it started; returns the error."""
     try:
         with session(directory) as (_, log), recorded(directory, blank_result(config), log):
             raise error

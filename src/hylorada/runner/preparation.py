@@ -1,7 +1,7 @@
-"""What every arm of a comparison is asked, prepared once, before anything is measured or trained.
+"""The questions of each measurement, prepared once, before anything is measured or trained.
 
-What cannot be asked is refused here. `hylorada-train`, ``hylorada-eval run=`` and
-``hylorada-eval adapter=`` prepare alike.
+Every arm of a comparison is asked the same. What cannot be asked is refused here.
+`hylorada-train`, ``hylorada-eval run=`` and ``hylorada-eval adapter=`` prepare alike.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Sources:
 
 
 def prepare(config: RunConfig, opened: Blueprint, stop: Stop) -> Prepared:
-    """What models on this base are asked.
+    """Prepare what is measured of models on this base.
 
     Args:
         config: the run's settings; its data set, window and ``eval`` say what.
@@ -112,6 +112,6 @@ def prepare(config: RunConfig, opened: Blueprint, stop: Stop) -> Prepared:
     tokenizer = opened.tokenizer
     sources = Sources(config, tokenizer, anatomy.trained_length(opened.config), stop)
     asked = [(each, each.prepare(sources)) for each in asked_for(config.eval)]
-    found = Prepared(config.eval, sources.window, sources.text(), tokenizer, [])
-    found.parts.extend(found.part(measurement, each) for measurement, each in asked)
-    return found
+    prepared = Prepared(config.eval, sources.window, sources.text(), tokenizer, [])
+    prepared.parts.extend(prepared.part(measurement, each) for measurement, each in asked)
+    return prepared

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def share_base_out(
     config: RunConfig, model: Any, backbone: Backbone, device: torch.device, ranks: Ranks
 ) -> Check | None:
-    """Leave each process its part of the base, if the settings say so.
+    """Shard the frozen base over the processes, if the settings say so.
 
     Args:
         config: the run's settings.
@@ -115,7 +115,7 @@ def prove_parts(
     report: IntegrityReport, loss_model: LossModel, tokenizer: Any, config: RunConfig,
     autocast: torch.dtype | None, ranks: Ranks, packed: bool,
 ) -> None:  # fmt: skip
-    """Add to a report that sequences in parts are sequences, if the settings split them."""
+    """Add the check of split sequences to a report, if the settings split them."""
     if config.sequence_ranks == 1:
         return
     group = ranks.split_sequences(config.sequence_ranks)

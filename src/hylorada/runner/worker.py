@@ -20,7 +20,10 @@ TASK = "HYLORADA_TASK"
 
 
 def main() -> int:
-    """Do it; returns the exit code. Why it ended is told where torch's agent looks for it."""
+    """Train or measure as `TASK` says; returns the exit code.
+
+    An error is written where torch's agent looks for it.
+    """
     task = json.loads(os.environ.pop(TASK))
     # Its directory is free at that moment: nothing may go on there.
     end_with(task["parent"], signal.SIGKILL)

@@ -5,7 +5,7 @@ way through the layers. So the loss is multiplied by a power of two before the b
 gradients, in float32, are divided by it afterwards, exactly. The factor is searched for: a gradient
 that overflows halves it and moves no weight, and after `PATIENCE` steps without one it is doubled.
 
-Nothing here asks the device a question: factor and count are tensors on it.
+Nothing here waits for the device: factor and count are tensors on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 FIRST = 2.0**16
-LAST = 1.0  # an overflow without a factor is no matter of the factor
+LAST = 1.0  # a gradient that overflows without a factor is a divergence
 MOST = 2.0**24
 PATIENCE = 2000  # steps
 
@@ -39,7 +39,7 @@ class LossScale:
         return loss * self.factor
 
     def take_off(self, gradients: Sequence[Tensor]) -> None:
-        """Divide gradients, in place."""
+        """Divide gradients by the factor, in place."""
         torch._foreach_mul_(list(gradients), self.factor.reciprocal())
 
     def update(self, loss: Tensor, norm: Tensor) -> None:
@@ -49,12 +49,13 @@ class LossScale:
             loss: of this step, without the factor; where it is not finite, the factor stays.
             norm: of its gradients.
         """
-        fits, ours = torch.isfinite(norm), torch.isfinite(loss)
+        fits, loss_is_finite = torch.isfinite(norm), torch.isfinite(loss)
         steps = torch.where(fits, self.steps + 1, 0)
         grown = torch.where(steps >= PATIENCE, (self.factor * 2).clamp(max=MOST), self.factor)
         factor = torch.where(fits, grown, (self.factor / 2).clamp(min=LAST))
-        self.factor = torch.where(ours, factor, self.factor)
-        self.steps = torch.where(ours, torch.where(steps >= PATIENCE, 0, steps), self.steps)
+        self.factor = torch.where(loss_is_finite, factor, self.factor)
+        steps = torch.where(steps >= PATIENCE, 0, steps)
+        self.steps = torch.where(loss_is_finite, steps, self.steps)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -67,7 +68,7 @@ class LossScale:
 
 
 def searching(loss: float, factor: float) -> str:
-    """Why a step with non-finite gradients was only one of the search; empty if it was not.
+    """Why a step with non-finite gradients belongs to the search; empty if it does not.
 
     Args:
         loss: of the step, without the factor.

@@ -44,7 +44,7 @@ def make_optimizer(
         lr=settings.lr,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
-        fused=True,  # one launch for all parameters, and one that can be told not to move them
+        fused=True,  # one launch for all parameters, which `step_if` can make conditional
     )
 
 
@@ -54,16 +54,15 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def step_if(optimizer: torch.optim.AdamW, moves: Tensor) -> None:
-    """Move the weights, or do not.
+    """Make an optimizer step if `moves` is true, which only the device knows: nothing is read here.
 
-    The device decides: nothing is read here. Weights, moments and step counters stay as they are,
-    to the bit, where it decides against it.
+    Otherwise weights, moments and step counters stay as they are, to the bit.
 
     Args:
         optimizer: of `make_optimizer`.
-        moves: whether to, a scalar.
+        moves: whether to move the weights, a boolean scalar on the device.
     """
-    # How torch's own gradient scaler tells a fused optimizer to pass over a step.
+    # As torch's own gradient scaler does it: a fused optimizer skips a step that found an inf.
     fused: Any = optimizer
     fused.grad_scale, fused.found_inf = None, (~moves).float()
     try:

@@ -1,8 +1,8 @@
 """Steps whose loss is far above that of the steps before them (`train.loss_spike`).
 
-Far is measured by what the losses before it do by themselves: above their median by more than so
-many of their median absolute deviations, times 1.4826, which is one standard deviation of normal
-numbers. Nothing here asks the device a question: history and limit are tensors on it.
+Far means above the median of these losses by more than so many of their median absolute deviations
+times 1.4826, which for normally distributed numbers is one standard deviation. Nothing here waits
+for the device: history and limit are tensors on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 WINDOW = 64  # steps that the median is taken of
 FEWEST = 16  # steps before which nothing is a spike
-_NORMAL = 1.4826
+_NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal numbers
 SMALLEST = 0.02  # nats per token, taken for the deviation where the losses hardly differ
 
 
