@@ -132,7 +132,7 @@ def open_base(settings: ModelConfig) -> Blueprint:
         refuse_other_task(config, named(settings, where))
         refuse_quantized_before(settings, config)
         _without_dropout(config)
-        _tell_trained_length(config, settings.trained_length)
+        _set_trained_length(config, settings.trained_length)
         tokenizer = downloaded(
             settings, where, lambda: AutoTokenizer.from_pretrained(source, **options)
         )
@@ -219,7 +219,7 @@ def load_backbone(
     return Backbone(
         model, opened.tokenizer, sha256, config_hash, dtype,
         anatomy.trained_length(model.config), probe_logits(model), settings.quantization,
-        _told_of(settings, read_from),
+        _source_in_words(settings, read_from),
     )  # fmt: skip
 
 
@@ -277,15 +277,16 @@ def _locate(settings: ModelConfig) -> tuple[str, str]:
     return settings.path, "hub"
 
 
-def _told_of(settings: ModelConfig, read_from: str) -> str:
+def _source_in_words(settings: ModelConfig, read_from: str) -> str:
+    """Where the weights were read, for the record; of a fetched model its name, too."""
     known = fetched(settings.path)
     return f"{read_from} of {known.title}, {known.what}" if known and read_from else read_from
 
 
-def _tell_trained_length(config: Any, told: int) -> None:
-    """What the user says; or of a model that was merged, the length that it was extended to."""
+def _set_trained_length(config: Any, configured: int) -> None:
+    """The length that the user sets, or to which a merged model was extended, into the config."""
     merged = config.__dict__.pop("hylorada_range", None)
-    length = told or (merged or {}).get("to")
+    length = configured or (merged or {}).get("to")
     if length:
         config.hylorada_trained_length = length
 

@@ -128,7 +128,7 @@ class Rescaled:
 
 
 def rescale(
-    lm: Any, max_length: int, trained: int, rope_type: str, factor: float, told: bool
+    lm: Any, max_length: int, trained: int, rope_type: str, factor: float, length_is_set: bool
 ) -> Rescaled:
     """Rescale every table that must follow, by ``factor``.
 
@@ -138,8 +138,8 @@ def rescale(
         trained: tokens of its training.
         rope_type: "auto", "linear", "yarn" or "dynamic".
         factor: at least max_length / trained.
-        told: the user said what ``trained`` is, so that a model which comes scaled already can be
-            scaled further.
+        length_is_set: whether the user set ``trained``; only then can a model that comes scaled
+            already be scaled further.
 
     Raises:
         ConfigError: a table cannot be rescaled; the model is as it was.
@@ -159,7 +159,7 @@ def rescale(
             own = parameters_of(config, name)
             came[name] = own.get("rope_type", "default")
             new, done.type, count = _scaled(
-                kind, own, rope_type, factor, trained, max_length, told, _count(config)
+                kind, own, rope_type, factor, trained, max_length, length_is_set, _count(config)
             )
             parameters = {**parameters, name: new} if name else new
         news.append(parameters)
@@ -260,12 +260,12 @@ def _scaled(
     factor: float,
     trained: int,
     length: int,
-    told: bool,
+    length_is_set: bool,
     count: int,
 ) -> tuple[dict[str, Any], str, int]:
     """The settings of a table, scaled; the type of the scaling; the positions for the config."""
     reached = int(trained * factor)
-    if told and trained <= rope_scaled_before.starts_at(own, count):
+    if length_is_set and trained <= rope_scaled_before.starts_at(own, count):
         own = rope_scaled_before.unscaled(own)
     comes = own.get("rope_type", "default") if own else None
     if comes == "default":
@@ -277,7 +277,7 @@ def _scaled(
         return new, rope_type, trained if rope_type == "dynamic" else reached
     if comes == "proportional" and wanted in ("auto", "linear"):  # a linear factor is part of it
         return {**own, "factor": own.get("factor", 1.0) * factor}, "linear", reached
-    if not told:
+    if not length_is_set:
         raise rope_scaled_before.ask(kind, own, count, length)
     new = rope_scaled_before.scaled_further(kind, own, wanted, factor, length)
     return new, str(comes), count if comes == "dynamic" else reached
