@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from hylorada.comparison.cells import Verdict
 from hylorada.comparison.changes import change_parts, signed
-from hylorada.comparison.family import p_text
+from hylorada.comparison.p_values import p_text
 from hylorada.statistics.clustered import LEVEL, few_seeds
 from hylorada.statistics.contrasts import MARGIN, equivalence_p, holm, minimum_detectable
 from hylorada.statistics.paired import Change

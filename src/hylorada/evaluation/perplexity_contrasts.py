@@ -7,7 +7,7 @@ import math
 from hylorada.comparison.arms import Arm, Comparison, other_draw
 from hylorada.comparison.cells import Verdict
 from hylorada.comparison.changes import ppl_change
-from hylorada.comparison.family import family
+from hylorada.comparison.p_values import p_values_by_holm
 from hylorada.comparison.subjects import bases, shown_arms
 from hylorada.comparison.verdict import ALPHA, Contrast, contrasts, verdict
 from hylorada.process.counts import number_of
@@ -57,7 +57,7 @@ def contrast_notes(comparison: Comparison, against: Arm) -> list[str]:
         ]
         notes.append(
             f"PPL against {against.label}, p-values of {number_of(len(tested), 'contrast')} by "
-            f"Holm: {family(p_values)}."
+            f"Holm: {p_values_by_holm(p_values)}."
         )
         matching = [e.label for e in tested if e.outside is not None and e.outside < ALPHA]
         notes.append(

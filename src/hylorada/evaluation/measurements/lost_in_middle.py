@@ -263,7 +263,7 @@ class LostInMiddle(Measurement):
 
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the intervals are of, and the family of arms against one."""
-        from hylorada.comparison.family import family
+        from hylorada.comparison.p_values import p_values_by_holm
         from hylorada.evaluation.retrieval_cells import contrasts
 
         if not any(held(comparison, *SCORING_METRICS) for comparison in comparisons):
@@ -285,7 +285,7 @@ class LostInMiddle(Measurement):
                     notes.append(
                         f"{comparison.heading}: retrieval, {scoring}, against {reference}, "
                         f"p-values of {len(known)} by Holm: "
-                        f"{family(known)}."
+                        f"{p_values_by_holm(known)}."
                     )
         return notes
 

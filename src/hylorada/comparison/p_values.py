@@ -1,4 +1,4 @@
-"""What the arms of one comparison say together: p-values of a family, in words."""
+"""P-values in words, those of a family of contrasts adjusted by Holm's method."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hylorada.statistics.clustered import ONE_SEED
 from hylorada.statistics.contrasts import holm
 
 
-def family(contrasts: Sequence[tuple[str, float, int]]) -> str:
-    """The contrasts of a family with their p-values by Holm: "a 0.41; b < 0.001".
+def p_values_by_holm(contrasts: Sequence[tuple[str, float, int]]) -> str:
+    """The contrasts of a family with their adjusted p-values: "a 0.41; b < 0.001".
 
     Args:
         contrasts: label, p-value and number of seeds of each.
