@@ -36,7 +36,7 @@ def with_switch(name):
         (method(peft={"peft_type": "LOHA", "zz": 4}), "LoHaConfig has no such key; it has alpha,"),
         (method(peft={"peft_type": "zzz"}), "it has PROMPT_TUNING,"),
         (method(lora=LoraConfig()), "method.lora.enabled is true; set it to false"),
-        (method(name="baseline"), "name it, as in method.name=vera"),
+        (method(name="baseline"), "give it a name, as in method.name=vera"),
         (method(lora=LoraConfig(enabled=False, r=4)), r"method.lora.r=4 has no effect"),
         (with_switch("landmark"), "method.landmark.enabled=true has no effect with method.peft"),
         (with_switch("s2_attn"), "method.s2_attn.enabled=true has no effect"),
