@@ -333,7 +333,9 @@ def lead(verdicts: Sequence[Verdict]) -> str:
         )
         if own:
             where.setdefault(each.kind, {})[own[1]] = None
-        elif base := re.match(r"At ([\d,]+) tokens.* is ahead of every method", each.text):
+        elif each.kind != "no result" and (
+            base := re.match(r"At ([\d,]+) tokens.* is ahead of every method", each.text)
+        ):
             ahead[base[1]] = None
     if not where:
         said = ["HyLoRADA has not been compared with plain LoRA yet"]

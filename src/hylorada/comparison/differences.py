@@ -73,7 +73,7 @@ def _by_value(arms: Iterable[Arm], name: str) -> dict[str, list[str]]:
         for each in dict.fromkeys(values.values()):
             seeds = [str(seed) for seed, v in values.items() if v == each]
             whole = len(seeds) == len(values)
-            who = arm.label if whole else f"{arm.label}, seed {' and '.join(seeds)}"
+            who = arm.label if whole else f"{arm.label} of seed {' and '.join(seeds)}"
             found.setdefault(each, []).append(who)
     return found
 

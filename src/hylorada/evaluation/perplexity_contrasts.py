@@ -6,13 +6,14 @@ import math
 
 from hylorada.comparison.arms import Arm, Comparison, other_draw
 from hylorada.comparison.cells import Verdict
-from hylorada.comparison.changes import ppl_change
+from hylorada.comparison.changes import change_parts, ppl_change
 from hylorada.comparison.p_values import p_values_by_holm
 from hylorada.comparison.subjects import bases, shown_arms
 from hylorada.comparison.verdict import ALPHA, Contrast, contrasts, verdict
 from hylorada.process.counts import number_of
 from hylorada.records.base_rows import is_extended
 from hylorada.records.metric_names import COMPARED
+from hylorada.statistics.clustered import few_seeds
 from hylorada.statistics.contrasts import MARGIN, POWER, minimum_detectable
 from hylorada.statistics.paired import Change, paired_change, pooled_ppl
 
@@ -80,12 +81,15 @@ def _own_window_ahead(comparison: Comparison) -> list[Verdict]:
     change = paired_change(measured, dict.fromkeys(measured, base))
     if isinstance(change, str) or change.low is None or change.low <= 0:
         return []
+    few = few_seeds(change.seeds)
     return [
         Verdict(
             f"{comparison.words} the untouched base in its own window of {base['window']:,} is "
             f"ahead of every method: PPL (sliding) {pooled_ppl([base]):.2f} against "
-            f"{pooled_ppl(list(measured.values())):.2f} of {best.label}, the best of them.",
-            "worse",
+            f"{pooled_ppl(list(measured.values())):.2f} of {best.label}, the best of them, which "
+            f"is {' '.join(change_parts(change))}, "
+            + (f"{few}: no result yet." if few else f"{change.seeds} seeds."),
+            "no result" if few else "worse",
         )
     ]
 

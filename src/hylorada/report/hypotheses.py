@@ -83,17 +83,22 @@ class Held:
 
 
 def held_against(comparisons: Sequence[Comparison]) -> list[Held]:
-    """Each hypothesis about a length that was run, with what the records say."""
-    return [
-        Held(
-            hypothesis,
-            comparison.heading,
-            _measured(hypothesis.about, comparison),
-        )
-        for comparison in comparisons
-        for hypothesis in HYPOTHESES
-        if hypothesis.length == comparison.length
-    ]
+    """Each hypothesis about a length that was run, with what the records say.
+
+    What was measured under some settings of that length is not said to be missing under the others.
+    """
+    found = []
+    for hypothesis in HYPOTHESES:
+        here = [
+            Held(hypothesis, each.heading, _measured(hypothesis.about, each))
+            for each in comparisons
+            if each.length == hypothesis.length
+        ]
+        measured = [held for held in here if held.measured != NOT_MEASURED]
+        if here and not measured:
+            measured = [Held(hypothesis, f"length {hypothesis.length:,}", NOT_MEASURED)]
+        found += measured
+    return found
 
 
 def _measured(about: str, comparison: Comparison) -> str:
@@ -140,4 +145,5 @@ def _memory(with_it: Arm, without: Arm) -> str:
     )
     if not low or not high:
         return ""
-    return f"{high / low:.2f} times less than {without.label}, peak of training"
+    ratio, words = (high / low, "less") if high >= low else (low / high, "more")
+    return f"{ratio:.2f} times {words} than {without.label}, peak of training"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -87,15 +88,15 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def _markdown_table(table: Table, columns: Sequence[Column]) -> list[str]:
-    return [
+    lines = [
         _line([column.heading for column in columns]),
         _line(["---:" if column.numeric else "---" for column in columns]),
-        *(
-            _line([cell(row, column.key).text for column in columns])
-            for section in table.sections
-            for row in section.rows
-        ),
     ]
+    for section in table.sections:
+        if len(table.sections) > 1:
+            lines.append(_line([f"**{section.heading}**", *[""] * (len(columns) - 1)]))
+        lines += [_line([cell(row, column.key).text for column in columns]) for row in section.rows]
+    return lines
 
 
 def as_csv(tables: list[Table]) -> str:
@@ -200,6 +201,9 @@ def _tabular(table: Table, columns: Sequence[Column]) -> list[str]:
     ]
     for section in table.sections:
         lines.append("\\midrule")
+        if len(table.sections) > 1:
+            heading = f"\\textit{{{_tex(section.heading)}}}"
+            lines.append(f"\\multicolumn{{{len(columns)}}}{{l}}{{{heading}}} \\\\")
         for row in section.rows:
             lines.append(" & ".join(_tex(cell(row, c.key).text) for c in columns) + r" \\")
     return [*lines, "\\bottomrule", "\\end{tabular}"]
@@ -213,4 +217,5 @@ _TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(character, character) for character in text)
+    escaped = "".join(_TEX.get(character, character) for character in text)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)  # a minus, not a hyphen

@@ -23,6 +23,8 @@ from hylorada.report.hypotheses import Held, held_against
 
 GROUP = "trained_"
 """How the keys of the columns begin that count the parameters of one component."""
+_STEADY = 1.5
+"""How many times as fast as another a seed of the same arm may be before its time says nothing."""
 
 
 @dataclass
@@ -136,6 +138,7 @@ def _table(
         *(text for each in measurements() for text in each.explanations(comparisons, reference)),
         "Training time and tokens/s: median over seeds. Peak memory: largest over "
         "seeds; on a CPU of the whole process, libraries included, on a GPU what was allocated.",
+        *_unsteady(comparisons),
     ]
     title = f"{first.model} on {first.dataset}"
     verdicts = [
@@ -146,6 +149,22 @@ def _table(
     ]
     held = held_against(comparisons)
     return Table(title, columns, sections, verdicts, held, fixed + notes.texts)
+
+
+def _unsteady(comparisons: Sequence[Comparison]) -> list[str]:
+    """That times do not compare, where seeds of one arm, with the same work, differ in speed."""
+    found = []
+    for comparison in comparisons:
+        for arm in comparison.arms:
+            speeds = [s for run in arm.ok if (s := run.part("training").get("tokens_per_second"))]
+            if speeds and max(speeds) > _STEADY * min(speeds):
+                found.append(
+                    f"{arm.label}, {comparison.heading}, {min(speeds):,.0f} to {max(speeds):,.0f}"
+                )
+    return [
+        f"Times do not compare: seeds of one arm do the same work, and their tokens/s differ "
+        f"({'; '.join(found)}); other work may have run beside them."
+    ] if found else []  # fmt: skip
 
 
 def _groups(report: Sequence[Comparison]) -> list[str]:

@@ -304,7 +304,9 @@ class Perplexity(Measurement):
             f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
             f"better. [Intervals]: {LEVEL:.0%}, paired, clustered by documents and seeds; none "
             f"below three of either. One seed: {ONE_SEED}; two seeds: it is hardly known. The "
-            f"smallest that could have been seen: {POWER:.0%} of studies like this one would."
+            f"smallest that could have been seen: {POWER:.0%} of studies like this one would. An "
+            "interval is of its arm alone, a p-value of all that are compared: an interval may "
+            "leave 0 out where no difference is shown."
             + (
                 " The base in its own window is compared in the sliding convention."
                 if reach
