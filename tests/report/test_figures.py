@@ -123,6 +123,51 @@ def test_by_training_time_is_where_training_ended(drawn):
         assert ppl == pytest.approx(record["metrics"]["eval/ppl"]["value"])
 
 
+def test_variants_of_a_method_are_told_apart_without_lines(drawn):
+    start = "method__position_range__learned_init"
+    records = [make_record("lora", **{start: init}) for init in ("by_parts", "interpolate")]
+    draw_all(comparisons_of(records), "lora")
+    axes = drawn["tiny-stdlib-4096-ppl-by-time"]
+    assert len({container[0].get_fillstyle() for container in axes.containers}) == 2
+    assert not any(container[2] for container in axes.containers)  # one seed has no range
+    many = [make_record(f"arm{i}") for i in range(20)]
+    draw_all(comparisons_of(many), "lora")
+    points = [c[0] for c in drawn["tiny-stdlib-4096-ppl-by-time"].containers]
+    assert len({(p.get_color(), p.get_marker(), p.get_fillstyle()) for p in points}) == 20
+
+
+def test_long_names_are_within_the_sheet(drawn):
+    draw_all(comparisons_of([*factorial(seeds=1), make_record("rslora")]), "lora")
+    for name in ("loss-by-position-blocks", "components"):
+        figure = drawn[f"tiny-stdlib-4096-{name}"].figure
+        figure.draw_without_rendering()
+        labels = [
+            *figure.axes[0].get_yticklabels(),
+            *(t for each in figure.legends for t in each.get_texts()),
+        ]
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        assert min(box.x0 for box in boxes) >= 0
+        assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+def test_seeds_have_the_median_time_of_the_table_and_their_range(drawn):
+    records = [make_record(name, seed) for name in ("lora", "rslora") for seed in range(3)]
+    for record, seconds in zip(records[:3], (20.0, 30.0, 100.0), strict=True):
+        record["training"]["seconds"] = seconds
+        record["training"]["tokens_per_second"] = 1000 / seconds
+    slow = [make_record("lora", seed, 512) for seed in range(3)]
+    draw_all(comparisons_of([*records, *slow]), "lora")
+    (container,) = (
+        c for c in drawn["tiny-stdlib-4096-ppl-by-time"].containers if c.get_label() == "lora"
+    )
+    assert container[0].get_xdata() == [30]
+    assert np.ptp(container[2][0].get_segments()[0][:, 0]) == 80
+    axes = drawn["tiny-stdlib-time-by-length"]
+    assert axes.lines[0].get_ydata()[1] == pytest.approx(30)
+    ends = axes.containers[0][2][0].get_segments()[1][:, 1]
+    assert ends == pytest.approx([20, 100])
+
+
 def test_with_validation_it_is_the_curve_over_the_seconds_that_passed(drawn):
     # The attempt that was killed had taken step 2 before, more slowly.
     seconds = [(1, 2.0), (2, 9.0), (2, 3.0), (3, 4.0), (4, 5.0)]

@@ -32,6 +32,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FIXED = {"lora": 0, "hylorada": 1, "longlora": 2, "rslora": 3, "dora": 4}
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_FILLS = ("full", "none", "left", "bottom")
 BASE = "#666666"
 INK, _DIM, _GRID, _PAPER = "#1c1e21", "#5c626b", "#e4e4e4", "#ffffff"
 ON_DARK = {
@@ -72,7 +73,7 @@ _STYLE: Any = {
 
 
 def method_style(arm: Arm, comparison: Comparison) -> dict[str, Any]:
-    """Colour and marker by method; dashes tell the variants of one colour apart."""
+    """Colour and marker by method; dashes, shape and filling tell its variants apart."""
     free = [i for i in range(len(_COLOURS)) if i not in _FIXED.values()]
     others = [a for a in comparison.arms if a.method not in _FIXED and a.method != "baseline"]
     if arm.method in _FIXED:
@@ -88,7 +89,8 @@ def method_style(arm: Arm, comparison: Comparison) -> dict[str, Any]:
         return {"color": BASE, "linestyle": "-", "linewidth": 1.4, "marker": "."}
     return {
         "color": _COLOURS[colour], "linestyle": _DASHES[variant % len(_DASHES)], "linewidth": 1.6,
-        "marker": _MARKERS[colour],
+        "marker": _MARKERS[(colour + variant) % len(_MARKERS)],
+        "fillstyle": _FILLS[variant % len(_FILLS)],
     }  # fmt: skip
 
 
@@ -194,13 +196,14 @@ def finish(figure: Figure, axes: Axes, title: str, *comparisons: Comparison) -> 
 
 
 _LABEL_WIDTH, _LABEL_LINES, _MOST_LABELS = 17, 2, 8
+_LEGEND_WIDTH = 58
 
 
-def _in_lines(label: str) -> list[str]:
-    """A label in lines, broken after spaces and underscores alone."""
+def in_lines(label: str, width: int) -> list[str]:
+    """A label in lines of so many characters, broken after spaces and underscores alone."""
     lines = [""]
     for part in re.findall(r"[^\s_]*[\s_]?", label):
-        if lines[-1] and len((lines[-1] + part).rstrip()) > _LABEL_WIDTH:
+        if lines[-1] and len((lines[-1] + part).rstrip()) > width:
             lines.append("")
         lines[-1] += part
     return [line.strip() for line in lines]
@@ -212,13 +215,19 @@ def _name_lines(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not labels:
         return
-    wrapped = [_in_lines(label) for label in labels]
+    wrapped = [in_lines(label, _LABEL_WIDTH) for label in labels]
     if len(labels) > _MOST_LABELS or any(
         len(lines) > _LABEL_LINES or max(map(len, lines)) > _LABEL_WIDTH for lines in wrapped
     ):
         columns = 2 if max(map(len, labels)) < 26 else 1
-        figure.set_figheight(figure.get_figheight() + 0.2 * math.ceil(len(labels) / columns))
-        figure.legend(loc="outside lower left", ncols=columns, fontsize=9)
+        long = [in_lines(label, _LEGEND_WIDTH) for label in labels]
+        more = sum(len(lines) - 1 for lines in long)
+        rows = math.ceil(len(labels) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.2 * rows + 0.16 * more)
+        figure.legend(
+            handles, ["\n".join(lines) for lines in long], loc="outside lower left",
+            ncols=columns, fontsize=9,
+        )  # fmt: skip
         return
     ends = []
     for handle, lines in zip(handles, wrapped, strict=True):
@@ -233,7 +242,7 @@ def _name_lines(figure: Figure, axes: Axes) -> None:
         axes.plot(
             [1.02, 1.05, 1.08], [end.at] * 3, transform=axes.transAxes, clip_on=False,
             color=line.get_color(), linestyle=line.get_linestyle(), marker=line.get_marker(),
-            markevery=[1], linewidth=line.get_linewidth(),
+            markevery=[1], linewidth=line.get_linewidth(), fillstyle=line.get_fillstyle(),
         )  # fmt: skip
         axes.text(
             1.1, end.at, "\n".join(end.lines), transform=axes.transAxes, va="center", fontsize=9,

@@ -5,11 +5,20 @@ from __future__ import annotations
 from hylorada.comparison.arms import Comparison
 from hylorada.comparison.changes import component_change
 from hylorada.comparison.components import Pair, component_pairs
-from hylorada.comparison.drawing import BASE, INK, figure_and_axes, finish, picture, where
+from hylorada.comparison.drawing import (
+    BASE,
+    INK,
+    figure_and_axes,
+    finish,
+    in_lines,
+    picture,
+    where,
+)
 from hylorada.comparison.picture import Picture
 from hylorada.statistics.clustered import ONE_SEED
 from hylorada.statistics.paired import Change
 
+_LABEL_WIDTH = 40
 _EACH = 2  # pairs of one component that have a row each; more are one row, their mean
 
 
@@ -33,7 +42,7 @@ def _label(group: list[Pair]) -> str:
     first = group[0]
     if len(group) > 1:
         return f"{first.words}\nmean of {len(group)} pairs"
-    return f"{first.words}\non {first.without.label}"
+    return "\n".join([first.words, *in_lines(f"on {first.without.label}", _LABEL_WIDTH)])
 
 
 def gain_by_component(comparison: Comparison, name: str) -> Picture | None:
@@ -41,7 +50,8 @@ def gain_by_component(comparison: Comparison, name: str) -> Picture | None:
     effects = component_effects(comparison)
     if not effects:
         return None
-    with figure_and_axes(height=1.5 + 0.42 * len(effects)) as (figure, axes):
+    lines = max(label.count("\n") + 1 for label, _ in effects)
+    with figure_and_axes(height=1.5 + max(0.42, 0.17 * lines) * len(effects)) as (figure, axes):
         for place, (_, change) in enumerate(effects):
             ends = None
             if change.low is not None and change.high is not None:

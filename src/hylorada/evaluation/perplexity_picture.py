@@ -67,11 +67,11 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         axes.set_ylabel("loss, nats per token")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         seeds = max(len(line.metrics) for line in lines)
-        between = "; bands: range between seeds" if seeds > 1 else "; one seed"
+        over = "mean over seeds; bands: range between seeds" if seeds > 1 else "one seed"
         caption = (
             f"Loss by position, {where(comparison)}: {some['convention']} convention, window "
             f"{some['window']:,}, split {some['split']}; a point at the centre of each slice of "
-            f"the window, mean over seeds{between}. Lower is better."
+            f"the window, {over}. Lower is better."
         )
         finish(figure, axes, "Loss by position in the window", comparison)
         return picture(figure, name, caption)
@@ -116,11 +116,15 @@ def ppl_by_time(comparison: Comparison, metric: str, name: str) -> Picture | Non
             if not points:
                 continue
             x_S, y_S = np.array(points).T
-            x, y = x_S.mean(), y_S.mean()
+            x, y = np.median(x_S), y_S.mean()
             style = {**method_style(arm, comparison), "linestyle": ""}
+            x_ends, y_ends = (
+                [[v - v_S.min()], [v_S.max() - v]] if len(v_S) > 1 else None
+                for v, v_S in ((x, x_S), (y, y_S))
+            )
             axes.errorbar(
-                [x], [y], xerr=[[x - x_S.min()], [x_S.max() - x]], capsize=2.5,
-                yerr=[[y - y_S.min()], [y_S.max() - y]], elinewidth=1, label=arm.label, **style,
+                [x], [y], xerr=x_ends, yerr=y_ends, capsize=2.5, elinewidth=1, label=arm.label,
+                **style,
             )  # fmt: skip
             drawn += 1
         if drawn < 2:
@@ -129,12 +133,17 @@ def ppl_by_time(comparison: Comparison, metric: str, name: str) -> Picture | Non
         axes.set_xlim(left=0)
         convention = next(key for key, value in COMPARED.items() if value == metric)
         axes.set_xlabel("training time, seconds")
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_ylabel(f"PPL, {convention}")
         seeds = max(len(arm.ok) for arm in comparison.arms)
         caption = (
             f"Perplexity by training time, {where(comparison)}: {convention} convention, at the "
             "end of training; further left is faster, lower is better"
-            + ("; mean and range of the seeds." if seeds > 1 else "; one seed.")
+            + (
+                "; median time and mean PPL of the seeds, bars: their range."
+                if seeds > 1
+                else "; one seed."
+            )
         )
         finish(figure, axes, "Perplexity by training time", comparison)
         return picture(figure, name, caption)

@@ -26,7 +26,7 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
         return None
     some = lines[0][2][0]
     depths = [score["depth"] for score in some["by_depth"]]
-    step = 0.012 * (min(np.diff(depths)) / 0.25 if len(depths) > 1 else 1)
+    step = min(0.012, 0.084 / len(lines)) * (min(np.diff(depths)) / 0.25 if len(depths) > 1 else 1)
     with figure_and_axes() as (figure, axes):
         for i, (label, style, metrics) in enumerate(lines):
             shares, errors = [], []

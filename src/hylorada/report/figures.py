@@ -68,16 +68,20 @@ def costs_by_length(comparisons: Sequence[Comparison], name: str) -> list[Pictur
     drawn = (
         _cost_by_length(
             comparisons, f"{name}-time-by-length", "Training time by length",
-            "seconds per 1,000 tokens", "median over seeds",
-            lambda runs: stdlib_statistics.median(1000 / s for s in runs), "tokens_per_second",
+            "seconds per 1,000 tokens", "median over seeds, bars: range between seeds",
+            lambda runs: _median_and_range([1000 / s for s in runs]), "tokens_per_second",
         ),
         _cost_by_length(
             comparisons, f"{name}-memory-by-length", "Peak memory of training by length",
-            "peak memory, MiB", "largest over seeds", lambda runs: max(runs) / 2**20,
+            "peak memory, MiB", "largest over seeds", lambda runs: (max(runs) / 2**20,) * 3,
             "peak_memory_bytes",
         ),
     )  # fmt: skip
     return [each for each in drawn if each is not None]
+
+
+def _median_and_range(values: list[float]) -> tuple[float, float, float]:
+    return stdlib_statistics.median(values), min(values), max(values)
 
 
 def _cost_by_length(
@@ -86,10 +90,10 @@ def _cost_by_length(
     title: str,
     axis: str,
     over: str,
-    value: Callable[[list[float]], float],
+    value: Callable[[list[float]], tuple[float, float, float]],
     field: str,
 ) -> Picture | None:
-    lines: dict[str, tuple[dict, dict[int, float]]] = {}
+    lines: dict[str, tuple[dict, dict[int, tuple[float, float, float]]]] = {}
     for comparison in comparisons:
         for arm in comparison.arms:
             found = [run.part("training").get(field) for run in arm.ok]
@@ -101,7 +105,13 @@ def _cost_by_length(
     with figure_and_axes() as (figure, axes):
         for label, (style, points) in lines.items():
             lengths = sorted(points)
-            axes.plot(lengths, [points[length] for length in lengths], label=label, **style)
+            y, low, high = np.array([points[length] for length in lengths]).T
+            axes.plot(lengths, y, label=label, **style)
+            apart = high > low
+            axes.errorbar(
+                np.array(lengths)[apart], y[apart], yerr=[(y - low)[apart], (high - y)[apart]],
+                fmt="none", color=style["color"], elinewidth=1, capsize=2.5,
+            )  # fmt: skip
         length_axis(axes, [comparison.length for comparison in comparisons])
         axes.set_ylim(bottom=0)
         axes.set_ylabel(axis)
