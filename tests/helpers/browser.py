@@ -36,6 +36,8 @@ LOOK = """(() => {
       out.push('wider than what holds it: ' + name(e));
     if (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
       out.push('cut or scrolls: ' + name(e));
+    if (e.tagName === 'DT' && box.width < 6 * parseFloat(getComputedStyle(e).fontSize))
+      out.push('squeezed: ' + name(e));
     if (e.tagName !== 'svg' && e.childElementCount === 0 && e.textContent.trim() &&
         parseFloat(getComputedStyle(e).fontSize) < 10.5) out.push('small: ' + name(e));
   }

@@ -11,6 +11,11 @@ from helpers.browser import A4, LOOK, MISSING, PATH, Browser
 from helpers.records import make_record, sweep, with_context, write
 
 from hylorada.commands.report import main
+from hylorada.comparison.arms import compare
+from hylorada.comparison.cells import Cell
+from hylorada.comparison.collect import Record
+from hylorada.report.html_parts import shown_cell
+from hylorada.report.runs import run_details
 
 FIGURES = 14
 VOID = {"meta", "link", "br", "img", "hr"}
@@ -128,6 +133,27 @@ def test_each_run_has_its_settings_its_gate_and_where_it_came_from_behind_a_clic
     assert "&quot;max_length&quot;: 4096" in run
 
 
+def test_the_line_of_a_run_tells_it_from_every_other():
+    start = "method__position_range__learned_init"
+    records = [
+        make_record("lora", **{start: init}, train__lr=lr)
+        for init in ("by_parts", "interpolate") for lr in (1e-4, 3e-4)
+    ]  # fmt: skip
+    comparisons, _ = compare([Record(Path(r["name"]), r) for r in records])
+    lines = [
+        run_details(run, arm, each).partition("; PPL")[0]
+        for each in comparisons for arm in each.arms for run in arm.runs
+    ]  # fmt: skip
+    assert len(set(lines)) == 4
+    name = "<b>lora learned_init=by_parts</b> <span>4,096 tokens (train.lr=0.0001), seed 0"
+    assert any(line.endswith(name) for line in lines)
+
+
+def test_one_seed_stands_in_one_piece_beside_its_interval():
+    shown = shown_cell(Cell("-4.9 [-6.1, -3.7], one seed", -4.9, -6.1, -3.7))
+    assert "<b>[-6.1, -3.7],</b> <b>one seed</b>" in shown
+
+
 def test_verdicts_stand_above_the_table_and_the_rest_in_cards_below(report):
     text = (report / "report.html").read_text()
     verdict = text.index("At 4,096 tokens hylorada is 8.9 % better than lora")
@@ -152,8 +178,9 @@ def test_no_colour_of_a_drawing_is_fixed_on_the_page(report):
     assert drawings
     for drawing in drawings:
         assert not re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", drawing)
-        for name in set(re.findall(r"var\(--(x[0-9a-f]{6})\)", drawing)):
+        for name in {*re.findall(r"var\(--(x[0-9a-f]{6})\)", drawing), "x000000"}:
             assert text.count(f"--{name}: #") == 2
+    assert "fill: var(--x000000)" in text  # what is filled with black names no colour
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +193,14 @@ def browser(tmp_path_factory):
 @pytest.mark.skipif(PATH is None, reason=MISSING)
 @pytest.mark.parametrize(
     ("width", "dark", "paper"),
-    [(1280, False, False), (1280, True, False), (390, False, False), (A4, False, True)],
-    ids=["1280", "1280 dark", "390", "A4"],
+    [
+        (1280, False, False),
+        (1280, True, False),
+        (700, False, False),
+        (390, False, False),
+        (A4, False, True),
+    ],
+    ids=["1280", "1280 dark", "700", "390", "A4"],
 )
 def test_a_browser_shows_all_of_it(report, browser, width, dark, paper):
     """Nothing is cut, off the page, wider than what holds it, broken or too small to read."""

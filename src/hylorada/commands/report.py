@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     held = dict.fromkeys(name for record in records for name in record.data["metrics"])
     foreign = [name for name in held if owner(name) is None]
     files: dict[str, str | bytes] = {
-        "report.html": page.build_page(tables, pictures, records, problems, chosen),
+        "report.html": page.build_page(tables, pictures, comparisons, problems, chosen),
         "table.md": "\n".join(render.markdown(table) for table in tables),
         "table.csv": render.as_csv(tables),
         "table.json": render.as_json(tables),

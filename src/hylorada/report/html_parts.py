@@ -23,7 +23,8 @@ def shown_cell(item: Cell) -> str:
         return f'<span class="none">{value}</span>'
     if bracket:
         ends, _, remark = rest.partition("]")
-        below = f"<b>[{text(ends)}]</b>{text(remark)}"
+        comma, _, words = remark.partition(" ")  # of ", one seed"
+        below = f"<b>[{text(ends)}]{comma}</b>" + (f" <b>{text(words)}</b>" if words else "")
     elif item.low is not None and item.high is not None and isinstance(item.value, int | float):
         ends = ", ".join(number(end, like=item.value) for end in (item.low, item.high))
         below = f"<b>[{ends}]</b>"

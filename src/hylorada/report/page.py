@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from hylorada.comparison.arms import Comparison
 from hylorada.comparison.cells import NOT_MEASURED
 from hylorada.comparison.collect import Problem, Record
 from hylorada.comparison.drawing import ON_DARK
@@ -23,7 +24,7 @@ from hylorada.report.table import Table
 def build_page(
     tables: Sequence[Table],
     pictures: Sequence[Picture],
-    records: Sequence[Record],
+    comparisons: Sequence[Comparison],
     problems: Sequence[Problem],
     chosen: str = "",
 ) -> str:
@@ -32,12 +33,13 @@ def build_page(
     Args:
         tables: of results.
         pictures: below them.
-        records: of all runs in them.
+        comparisons: of all runs in them.
         problems: what was left out.
         chosen: the section on settings that were chosen (`report.selection`); often empty.
     """
     title = "HyLoRADA report"
-    parts = [f"<h1>{title}</h1>", f'<p class="lead">{text(_lead(records))}</p>']
+    runs = [(run, arm, each) for each in comparisons for arm in each.arms for run in arm.runs]
+    parts = [f"<h1>{title}</h1>", f'<p class="lead">{text(_lead([run for run, *_ in runs]))}</p>']
     for table in tables:
         parts += [f"<h2>{text(table.title)}</h2>", _verdicts(table), main_table(table)]
         parts += [cards(table), hypotheses(table)]
@@ -46,8 +48,8 @@ def build_page(
         parts.append(chosen)
     if pictures:
         parts += ["<h2>Figures</h2>", '<div class="figures">', *map(_figure, pictures), "</div>"]
-    if records:
-        parts += ["<h2>Runs</h2>", *map(run_details, records)]
+    if runs:
+        parts += ["<h2>Runs</h2>", *(run_details(*each) for each in runs)]
     if problems:
         parts.append("<h2>Left out</h2>")
         parts.append(notes([f"{problem.path}: {problem.reason}" for problem in problems]))
@@ -64,7 +66,8 @@ def _colours() -> str:
     """The colours of drawings by name, so that those on a page may change in the dark."""
     light = " ".join(f"--x{colour[1:]}: {colour};" for colour in ON_DARK)
     dark = " ".join(f"--x{colour[1:]}: {other};" for colour, other in ON_DARK.items())
-    return f"\n:root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    when = "@media screen and (prefers-color-scheme: dark)"
+    return f"\n:root {{ {light} }}\n{when} {{ :root {{ {dark} }} }}"
 
 
 def _lead(records: Sequence[Record]) -> str:

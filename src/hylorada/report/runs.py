@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hylorada.comparison.arms import Arm, Comparison
 from hylorada.comparison.cells import NOT_MEASURED, number
 from hylorada.comparison.collect import Record
 from hylorada.evaluation.measurement import Shown, measurements
@@ -15,8 +16,8 @@ from hylorada.report.html_parts import text
 from hylorada.report.table import one_line
 
 
-def run_details(record: Record) -> str:
-    """One run, folded to a line."""
+def run_details(record: Record, arm: Arm, comparison: Comparison) -> str:
+    """One run, folded to a line that tells it from every other of the report."""
     kind = "ok" if record.ok else "failed"
     numbers = [
         f"{one.heading} {shown}"
@@ -24,9 +25,11 @@ def run_details(record: Record) -> str:
         for one in each.of_each_run()
         if (shown := _measured(record, one)) != NOT_MEASURED
     ]
-    line = "; ".join([f"{record.data['length']:,} tokens, seed {record.seed}", *numbers])
+    settings = f" ({comparison.label})" if comparison.label else ""
+    which = f"{comparison.length:,} tokens{settings}, seed {record.seed}"
+    line = "; ".join([which, *numbers])
     return (
-        f'<details class="run {kind}"><summary><b>{text(record.data["method"])}</b> '
+        f'<details class="run {kind}"><summary><b>{text(arm.label)}</b> '
         f"<span>{text(line)}; {text(_status(record))}; gate {text(_verdict(record))}</span>"
         f"</summary>{_training(record)}{_gate(record)}{_provenance(record)}{_settings(record)}"
         "</details>"

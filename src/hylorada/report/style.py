@@ -3,8 +3,9 @@
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --dim: #5c626b; --line: #d9dce1; --paper: #ffffff;
   --band: #f4f5f7; --good: #0b6b3a; --bad: #b3261e; --mark: #0b57d0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e7e9; --dim: #a9afb8; --line: #3a3f47;
-  --paper: #16181b; --band: #1f2226; --good: #7fd8a4; --bad: #ff9a90; --mark: #8ab4f8; } }
+@media screen and (prefers-color-scheme: dark) { :root {
+  --ink: #e6e7e9; --dim: #a9afb8; --line: #3a3f47; --paper: #16181b;
+  --band: #1f2226; --good: #7fd8a4; --bad: #ff9a90; --mark: #8ab4f8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem;
   background: var(--paper); color: var(--ink); overflow-wrap: break-word;
@@ -27,6 +28,7 @@ th, td { padding: .4rem .55rem; text-align: left; vertical-align: top;
 thead th { background: var(--band); font-weight: 600; vertical-align: bottom;
   overflow-wrap: normal; }
 tbody th { font-weight: 600; }
+@media print, (min-width: 60rem) { .main thead th:first-child { min-width: 16em; } }
 .n { text-align: right; }
 .v { white-space: nowrap; } .words .v { white-space: normal; }
 .i { display: block; color: var(--dim); font-size: .86em; }
@@ -34,7 +36,7 @@ tbody th { font-weight: 600; }
 tr.base > * { color: var(--dim); } tr.base th { font-weight: 400; font-style: italic; }
 tr.failed td, tr.failed th, .failed > h4 { color: var(--bad); }
 tr.section th { background: var(--band); color: var(--ink); }
-.none { color: var(--dim); }
+.none { color: var(--dim); white-space: nowrap; }
 ul.notes { margin: .9rem 0 0; padding-left: 1.1rem; color: var(--dim); font-size: .86rem;
   max-width: 70rem; overflow-wrap: anywhere; }
 .cards { display: grid; gap: .9rem;
@@ -42,8 +44,9 @@ ul.notes { margin: .9rem 0 0; padding-left: 1.1rem; color: var(--dim); font-size
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem .8rem;
   min-width: 0; }
 .card h4 { margin: 0 0 .4rem; font-size: .95rem; overflow-wrap: anywhere; }
-.card dl { grid-template-columns: minmax(0, 1fr) minmax(0, max-content); }
-.card dd { text-align: right; } .card dt.part { padding-left: .9rem; }
+.card dl { grid-template-columns: minmax(42%, 1fr) auto; column-gap: .7rem; }
+.card dd { text-align: right; } .card .v { white-space: normal; }
+.card dt.part { padding-left: .9rem; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1.2rem;
   margin: 0; font-size: .86rem; font-variant-numeric: tabular-nums; }
 dt { color: var(--dim); min-width: 0; } dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
@@ -51,7 +54,8 @@ dt { color: var(--dim); min-width: 0; } dd { margin: 0; overflow-wrap: anywhere;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 figure .sheet { border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
-figure svg { display: block; width: 100%; height: auto; }
+/* What is drawn in black names no colour of its own. */
+figure svg { display: block; width: 100%; height: auto; fill: var(--x000000); }
 figcaption { color: var(--dim); font-size: .86rem; margin-top: .4rem; }
 details { border: 1px solid var(--line); border-radius: 8px; padding: .45rem .9rem;
   margin: .5rem 0; }
@@ -63,24 +67,32 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .86r
 code { font: .92em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 .check-failed { color: var(--bad); }
 /* Narrow: a row becomes a card of its own, a cell a line with its heading before it. */
-@media (max-width: 40rem) {
-  table.rows, .rows tbody, .rows tr, .rows th, .rows td { display: block; }
+@media screen and (max-width: 56rem) {
+  table.rows, .rows tr, .rows th, .rows td { display: block; }
+  .rows tbody { display: grid; gap: .6rem;
+    grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
   .rows thead { display: none; }
-  .rows tr { border: 1px solid var(--line); border-radius: 8px; margin: .6rem 0;
-    padding: .4rem .7rem; }
-  .rows tr.section { border: 0; padding: 0; margin: 1rem 0 .3rem; }
+  .rows tr { border: 1px solid var(--line); border-radius: 8px; padding: .4rem .7rem;
+    min-width: 0; }
+  .rows tr.section { border: 0; padding: 0; margin: .4rem 0 -.3rem; grid-column: 1 / -1; }
   .rows tr.section th { padding: .4rem .7rem; border-radius: 8px; }
   table.main { border: 0; }
-  figure .sheet { padding: .2rem; }
   .rows th, .rows td { border: 0; padding: .15rem 0; }
   .rows td { display: flex; justify-content: space-between; gap: 1rem; text-align: right; }
   .rows td::before { content: attr(data-label); color: var(--dim); text-align: left; }
-  .rows td > span { min-width: 0; }
-  .rows td.nothing { display: none; }
+  .rows td > span { flex: none; max-width: 62%; }
+  .rows td.nothing { display: none; } }
+@media screen and (max-width: 40rem) {
+  figure .sheet { padding: .2rem; }
   dl:not(.short) { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dl:not(.short) dd { margin-bottom: .5rem; } }
 @page { size: A4; margin: 12mm; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }
-  tr, .card, li, h2, h3 { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+  table { font-size: 8.5pt; } .card dl, ul.notes, figcaption, details { font-size: 8.5pt; }
+  .cards { grid-template-columns: 1fr 1fr; } .figures { grid-template-columns: 1fr 1fr; }
+  details { padding: .15rem .6rem; margin: .25rem 0; } figure .sheet { padding: .2rem; }
+  tr, .card, li, h2, h3 { break-inside: avoid; } h2, h3, .lead { break-after: avoid; }
+  .figures { padding-right: 1px; } /* or the last border is cut at the edge of the sheet */
+}
 """
