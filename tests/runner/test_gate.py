@@ -242,7 +242,7 @@ def test_where_rounding_passes_the_limit_the_models_own_rounding_decides(
     right = rounding(stored, lora_dropout=dropout)
     assert right.ok, right.detail
     assert right.value > right.limit == 1e-4
-    assert ", beyond 0.0001, as rounding does: from the same in float32 by " in right.detail
+    assert ", beyond 0.0001, which rounding explains: from the same" in right.detail
 
 
 @STORED
@@ -265,7 +265,7 @@ def test_where_weights_are_not_whole_the_way_to_tell_is_named(monkeypatch):
     monkeypatch.setattr(as_trained, "has_exact_weights", lambda model: False)
     check = rounding()
     assert not check.ok
-    assert check.detail.endswith("rounding, which whole weights in float32 would tell from that")
+    assert check.detail.endswith("this is rounding; only a whole base in float32 could tell")
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.2])

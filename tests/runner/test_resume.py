@@ -219,7 +219,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_in_training_and_evaluation(
     assert run_to_end(config, tmp_path / "halved", TEST_FITS="1") == 0
     assert result(tmp_path / "halved")["training"]["micro_batch_size"] == 1
     log = (tmp_path / "halved" / "run.log").read_text()
-    assert "out of memory with micro-batches of 4 sequences; from here on they are of 2" in log
+    assert "out of memory with micro-batches of 4 sequences; continuing with 2" in log
     found = [result(tmp_path / name) for name in ("whole", "halved")]
     assert found[0]["training"]["tokens"] == found[1]["training"]["tokens"]
     values = [record["metrics"]["eval/ppl"]["value"] for record in found]

@@ -132,7 +132,7 @@ def test_a_base_shared_out_leaves_the_bytes_of_a_whole_one(root, alone, tmp_path
     for key in ("fingerprint", "metrics", "base"):
         assert result(shared)[key] == result(alone)[key]
     assert result(shared)["integrity"]["checks"]["save_load"]["ok"]
-    assert "the base is shared out over" in (shared / "run.log").read_text()
+    assert "the base is sharded over" in (shared / "run.log").read_text()
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def sweep(hydra: Hydra, overrides: list[str], own: Path | None, planned: str) ->
     cells = {run_dir(cell.config): cell for cell in found}
     if len(cells) < len(found):
         same = number_of(len(found) - len(cells), "cell is", "cells are")
-        say(f"{same} the same run as another and run once with it")
+        say(f"{same} the same run as another and run only once")
     for directory, cell in cells.items():
         name = run_name(cell.config)
         remember(to_dict(cell.config))

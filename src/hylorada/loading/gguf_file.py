@@ -150,7 +150,7 @@ def check_read(model: Any, file: Path, what: str) -> str:
     there = sum(int(tensor.n_elements) for tensor in reader.tensors)
     if here != there:
         logger.warning(
-            "%s: the file holds %s numbers in %d tensors, the %s made of it %s",
+            "%s: the file holds %s numbers in %d tensors, but the %s made from it has %s",
             what, f"{there:,}", len(names), type(model).__name__, f"{here:,}",
         )  # fmt: skip
     model.hf_quantizer = None

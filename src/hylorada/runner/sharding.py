@@ -54,8 +54,8 @@ def share_base_out(
     if device.type != "cpu":  # it was loaded where it lay
         backbone.logits = logits_below(model, backbone)
     logger.info(
-        "the base is shared out over %d processes: %.1f of %.1f MiB in its layers are here, one "
-        "layer (%.1f MiB) is whole at a time, %.1f MiB are on each",
+        "the base is sharded over %d processes: this one holds %.1f of %.1f MiB of its layers, one "
+        "layer (%.1f MiB) is gathered at a time, %.1f MiB are held by each process",
         ranks.world, *(n / 2**20 for n in (base.here, base.whole, base.one_layer, base.kept)),
     )  # fmt: skip
     return saved

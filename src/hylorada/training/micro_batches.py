@@ -68,8 +68,8 @@ def in_parts_that_fit(
             torch.cuda.empty_cache()
         half = (size + 1) // 2
         logger.warning(
-            "out of memory with micro-batches of %d sequences; from here on they are of %d, and a "
-            "step has as many more of them, so that its tokens stay the same", size, half,
+            "out of memory with micro-batches of %d sequences; continuing with %d, and with more "
+            "micro-batches per step, so that a step keeps its tokens", size, half,
         )  # fmt: skip
         size = half
 

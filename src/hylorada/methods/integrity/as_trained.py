@@ -304,12 +304,12 @@ def _parity(rows: _Rows) -> Check:
     if wrong:
         told += f"; the kernels in place ({rows.conditions.kernels}) are wrong on this model"
         if rows.precision.itemsize == 2 and not rows.rounds:
-            told += ", or it is rounding, which whole weights in float32 would tell from that"
+            told += ", or this is rounding; only a whole base in float32 could tell"
     elif worst in rounded:
         ours, theirs = rounded[worst]
         told += (
-            f", beyond {limit:g}, as rounding does: from the same in float32 by {ours:.3g}, and "
-            f"the model's own kernels by {theirs:.3g}"
+            f", beyond {limit:g}, which rounding explains: from the same computation in float32 "
+            f"they differ by {ours:.3g}, and those of the model's own kernels by {theirs:.3g}"
         )
     return Check(name, not wrong, errors[worst], limit, told)
 
