@@ -244,7 +244,7 @@ def _quantization(model: ModelConfig, method: MethodConfig) -> None:
     if method.peft or method.lora.use_dora:
         key = "method.peft" if method.peft else "method.lora.use_dora=true"
         raise ConfigError(
-            f"{key} computes from the weights of the base, which {what} quantises; use LoRA "
+            f"{key}: computes from the weights of the base, which {what} quantises; use LoRA "
             "(method=lora, rslora, longlora, hylorada), or set model.quantization=none"
         )
 
