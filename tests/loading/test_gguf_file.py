@@ -109,7 +109,7 @@ def test_left_over_tensors_are_one_warning(tmp_path, caplog, capfd):
     assert "it/s" not in "".join(capfd.readouterr())
     (record,) = (r for r in caplog.records if r.name.startswith("hylorada"))
     assert "the file holds 26,885 numbers in 21 tensors" in record.getMessage()
-    assert record.getMessage().endswith("the LlamaForCausalLM made of it 26,880")
+    assert record.getMessage().endswith("the LlamaForCausalLM made from it has 26,880")
 
 
 def test_a_tensor_that_is_missing(tmp_path):
