@@ -93,6 +93,6 @@ code { font: .92em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: a
   .cards { grid-template-columns: 1fr 1fr; } .figures { grid-template-columns: 1fr 1fr; }
   details { padding: .15rem .6rem; margin: .25rem 0; } figure .sheet { padding: .2rem; }
   tr, .card, li, h2, h3 { break-inside: avoid; } h2, h3, .lead { break-after: avoid; }
-  .figures { padding-right: 1px; } /* or the last border is cut at the edge of the sheet */
+  .cards, .figures { padding-right: 1px; } /* or the last border is cut at the edge of the sheet */
 }
 """
