@@ -112,7 +112,8 @@ def test_a_path_is_text_or_a_path(tmp_path):
     for value in (None, 1, 1.5, [str(tmp_path)], b"outputs", "a\0b", long):
         _refused(lambda value=value: hylorada.load_run(value), "load_run: path")
         _refused(lambda value=value: hylorada.records_as_rows(value), "records_as_rows: a folder")
-    _refused(hylorada.records_as_rows, "no folder")
+    for folders in ((), ("",)):
+        _refused(lambda folders=folders: hylorada.records_as_rows(*folders), "no folder")
 
 
 def test_a_device_that_is_none_is_refused_before_anything_is_read(tmp_path):

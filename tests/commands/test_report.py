@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,7 +12,9 @@ import pytest
 from helpers.records import make_record, sweep, write
 
 from hylorada.commands.report import main
+from hylorada.comparison.collect import collect
 from hylorada.errors import ConfigError, DataError, DiskError
+from hylorada.report.files import write_files
 
 FILES = {
     "report.html", "table.md", "table.csv", "table.json", "table.tex",
@@ -114,3 +117,22 @@ def test_torch_is_never_loaded(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_what_is_no_file_is_left_out_and_not_waited_for(tmp_path):
+    write(tmp_path, make_record("lora"))
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe/result.json")
+    (problem,) = collect([tmp_path]).problems
+    assert problem.reason == "cannot be read (it is a pipe)"
+
+
+def test_the_path_of_a_record_may_be_no_text(tmp_path):
+    write_files(tmp_path, {"table.md": os.fsdecode(b"runs/n\xff")})
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == "runs/n\\udcff"
+
+
+@pytest.mark.parametrize("words", [[""], [".", "--out", ""]])
+def test_an_empty_name_is_not_the_folder_here(words):
+    with pytest.raises(ConfigError, match=r"an empty name; use \. for the folder"):
+        main(words)

@@ -176,6 +176,24 @@ def test_what_differs_is_named(root: Path, change: Any, said: str) -> None:
     assert said in flaw
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["integrity"]["checks"].update(rows=True), "'integrity.checks.rows' is bool"),
+        (lambda r: r["integrity"]["checks"].update(rows={}), "'integrity.checks.rows.ok'"),
+        (lambda r: r["metrics"]["eval/ppl"]["by_document"].append(0), "is int"),
+        (lambda r: r["metrics"]["eval/ppl"]["by_document"].append({}), ".name'"),
+        (lambda r: r["provenance"]["dataset_sha256"].update(train=-1), "dataset_sha256.train' is"),
+    ],
+)
+def test_a_record_without_its_hash_is_looked_into(root: Path, change: Any, said: str) -> None:
+    record = result(root / "trained")
+    del record["sha256"]  # as one that was changed by hand, or is from before there were hashes
+    assert list(record_flaws(record)) == []
+    change(record)
+    assert said in next(record_flaws(record))
+
+
 def test_a_new_measurement_needs_no_line_in_the_schema(root: Path) -> None:
     record = result(root / "trained")
     record["metrics"]["mine/mrr"] = {"value": 0.5, "queries": 7, "by_length": [{"words": 3}]}

@@ -89,14 +89,23 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+def _folder(word: str) -> Path:
+    """A word as a path; an empty one, as of a variable that is not set, is not the folder here."""
+    if not word:
+        raise argparse.ArgumentTypeError("an empty name; use . for the folder that you are in")
+    return Path(word)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="hylorada-report",
         description="Make tables, figures and one HTML page from the records of runs.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders with runs")
-    parser.add_argument("--out", type=Path, help="output folder (default: report in the first DIR)")
+    parser.add_argument("folders", nargs="+", type=_folder, metavar="DIR", help="folders with runs")
+    parser.add_argument(
+        "--out", type=_folder, help="output folder (default: report in the first DIR)"
+    )
     parser.add_argument(
         "--reference",
         default="lora",

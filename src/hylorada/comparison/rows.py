@@ -39,7 +39,7 @@ def records_as_rows(*folders: str | Path) -> list[dict[str, Any]]:
     Warns:
         UserWarning: a record is damaged or there twice; it is left out.
     """
-    if not folders:
+    if not folders or "" in folders:
         raise ConfigError('records_as_rows: no folder; name one, as in records_as_rows("outputs")')
     collection = collect([path("records_as_rows: a folder", folder) for folder in folders])
     for problem in collection.problems:

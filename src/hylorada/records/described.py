@@ -74,6 +74,7 @@ def flaws(
     kind: Any,
     *,
     whole: bool = True,
+    deep: bool = False,
     narrow: Callable[[str, Any], Any] = lambda name, kind: kind,
     open_kinds: Collection[Any] = (),
     path: str = "",
@@ -84,13 +85,15 @@ def flaws(
         value: plain JSON values.
         kind: a typed dictionary, a list or dictionary of them, or a plain type.
         whole: whether every field must be there and none that is not described; otherwise those
-            that are `needed` must be, and what is there must be of its type. Into fields that are
-            not needed, and into lists, of which there may be many entries, is not looked.
+            that are `needed` must be, and what is there must be of its type.
+        deep: whether to look into fields that are not needed, and into lists, of which there may be
+            many entries; always so where it must be whole.
         narrow: the kind of an entry of a dictionary, from its name and its general kind.
         open_kinds: may have fields that are not described.
         path: where the value stands.
     """
-    options: Any = {"whole": whole, "narrow": narrow, "open_kinds": open_kinds}
+    deep = deep or whole
+    options: Any = {"whole": whole, "deep": deep, "narrow": narrow, "open_kinds": open_kinds}
     if not _is(value, kind):
         found = repr(value) if get_origin(kind) is Literal else type(value).__name__
         yield f"field {path!r} is {found}" if path else "it is no object"
@@ -100,7 +103,7 @@ def flaws(
         described = fields(kind)
         for name, field in described.items():
             if name in value:
-                inner = field.kind if whole or field.about.needed else _outermost(field.kind)
+                inner = field.kind if deep or field.about.needed else _outermost(field.kind)
                 yield from flaws(value[name], inner, **options, path=_join(path, name))
             elif field.required and (whole or field.about.needed):
                 yield f"no field {_join(path, name)!r}"
@@ -111,7 +114,7 @@ def flaws(
         of = get_args(kind)[1]
         for name, entry in value.items():
             yield from flaws(entry, narrow(name, of), **options, path=_join(path, name))
-    elif whole and get_origin(kind) is list:
+    elif deep and get_origin(kind) is list:
         (of,) = get_args(kind)
         for number, entry in enumerate(value):
             yield from flaws(entry, of, **options, path=f"{path}[{number}]")

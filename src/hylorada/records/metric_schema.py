@@ -37,10 +37,12 @@ Metrics = dict[str, Metric]
 class Slice(TypedDict):
     """Predictions made at positions [start, end) of the window."""
 
-    start: Annotated[int, About("first position", "tokens")]
-    end: Annotated[int, About("position after the last", "tokens")]
-    sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
-    tokens: Annotated[int, About("scored tokens", "tokens")]
+    start: Annotated[int, About("first position", "tokens", needed=True)]
+    end: Annotated[int, About("position after the last", "tokens", needed=True)]
+    sum_nll: Annotated[
+        float | None, About("summed negative log-likelihood", "nats", "not finite", needed=True)
+    ]
+    tokens: Annotated[int, About("scored tokens", "tokens", needed=True)]
     ppl: Annotated[
         float | None,
         About("exp(sum_nll / tokens)", null="nothing was scored there, or it is not finite"),
@@ -50,9 +52,11 @@ class Slice(TypedDict):
 class Document(TypedDict):
     """One document's share of a perplexity."""
 
-    name: Annotated[str, About("name of the document")]
-    sum_nll: Annotated[float | None, About("summed negative log-likelihood", "nats", "not finite")]
-    tokens: Annotated[int, About("scored tokens", "tokens")]
+    name: Annotated[str, About("name of the document", needed=True)]
+    sum_nll: Annotated[
+        float | None, About("summed negative log-likelihood", "nats", "not finite", needed=True)
+    ]
+    tokens: Annotated[int, About("scored tokens", "tokens", needed=True)]
 
 
 class Perplexity(Metric):
@@ -95,9 +99,11 @@ _FEW_DOCUMENTS = "the shortest context, or fewer than 3 documents"
 class Depth(TypedDict):
     """The prompts whose answer lies at one depth."""
 
-    depth: Annotated[float, About("position of the answer: 0 at the beginning, 1 at the end")]
-    prompts: Annotated[int, About("number of prompts", "prompts")]
-    accuracy: Annotated[float, About("share of right answers, 0 to 1")]
+    depth: Annotated[
+        float, About("position of the answer: 0 at the beginning, 1 at the end", needed=True)
+    ]
+    prompts: Annotated[int, About("number of prompts", "prompts", needed=True)]
+    accuracy: Annotated[float, About("share of right answers, 0 to 1", needed=True)]
     low: Annotated[float, About("lower end of its 95 % interval")]
     high: Annotated[float, About("upper end of its 95 % interval")]
 
@@ -147,10 +153,12 @@ class MiddleGap(Metric):
 class Context(TypedDict):
     """The loss of the same tokens with one amount of context before them."""
 
-    context: Annotated[int, About("context before the targets", "tokens")]
-    sum_nll: Annotated[float, About("summed loss of the targets", "nats")]
-    tokens: Annotated[int, About("number of targets", "tokens")]
-    gain: Annotated[float, About("reduction in nats per token relative to the shortest context")]
+    context: Annotated[int, About("context before the targets", "tokens", needed=True)]
+    sum_nll: Annotated[float, About("summed loss of the targets", "nats", needed=True)]
+    tokens: Annotated[int, About("number of targets", "tokens", needed=True)]
+    gain: Annotated[
+        float, About("reduction in nats per token relative to the shortest context", needed=True)
+    ]
     gain_low: Annotated[float | None, About("its 95 % interval", null=_FEW_DOCUMENTS)]
     gain_high: Annotated[float | None, About("its 95 % interval", null=_FEW_DOCUMENTS)]
     ppl: Annotated[float | None, About("exp(sum_nll / tokens)", null="it is not finite")]
@@ -159,9 +167,9 @@ class Context(TypedDict):
 class DocumentGain(TypedDict):
     """What the longest context is worth over the shortest in one document."""
 
-    name: Annotated[str, About("name of the document")]
-    places: Annotated[int, About("number of scored places", "places")]
-    gain: Annotated[float, About("mean over its places", "nats per token")]
+    name: Annotated[str, About("name of the document", needed=True)]
+    places: Annotated[int, About("number of scored places", "places", needed=True)]
+    gain: Annotated[float, About("mean over its places", "nats per token", needed=True)]
 
 
 class ContextGain(Metric):

@@ -163,6 +163,8 @@ def open_record(path: Path) -> dict[str, Any]:
         ValueError: the first thing that is wrong, in words and without the path.
     """
     try:
+        if path.is_fifo():  # it would be waited for
+            raise ValueError("cannot be read (it is a pipe)")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from error

@@ -103,7 +103,7 @@ class Parameters(TypedDict):
 class Check(TypedDict):
     """One check of the integrity gate."""
 
-    ok: Annotated[bool, About("whether it passed or was skipped")]
+    ok: Annotated[bool, About("whether it passed or was skipped", needed=True)]
     value: Annotated[
         float | None,
         About("what was measured, in the unit that `detail` names", null="skipped, or no number"),
@@ -373,6 +373,7 @@ def record_flaws(record: Mapping[str, Any], *, whole: bool = False) -> Iterator[
     if isinstance(record, dict) and record.get("schema", VERSION) != VERSION:
         yield f"schema {record['schema']!r}; this version reads {VERSION}"
         return
-    yield from flaws(record, Record, whole=whole, narrow=narrowed, open_kinds=OPEN)
+    deep = isinstance(record, dict) and "sha256" not in record  # nothing says that we wrote it
+    yield from flaws(record, Record, whole=whole, deep=deep, narrow=narrowed, open_kinds=OPEN)
     if isinstance(record, dict) and record.get("status") == "ok" and not record.get("parameters"):
         yield "no field 'parameters', which a run that is ok has"

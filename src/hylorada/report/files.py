@@ -33,7 +33,10 @@ def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
     make_directory(out, _REMEDY)
     with disk_errors(out, remedy=_REMEDY):
         for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
+            # A path may hold bytes that are no text.
+            data = (
+                content.encode(errors="backslashreplace") if isinstance(content, str) else content
+            )
             partial = out / f".{name}.partial"
             partial.write_bytes(data)
             partial.replace(out / name)
