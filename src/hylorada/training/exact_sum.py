@@ -1,9 +1,9 @@
 """The gradients of a step, added up so that their order changes no bit.
 
-Micro-batches give float32 gradients. Their sum in float64 is exact, unless two of them differ in
-one number by more than 2^26; then it does not matter which process went through which of them, in
-what order they came, or how many processes there are. In float32 every addition rounds, and the
-same step on two processes differs from that on one in the seventh digit.
+Micro-batches give float32 gradients. Their sum in float64 is exact as long as no two of them differ
+in one number by a factor of more than 2^26. Therefore it does not matter which process computed
+which of them, in what order they arrive, or how many processes there are. In float32 every
+addition rounds, and the same step on two processes differs from that on one in the seventh digit.
 
 One tensor goes through all processes once a step: all gradients, how many micro-batches gave each
 (an optimizer leaves out a parameter that none gave one), and what else of a step is added up.
