@@ -1,10 +1,11 @@
-"""Write the tables of docs/FINDINGS.md and README.md, and the picture of the former, from records.
+"""Write the tables of docs/FINDINGS.md and README.md, and the pictures of the former, from records.
 
     python scripts/results_document.py --take outputs/search_4k   # first, to publish the records
     python scripts/findings_document.py
 
 A table stands between `<!-- FOLDER -->` and `<!-- end -->`, and is of the records in that folder of
-docs/results/records. The rest of the pages is written by hand.
+docs/results/records; `<!-- components -->` is of the factorial among the tables. The rest of the
+pages is written by hand.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from results_document import DOCUMENT, RECORDS, bullets, lines, measured
 
-from hylorada.comparison.arms import compare
+from hylorada.comparison.arms import Comparison, compare
+from hylorada.comparison.changes import component_change, signed
 from hylorada.comparison.collect import Record, collect
+from hylorada.comparison.components import component_pairs
 from hylorada.comparison.drawing import BASE, INK
+from hylorada.evaluation.component_picture import gain_by_component
 from hylorada.report.table import build_tables
 
 FINDINGS = DOCUMENT.with_name("FINDINGS.md")
 PICTURE = DOCUMENT.parent / "images/start-of-positions.png"
+COMPONENTS = DOCUMENT.parent / "images/gain-by-component.png"
+FACTORIAL = 4096  # tokens
 COLUMNS = ("method", "seeds", "ppl_blocks", "ppl_sliding", "change_reference", "short_context")
 # The pages, and the columns of their tables.
 PAGES = {
@@ -53,9 +59,34 @@ def page(text: str, records: Path, columns: Sequence[str]) -> str:
     """The page with the tables that the records give."""
 
     def made(match: re.Match[str]) -> str:
-        return "\n".join([match[1], *table(records / match[2], columns), "<!-- end -->"])
+        made_of = match[2] == "components"
+        made = components(records) if made_of else table(records / match[2], columns)
+        return "\n".join([match[1], *made, "<!-- end -->"])
 
     return re.sub(r"(<!-- (\w+) -->)\n.*?<!-- end -->", made, text, flags=re.DOTALL)
+
+
+def factorial(records: Path) -> Comparison:
+    """The arms at 4,096 tokens among the tables."""
+    (found,) = (
+        each
+        for each in compare(collect([records / "tables"]).records)[0]
+        if each.length == FACTORIAL
+    )
+    return found
+
+
+def components(records: Path) -> list[str]:
+    """What each component changes, alone and beside all others, in Markdown."""
+    found = [
+        "| component | added to rsLoRA | added to HyLoRADA less that component |",
+        "| --- | ---: | ---: |",
+    ]
+    for pairs in component_pairs(factorial(records)).values():
+        changes = {pair.without.method == "rslora": component_change([pair]) for pair in pairs}
+        alone, beside = (signed(changes[where]) for where in (True, False))
+        found.append(f"| {pairs[0].words} | {alone} | {beside} |")
+    return [*found, ""]
 
 
 def named(record: Record) -> Record:
@@ -132,7 +163,8 @@ def main() -> None:
     draw(collect([RECORDS / "search_4k"]).records).savefig(
         PICTURE, dpi=160, metadata={"Software": None}
     )
-    print(*PAGES, PICTURE, sep="\n")
+    COMPONENTS.write_bytes(gain_by_component(factorial(RECORDS), "components").png)
+    print(*PAGES, PICTURE, COMPONENTS, sep="\n")
 
 
 if __name__ == "__main__":
