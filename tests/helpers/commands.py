@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from helpers.patience import wait_long_for_trackers
 from helpers.tiny_runs import _CONTEXT, LENGTH, finish
 
 Streams = Callable[[], None]
@@ -118,6 +121,7 @@ def _child(command: str, words: list[str], streams: Streams, environment: dict[s
     import torch
 
     torch.set_num_threads(1)
+    wait_long_for_trackers(pytest.MonkeyPatch())
     streams()
     from hylorada import cli
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ TRAIN = "import sys; from hylorada import cli; sys.exit(cli.train())"
 EVALUATE = TRAIN.replace("cli.train", "cli.evaluate")
 _HERE = Path(__file__).parent
 SECONDS = 280.0
+PORTS = (10_000, 15_000)
+"""Below those of jobs of SLURM (`process.place`), and those that Linux deals out."""
 
 
 def words(root: Path, output: Path, *more: str) -> list[str]:
@@ -168,7 +171,14 @@ def finished_by_command(root: Path, output: Path, *more: str, log: str = "log") 
 
 
 def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
+    """A port that nobody has, of those that the system gives to nobody who asks for any port.
+
+    It is used seconds later, by another process; until then whoever connects to something could
+    have been given any other one.
+    """
+    drawn = random.SystemRandom()  # not as the other test process, which has the same seeds
+    while True:
+        port = drawn.randrange(*PORTS)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port

@@ -17,7 +17,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from helpers.mounts import mount_small, own_mounts
+from helpers.patience import wait_long_for_trackers
 from hylorada import config as configs
 from hylorada.errors import HyloradaError
 
@@ -99,7 +102,7 @@ def launch(config: configs.RunConfig, directory: Path, **environment: str) -> An
     return process
 
 
-def finish(process: Any, seconds: float = 60.0) -> int:
+def finish(process: Any, seconds: float = 300.0) -> int:
     """Wait for it; the exit code, negative for a signal that killed it."""
     process.join(seconds)
     if process.is_alive():
@@ -196,6 +199,7 @@ def _child(config: configs.RunConfig, directory: Path, environment: dict[str, st
     import torch
 
     torch.set_num_threads(1)
+    wait_long_for_trackers(pytest.MonkeyPatch())
     if seconds := environment.get("TEST_KEEP_SECONDS"):
         from hylorada.evaluation import resumable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -12,8 +13,10 @@ import time
 
 import pytest
 from helpers.commands import Into, start, words_of_a_run
+from helpers.many_processes import wait_until
 from helpers.marks import LONG, SLOW, on_request, slow, thinned
 from helpers.mounts import need_mounts
+from helpers.patience import wait_long_for_trackers
 from helpers.tiny_runs import (
     STEPS,
     finish,
@@ -32,6 +35,7 @@ from helpers.wandb_files import history, read_wandb_file, wait_for_exit_record
 # Every component trains, dropout draws from the generator, and the validation split is measured
 # between the steps. The gate, a third of such a run, is asked again in test_run_peft.py.
 CHANGES = {"train__eval_every": 3, "integrity__enabled": False}
+ENDLESS = 100_000  # steps: what is to be stopped is not at its end before
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +92,12 @@ def test_kill_9_then_the_same_command_gives_the_same_bytes(root, config, uninter
 
 
 @pytest.mark.long
-def test_the_newest_tracker_file_of_a_killed_run_holds_all_of_it(root, uninterrupted):
+def test_the_newest_tracker_file_of_a_killed_run_holds_all_of_it(root, uninterrupted, monkeypatch):
+    wait_long_for_trackers(monkeypatch)
     config = make_config(root, track__kind="offline", group="of-a-sweep", **CHANGES)
     directory = root / "tracked"
     assert killed(run_to_end(config, directory, HYLORADA_FAULT="after_step:7"))
+    time.sleep(1.1)  # W&B names directories by the second
     assert run_here(config, directory) == 0
     assert outcome(directory) == uninterrupted  # a tracker changes no byte of it
     older, newest = sorted(directory.glob("wandb/offline-run-*/run-*.wandb"))
@@ -169,23 +175,27 @@ class OwnGroup(Into):
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_sweep(root, uninterrupted, tmp_path):
     """Of `launcher=processes`, by which cells run side by side: each saves its own."""
-    words = ["-m", "seed=0,1", "launcher=processes", *words_of_a_run(root, "train.max_steps=400")]
+    words = [
+        "-m",
+        "seed=0,1",
+        "launcher=processes",
+        *words_of_a_run(root, f"train.max_steps={ENDLESS}"),
+    ]
     words = [w for w in words if not w.startswith("output_root=")] + [f"output_root={tmp_path}"]
 
     sweep = start("train", words, OwnGroup(tmp_path / "out", tmp_path / "err"))
-    cells = []
-    for _ in range(3000):
-        cells = [p.parent for p in tmp_path.glob("main/*/metrics.jsonl") if p.stat().st_size > 300]
-        if len(cells) == 2:
-            break
-        time.sleep(0.02)
+
+    def under_way():
+        return [p.parent for p in tmp_path.glob("main/*/metrics.jsonl") if p.stat().st_size > 300]
+
+    wait_until(lambda: len(under_way()) == 2 or not sweep.is_alive())
+    cells = under_way()
+    assert len(cells) == 2, (tmp_path / "err").read_text()
     os.killpg(sweep.pid, signal.SIGTERM)
-    for _ in range(3000):
-        if all((cell / "result.json").exists() for cell in cells):
-            break
-        time.sleep(0.02)
+    wait_until(lambda: all((cell / "result.json").exists() for cell in cells))
     # Started by multiprocessing it would wait for joblib's idle workers, which a command lets go.
     os.killpg(sweep.pid, signal.SIGKILL)
+    finish(sweep)
     assert [result(cell)["status"] for cell in cells] == ["interrupted"] * 2
     assert all(list((cell / "checkpoints").glob("step-*")) for cell in cells)
 
@@ -234,13 +244,27 @@ def test_memory_that_runs_out_halves_the_micro_batch_in_training_and_evaluation(
     assert run_to_end(config, tmp_path / "none", TEST_FITS="0") == 5
 
 
-def wait_for_step(directory, step):
-    for _ in range(1200):
-        path = directory / "metrics.jsonl"
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{directory} did not reach step {step}")
+def stopped_by(config, directory, number, **environment):
+    """The exit code of a run that gets the signal, from outside, when two of its steps are done.
+
+    It halts itself after them: its ten steps are done so quickly that it could be at its end before
+    this process looks.
+    """
+    process = launch(config, directory, HYLORADA_FAULT="after_step:2:SIGSTOP", **environment)
+    lines = directory / "metrics.jsonl"
+
+    def is_so_far():
+        return (lines.exists() and '"step": 2,' in lines.read_text()) or not process.is_alive()
+
+    def has_ended():  # told to go on, it may not even have halted yet
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
+        return not process.is_alive()
+
+    wait_until(is_so_far)
+    os.kill(process.pid, number)
+    wait_until(has_ended)
+    return finish(process)
 
 
 # SIGUSR1 is that of the next test but one.
@@ -249,10 +273,7 @@ def wait_for_step(directory, step):
 )
 def test_a_signal_saves_says_so_and_continues_exactly(root, config, uninterrupted, number):
     directory = root / f"signal-{number}"
-    process = launch(config, directory)
-    wait_for_step(directory, 2)
-    os.kill(process.pid, number)
-    assert finish(process) == 128 + number
+    assert stopped_by(config, directory, number) == 128 + number
     record = result(directory)
     assert record["status"] == "interrupted"
     assert signal.Signals(number).name in record["error"]
@@ -273,10 +294,7 @@ def fake_scontrol(folder, body):
 
 
 def stopped_under_slurm(config, directory, number, **environment):
-    process = launch(config, directory, **environment)
-    wait_for_step(directory, 2)
-    os.kill(process.pid, number)
-    assert finish(process) == 128 + number
+    assert stopped_by(config, directory, number, **environment) == 128 + number
     return (directory / "run.log").read_text()
 
 
@@ -285,7 +303,8 @@ def test_slurm_is_asked_to_start_the_job_again_which_then_goes_on(
     root, config, uninterrupted, number
 ):
     directory, scontrol = root / f"slurm-{number}", root / f"slurm-programs-{number}"
-    environment = fake_scontrol(scontrol, "exit 0")
+    # As SLURM does: the job that is to start again is ended, before its scontrol has returned.
+    environment = fake_scontrol(scontrol, "kill -TERM $PPID; exit 0")
     log = stopped_under_slurm(config, directory, number, **environment)
     assert (scontrol / "words").read_text().splitlines() == ["requeue", "77"]
     assert "SLURM starts job 77 again" in log

@@ -18,17 +18,22 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 _SECONDS = 30  # that scontrol may take
 
 
+def is_asked_for(signal_number: int) -> bool:
+    """Whether this is a job of SLURM, and the signal the one before the end of its time."""
+    return signal_number in SIGNALS and bool(_job())
+
+
 def requeue(signal_number: int) -> bool:
-    """Ask SLURM to start this job again, if it is one and the signal is one of `SIGNALS`.
+    """Ask SLURM to start this job again, if `is_asked_for`.
 
     What fails is a warning: the run is saved, and the same command continues it.
 
     Returns:
         whether SLURM does it.
     """
-    job = _job()
-    if signal_number not in SIGNALS or not job:
+    if not is_asked_for(signal_number):
         return False
+    job = _job()
     words = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(

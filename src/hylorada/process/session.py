@@ -10,7 +10,7 @@ from hylorada.errors import Interrupted
 from hylorada.process.disk import exclusive
 from hylorada.process.log import LogError, log_to
 from hylorada.process.ranks import ALONE, Ranks
-from hylorada.process.requeue import requeue
+from hylorada.process.requeue import is_asked_for, requeue
 from hylorada.process.seeding import deterministic
 from hylorada.process.signals import Stop
 
@@ -44,6 +44,8 @@ def session(
         try:
             yield stop, log
         except Interrupted as interrupted:
+            if is_asked_for(interrupted.signal_number):
+                stop.saved()  # SLURM ends the job that it starts again, by a signal of its own
             if ranks.is_first:
                 interrupted.requeued = requeue(interrupted.signal_number)
             raise

@@ -21,7 +21,7 @@ from hylorada.errors import Interrupted
 from hylorada.process import requeue
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *requeue.SIGNALS, signal.SIGHUP)
-_ONE_SIGNAL = 1.0  # seconds within which another one to a process of several is the same
+_ONE_SIGNAL = 5.0  # seconds within which another one to a process of several is the same
 
 
 class Stop:
@@ -42,6 +42,7 @@ class Stop:
         self.requested: int | None = None
         self._heard_at = 0.0
         self._deferred = 0
+        self._saved = False
 
     def agree(self, number: int) -> None:
         """Take note of what the processes of a run have heard: a signal's number, or 0."""
@@ -50,6 +51,10 @@ class Stop:
     def ending(self) -> None:
         """The run is ending by itself: a signal changes nothing any more."""
         self._deferred += 1
+
+    def saved(self) -> None:
+        """All is saved, and who ends this process now does so by a signal: none is heard."""
+        self._saved = True
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal has come."""
@@ -84,6 +89,8 @@ class Stop:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._saved:
+            return
         if self.heard is not None:
             # Who signals all processes and their starter, which hands it on, means one signal.
             if self.shared and time.monotonic() - self._heard_at < _ONE_SIGNAL:
