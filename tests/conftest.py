@@ -6,17 +6,33 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
 import signal
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Who starts the suite by nohup hands that down to the processes whose terminals are hung up.
+# What the caller's own job, terminal or settings say is not about the runs of the tests: within a
+# job of SLURM a run would be one of its tasks, and have that job started again.
+FOREIGN = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "SLURM_",
+    "SUBMITIT_", "HYLORADA_FAULT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_ENDPOINT",
+    "HF_TOKEN", "TRANSFORMERS_OFFLINE", "WANDB_", "MKL_NUM_THREADS", "COLUMNS", "LINES",
+    "NO_COLOR", "FORCE_COLOR", "TTY_",
+)  # fmt: skip
+for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    del os.environ[name]
+# Who starts the suite by nohup, or in the background of a script, hands down that these signals
+# are ignored, also to the processes that the tests send them to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # These files take the longest, by default or of what is slow. They are begun first, so that at the
@@ -40,6 +56,16 @@ def pytest_collection_finish() -> None:
     """What importing has left is not looked through again: that takes a third of a second."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_setup(item: Any) -> None:
+    """A test draws its own random numbers, whichever tests ran before it in this process."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("fork")  # torch and transformers are loaded once
@@ -32,7 +33,7 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> list[A
             answers = [_answer(pipe) for pipe in pipes]
         finally:
             for process in processes:
-                process.join(timeout=10)
+                process.join(timeout=60)
                 if process.is_alive():
                     process.kill()
                     process.join()
@@ -51,10 +52,11 @@ def _answer(pipe: Any) -> Any:
 def _work(
     rank: int, world: int, store: str, pipe: Any, function: Callable[..., Any], args: Any
 ) -> None:
+    torch.set_num_threads(1)  # the threads of the process that was forked are not here
     try:
         dist.init_process_group(
             "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world,
-            timeout=datetime.timedelta(seconds=120),
+            timeout=datetime.timedelta(seconds=_WAIT),
         )  # fmt: skip
         answer: Any = [function(dist.group.WORLD, *args)]
         dist.barrier()
