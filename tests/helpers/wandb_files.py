@@ -9,17 +9,20 @@ from pathlib import Path
 
 
 def read_wandb_file(path: Path):
-    """Records of a .wandb file: 7 bytes of header, then LevelDB's log format (32 KiB blocks)."""
+    """Records of a .wandb file: 7 bytes of header, then LevelDB's log format (32 KiB blocks).
+
+    W&B's process may still be writing it: what is not whole ends the records.
+    """
     from wandb.proto import wandb_internal_pb2
 
     data, at, parts = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] == b":W&B"[: len(data)]
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # the rest of a block that no header fits into
             at += 32768 - at % 32768
             continue
         size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        if kind == 0:
+        if kind == 0 or at + 7 + size > len(data):
             break
         parts += data[at + 7 : at + 7 + size]
         at += 7 + size
@@ -50,8 +53,7 @@ def summary(path: Path):
 
 def wait_for_exit_record(path: Path) -> None:
     """W&B's own process writes the file; it is only waited for when ours ends."""
-    for _ in range(200):
-        if any(r.WhichOneof("record_type") == "exit" for r in read_wandb_file(path)):
-            return
+    until = time.monotonic() + 120
+    while not any(r.WhichOneof("record_type") == "exit" for r in read_wandb_file(path)):
+        assert time.monotonic() < until, f"{path} was not finished"
         time.sleep(0.05)
-    raise AssertionError(f"{path} was not finished")

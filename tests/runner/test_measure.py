@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from helpers.marks import slow
+from helpers.patience import wait_long_for_trackers
 from helpers.rigged import Characters
 from helpers.tiny_runs import make_config, make_model_folder, make_texts
 from helpers.wandb_files import history, summary, wait_for_exit_record
@@ -95,7 +96,10 @@ def test_every_convention_in_one_run(root, tmp_path):
 @pytest.fixture(scope="module")
 def done(root):
     config = asked(root, track__kind="offline")
-    return config, run(config), root / "outputs" / "main" / run_name(config)
+    with pytest.MonkeyPatch.context() as patch:
+        wait_long_for_trackers(patch)
+        record = run(config)
+    return config, record, root / "outputs" / "main" / run_name(config)
 
 
 def test_the_record_holds_accuracy_by_depth_and_context_gain_of_the_run_and_the_base(done):

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from helpers.patience import wait_long_for_trackers
 from helpers.tiny_runs import (
     LENGTH,
     STEPS,
@@ -49,7 +50,9 @@ def root(tmp_path_factory):
 def done(root):
     """One run with every component, W&B offline."""
     config = make_config(root, track__kind="offline")
-    record = run(config)
+    with pytest.MonkeyPatch.context() as patch:
+        wait_long_for_trackers(patch)
+        record = run(config)
     return config, record, root / "outputs" / "main" / run_name(config)
 
 

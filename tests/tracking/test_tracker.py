@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from helpers.patience import wait_long_for_trackers
 from helpers.wandb_files import history, read_wandb_file, summary, wait_for_exit_record
 
 from hylorada.config import RunConfig, TrackConfig
@@ -39,7 +40,15 @@ def quiet_home(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
 
 
-def test_offline_writes_wandb_files_that_hold_the_numbers(tmp_path, quiet_home, monkeypatch, capfd):
+@pytest.fixture
+def patient(monkeypatch):
+    """What starts and ends well may take its time."""
+    wait_long_for_trackers(monkeypatch)
+
+
+def test_offline_writes_wandb_files_that_hold_the_numbers(
+    tmp_path, quiet_home, patient, monkeypatch, capfd
+):
     monkeypatch.setenv("MY_SECRET", "canary-canary")
     tracker = Tracker(
         TrackConfig("offline", project="p", tags=["t"]),
@@ -80,7 +89,7 @@ def write_lines(path, *lines, torn=""):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
 
 
-def test_the_newest_folder_of_a_continued_run_holds_the_whole_run(tmp_path, quiet_home):
+def test_the_newest_folder_of_a_continued_run_holds_the_whole_run(tmp_path, quiet_home, patient):
     """The first attempt logged 1, 2 and 3, was killed, and goes on from the checkpoint after 2."""
     settings = TrackConfig("offline")
     first = Tracker(settings, tmp_path, "n", {})
@@ -123,7 +132,7 @@ def test_the_newest_folder_of_a_continued_run_holds_the_whole_run(tmp_path, quie
 
 
 def test_what_was_written_in_an_earlier_attempt_is_all_replayed_without_a_limit(
-    tmp_path, quiet_home
+    tmp_path, quiet_home, patient
 ):
     write_lines(tmp_path / "metrics.jsonl", *LINES, {"step": 3, "eval/ppl": 7.0}, torn='{"st')
     tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
@@ -136,7 +145,9 @@ def test_what_was_written_in_an_earlier_attempt_is_all_replayed_without_a_limit(
     assert not list(tmp_path.rglob("*.synced"))
 
 
-def test_a_history_that_cannot_be_read_costs_the_tracker_alone(tmp_path, quiet_home, caplog):
+def test_a_history_that_cannot_be_read_costs_the_tracker_alone(
+    tmp_path, quiet_home, patient, caplog
+):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nchanged by hand\n')
     tracker = Tracker(TrackConfig("offline"), tmp_path, "n", {})
     tracker.replay(tmp_path, {})
@@ -158,7 +169,7 @@ def test_an_unknown_tracker_is_refused_with_the_nearest():
         check_settings(RunConfig(track=TrackConfig("tensorbord")))
 
 
-def test_no_key_is_one_warning(tmp_path, quiet_home, caplog, monkeypatch):
+def test_no_key_is_one_warning(tmp_path, quiet_home, patient, caplog):
     with caplog.at_level(logging.WARNING):
         tracker = Tracker(TrackConfig("wandb"), tmp_path, "n", {})
         for line in LINES:
@@ -274,7 +285,7 @@ def points(folder, name):
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def test_tensorboard_writes_the_numbers(tmp_path):
+def test_tensorboard_writes_the_numbers(tmp_path, patient):
     tracker = Tracker(TrackConfig("tensorboard"), tmp_path, "n", {"seed": 7})
     for line in LINES:
         tracker.log(line, {"step": line["step"], "seconds": 0.5, "tokens": 1000})
@@ -283,7 +294,7 @@ def test_tensorboard_writes_the_numbers(tmp_path):
     assert points(tmp_path, "efficiency/tokens_per_second") == [(n, 2000.0) for n in (1, 2, 3)]
 
 
-def test_tensorboard_shows_a_continued_run_once(tmp_path):
+def test_tensorboard_shows_a_continued_run_once(tmp_path, patient):
     first = Tracker(TrackConfig("tensorboard"), tmp_path, "n", {})
     for line in LINES:
         first.log(line)

@@ -17,10 +17,16 @@ from helpers.tiny_runs import make_config, make_model_folder, make_texts
 
 from hylorada.tracking.tracker import FINISH_SECONDS, START_SECONDS
 
-LIMITS = "tracking.FINISH_SECONDS = 1.0"  # to be quick
+STARTS = "tracking.START_SECONDS = 120.0; wandb_backend.START_SECONDS = 110.0"
+"""As long as it takes: what hangs is the end."""
+WELL = (
+    "tracking.START_SECONDS = tracking.STUCK_SECONDS = tracking.FINISH_SECONDS = 120.0; "
+    "wandb_backend.START_SECONDS = wandb_backend.FINISH_SECONDS = 110.0"
+)
+HANGS = f"{WELL}; tracking.FINISH_SECONDS = 1.0"  # to be quick
 
 
-def in_a_process(tmp_path, body, limits=LIMITS, timeout=60):
+def in_a_process(tmp_path, body, limits=HANGS):
     """Run code in a new process; it is killed, and the test fails, if it does not end."""
     code = f"""
 import logging, os, signal, sys, time
@@ -46,7 +52,7 @@ def alive(pid):
         return False
 
 def left(pid):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while alive(pid) and time.monotonic() < until:
         time.sleep(0.05)
     return alive(pid)
@@ -58,7 +64,7 @@ def left(pid):
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True,
-        timeout=timeout, check=False,
+        timeout=300, check=False,
     )  # fmt: skip
 
 
@@ -117,6 +123,7 @@ def test_a_service_that_ends_well_is_not_there_to_be_waited_for(tmp_path):
             print(left(pid))
         assert (sys.exit, sys.excepthook) == functions  # which W&B wraps with each start
         """,
+        limits=WELL,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\nFalse\n", "")
 
@@ -137,7 +144,7 @@ def test_a_service_that_never_answers_at_the_start(tmp_path, speaks):
     done = in_a_process(
         tmp_path,
         f"""
-        from wandb.sdk.lib.service import service_process
+        from wandb.sdk.lib.service import service_process  # importing is no part of the wait
         service_process.get_core_path = lambda: {str(fake)!r}
         tracker = Tracker(TrackConfig("offline"), folder, "n", {{}})
         tracker.log({{"step": 1}})
@@ -156,6 +163,7 @@ def test_after_a_run_that_was_given_up_the_next_one_is_tracked(tmp_path):
         first = Tracker(TrackConfig("offline"), folder / "a", "n", {})
         os.kill(service(), signal.SIGSTOP)
         first.finish(0)
+        tracking.FINISH_SECONDS = 120.0
         second = Tracker(TrackConfig("offline"), folder / "b", "n", {})
         second.log({"step": 1, "train/loss": 1.0})
         second.finish(0)
@@ -181,6 +189,7 @@ def test_a_run_of_other_code_in_the_process_keeps_its_service(tmp_path):
         own.log({"mine": 2.0})
         own.finish()
         """,
+        limits=WELL,
     )
     assert (done.returncode, done.stderr) == (0, "")
     files = {p.name: p for p in tmp_path.rglob("run-*.wandb")}
@@ -209,7 +218,7 @@ RUN = """
 def test_the_record_is_whole_before_the_tracker_is_waited_for(tmp_path):
     make_model_folder(tmp_path / "model")
     make_texts(tmp_path / "texts")
-    done = in_a_process(tmp_path, RUN.format(tests=str(tmp_path)), timeout=120)
+    done = in_a_process(tmp_path, RUN.format(tests=str(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "ok"
     assert done.stderr.count("track=offline stopped at finish") == 1
@@ -233,7 +242,15 @@ def test_the_limits_themselves(tmp_path, when):
             from wandb.sdk.lib.service import service_process
             service_process.get_core_path = lambda: {str(fake)!r}
         limits, wait = [], tracking._Calls.wait
-        tracking._Calls.wait = lambda calls, seconds: limits.append(seconds) or wait(calls, seconds)
+
+        def noting(calls, seconds):
+            limits.append(seconds)
+            starts_well = {when!r} == "finish" and len(limits) == 1
+            return wait(calls, 120.0 if starts_well else seconds)
+
+        tracking._Calls.wait = noting
+        if {when!r} == "finish":
+            wandb_backend.START_SECONDS = 110.0
         tracker = Tracker(TrackConfig("offline"), folder, "n", {{}})
         if {when!r} == "finish":
             os.kill(service(), signal.SIGSTOP)
@@ -291,7 +308,7 @@ def test_a_server_that_dies_or_talks_nonsense_is_one_warning_on_the_screen(tmp_p
             tracker.log({{"step": step, "train/loss": 1.0}})
         tracker.finish(0)
         """,
-        limits="",
+        limits=STARTS if answer == "gone later" else "",
     )
     one_warning(done, "track=wandb stopped at finish" if answer == "gone later" else "at start")
     assert done.stdout == f"{answer == 'gone later'}\n"

@@ -32,6 +32,7 @@ STUCK_SECONDS = 15.0
 """That one call may take while the run goes on."""
 FINISH_SECONDS = 12.0
 """From the end of a run to the end of its tracker."""
+_ABANDON_SECONDS = 5.0  # that the end of its process may take, once it was killed
 
 
 class Tracker:
@@ -148,7 +149,7 @@ class Tracker:
         # In a thread: it may wait for the call that hangs, which ends because of it.
         abandoning = threading.Thread(target=backend.abandon, daemon=True, name="tracker-end")
         abandoning.start()
-        abandoning.join(2)
+        abandoning.join(_ABANDON_SECONDS)
 
 
 Failure = tuple[str, BaseException]
