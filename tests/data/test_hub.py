@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from helpers.byte_tokenizer import make_byte_tokenizer
 from helpers.families import make_model
-from helpers.hub_jobs import parquet, run_jobs
+from helpers.hub_jobs import ANSWERING, parquet, run_jobs
 from helpers.hub_server import Hub, Repository
 from helpers.marks import slow
 from helpers.mounts import need_mounts
@@ -195,7 +195,7 @@ def online(home, repositories) -> dict:
     }  # fmt: skip
     jobs |= {f: {"dataset": wikitext(f"fault/{f}"), "split": "test"} for f in FAULTS}
     with Hub(list(repositories.values())) as hub:
-        return run_jobs(jobs, home, hub.url)
+        return run_jobs(jobs, home, hub.url, **ANSWERING)
 
 
 def test_wikitext_comes_in_order_from_all_its_shards(online):
@@ -313,7 +313,7 @@ def test_a_file_of_a_model_that_was_damaged_in_the_cache_is_named(
     blob.write_bytes(blob.read_bytes()[:-40] if name.endswith("json") else b"\xff" * 50)
     job = {"model": {"model": {"name": "gpt2", "path": "tiny/gpt2"}}}
     with Hub([repositories["tiny/gpt2"]]) as server:
-        result = run_jobs(job, tmp_path, server.url)["model"]
+        result = run_jobs(job, tmp_path, server.url, **ANSWERING)["model"]
     assert_one_line(result, f"{name} in the hub's cache is damaged; delete {blob}, so that")
 
 
@@ -330,7 +330,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_what_it_holds_is_read(
     }  # fmt: skip
     fresh = Repository("models", "tiny/read-only", repositories["tiny/gpt2"].files)
     with Hub([*repositories.values(), fresh]) as hub:
-        result = run_jobs(jobs, home, hub.url, TEST_READ_ONLY=str(home))
+        result = run_jobs(jobs, home, hub.url, TEST_READ_ONLY=str(home), **ANSWERING)
     assert result["there"]["names"] == ["T"]
     for job in ("data", "model"):
         assert result[job]["error"] == "DiskError", result[job]
@@ -363,9 +363,6 @@ def test_cache_serves_without_a_network(online, home, repositories):
 
 
 def test_closed_port_is_one_line_and_a_pinned_cache_needs_no_network(online, home, repositories):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     pinned = repositories["Salesforce/wikitext"].commit
     jobs = {
         "pinned": {"dataset": wikitext("Salesforce/wikitext", revision=pinned), "split": "test"},
@@ -374,7 +371,10 @@ def test_closed_port_is_one_line_and_a_pinned_cache_needs_no_network(online, hom
         "check": {"check": "nobody/model"},
         "check cached": {"check": "tiny/gpt2"},
     }
-    result = run_jobs(jobs, home, f"http://127.0.0.1:{port}")
+    with socket.socket() as closed:  # taken, so that nobody else listens there
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        result = run_jobs(jobs, home, f"http://127.0.0.1:{port}")
     assert result["pinned"]["names"] == ["T"]
     assert result["main"]["names"] == ["T"]  # as it last was, with a warning
     assert "error" not in result["check cached"]

@@ -276,7 +276,7 @@ def test_two_processes_build_one_entry(tmp_path):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    lines = [process.communicate(timeout=120)[0].split() for process in processes]
+    lines = [process.communicate(timeout=300)[0].split() for process in processes]
     assert lines[0][:2] == lines[1][:2]
     assert sorted(line[2] for line in lines) == ["0", "1"]
     assert len(entries(tmp_path)) == 1

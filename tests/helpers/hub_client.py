@@ -22,13 +22,19 @@ from hylorada.errors import HyloradaError
 
 ONE_AT_A_TIME = threading.Lock()
 LIMITS = threading.local()
+ANSWERS = "TEST_HUB_ANSWERS" in os.environ
+PATIENCE = 300.0  # seconds
 WITHIN = hub._within
 
 
 def noting(seconds, work):
-    """As what it stands for, and puts down how long it may take."""
+    """As what it stands for, and puts down how long it may take.
+
+    Where every request is answered, all have the time that a loaded machine needs for thirty jobs
+    at once.
+    """
     LIMITS.of_this_job.append(seconds)
-    return WITHIN(seconds, work)
+    return WITHIN(PATIENCE if ANSWERS else seconds, work)
 
 
 def do(job: dict) -> dict:
@@ -71,6 +77,8 @@ if __name__ == "__main__":
         mounts.mount_read_only(folder)
     jobs = json.load(sys.stdin)
     hub._within = noting
+    if ANSWERS:
+        hub._REQUEST = PATIENCE
     # Before there are threads.
     import datasets  # noqa: F401
 

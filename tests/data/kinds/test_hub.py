@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.hub_jobs import parquet, run_jobs
+from helpers.hub_jobs import ANSWERING, parquet, run_jobs
 from helpers.hub_server import Hub, Repository
 
 from hylorada.config import DatasetConfig, RunConfig
@@ -78,7 +78,7 @@ def home(tmp_path_factory) -> Path:
 def online(home: Path) -> dict:
     repositories = [Repository("datasets", name, files) for name, files in REPOSITORIES.items()]
     with Hub(repositories) as hub:
-        return run_jobs(JOBS, home, hub.url)
+        return run_jobs(JOBS, home, hub.url, **ANSWERING)
 
 
 def test_splits_are_those_of_the_card_or_of_the_names(online):
