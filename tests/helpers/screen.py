@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import termios
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyte
+
+_PIECES = re.compile(rb"(?<=\n)|(?=\r(?!\n))")
 
 
 def watch(
@@ -26,13 +29,12 @@ def watch(
 
     Returns:
         Its exit code, all lines at the end (those that have scrolled away, too), and the screen as
-        it was after each piece of output.
+        it was after each line and before each return to the beginning of one: also where this
+        process was late, and read at once what was drawn and taken away again.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", **(environment or {})}
-    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
-        environment.pop(name, None)
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=folder,
         start_new_session=True,
@@ -48,8 +50,9 @@ def watch(
             break
         if not data:
             break
-        stream.feed(data)
-        seen.append([line.rstrip() for line in screen.display])
+        for piece in _PIECES.split(data):
+            stream.feed(piece)
+            seen.append([line.rstrip() for line in screen.display])
     os.close(ours)
     above = [
         "".join(line[column].data for column in range(columns)).rstrip()

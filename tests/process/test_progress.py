@@ -83,7 +83,7 @@ def test_a_logger_with_a_stream_that_is_gone_keeps_no_bar_from_showing(monkeypat
 
 
 SCRIPT = """
-import logging, sys, time
+import logging, sys
 from hylorada.process.progress import Reporter
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -96,11 +96,9 @@ with Reporter() as reporter:
     log.info("before the first bar")
     with reporter.working("the gate"):
         log.info("in the gate [not markup] :smile:")
-        time.sleep(0.3)
     log.info("after the gate")
     reporter.begin("train", 30)
     for step in range(1, 31):
-        time.sleep(0.02)
         if step % 10 == 0:
             log.warning("step %d %s", step, "x" * 120 * (step == 20))
             other.warning("another library at %d", step)
@@ -108,13 +106,13 @@ with Reporter() as reporter:
             reporter.say(f"said at {step}")
         reporter.update(step, f"loss {1 / step:.3f}")
     log.info("between two phases, long after the bar")
-    time.sleep(0.2)
     reporter.begin("evaluation", 5)
     reporter.update(2, "ppl 3.0")
-    time.sleep(0.3)
     if sys.argv[1:] == ["fail"]:
         log.error("it fails")
         raise SystemExit(4)
+    with reporter.working("the summary"):  # ends what is not complete, as it was
+        pass
     reporter.update(5, "ppl 3.0")
     log.info("the end")
 log.info("after the reporter")

@@ -114,7 +114,7 @@ def test_a_process_alone_asks_nobody(monkeypatch):
         list(ALONE.in_order([0], lambda x: 1 / x))
 
 
-def in_processes(world: int, work: Any, *, seconds: float = 60.0) -> tuple[list[Any], list[int]]:
+def in_processes(world: int, work: Any, *, seconds: float = 240.0) -> tuple[list[Any], list[int]]:
     """What ``work(ranks)`` gives on each of several processes, and their exit codes."""
     port, results = free_port(), _CONTEXT.Queue()
     processes = [
