@@ -34,7 +34,7 @@ def rows(path):
 
 
 def rehearsed(out, *words):
-    done = gpu("--device", "cpu", "--tiny", "--out", out, *words)
+    done = gpu("--device", "cpu", "--tiny", "--deadline-s", 1e6, "--out", out, *words)
     assert out.is_file(), done.stderr[-2000:]
     made = rows(out)
     wrong = [(row["key"], row.get("trace") or row.get("error")) for row in made if not row["ok"]]
@@ -88,7 +88,7 @@ def made_of(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     rows = importlib.import_module("gpu_parts.rows")
 
-    def go(cells, seconds=60.0, retry=False):
+    def go(cells, seconds=1000.0, retry=False):
         kept = rows.Rows(tmp_path / "rows.jsonl", [], {"device": "none"}, retry)
         wanted = [rows.Cell("1", names, cost, call) for names, cost, call in cells]
         return rows.run(wanted, kept, time.monotonic() + seconds, lambda: None)
@@ -125,8 +125,8 @@ def test_what_fails_is_a_row_and_the_others_go_on(made_of):
 
 
 def test_what_does_not_fit_the_time_is_left_for_the_next_call(made_of, tmp_path):
-    cells = [(["long"], 9.0, found("long")), (["short"], 1.0, found("short"))]
-    assert [row["key"] for row in made_of(cells, seconds=5.0)] == ["1/short"]
+    cells = [(["long"], 900.0, found("long")), (["short"], 1.0, found("short"))]
+    assert [row["key"] for row in made_of(cells, seconds=500.0)] == ["1/short"]
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"key": "1/long", "ok": tr')  # the machine went away
     assert [row["key"] for row in made_of(cells)] == ["1/long"]

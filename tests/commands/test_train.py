@@ -445,7 +445,7 @@ def in_a_fresh_process(words: list[str]) -> tuple[int, str, str, list[str]]:
         "sys.exit(code)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
     )
     *lines, last = done.stdout.splitlines()
     return done.returncode, "\n".join(lines), done.stderr, json.loads(last.replace("'", '"'))

@@ -86,7 +86,7 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         os.close(self._to)
         self._process.terminate()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=300)
         os.close(self._from)
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:

