@@ -210,7 +210,7 @@ def test_a_cell_that_fails_beside_others_stops_none_and_leaves_its_traceback(roo
 @pytest.mark.long
 def test_a_signal_ends_both_processes_where_they_can_go_on(root):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    more = ("launcher=processes", "seed=0,1,2", "train.max_steps=100000", "train.save_every=0")
+    more = ("launcher=processes", "seed=0,1,2", "train.max_steps=4000", "train.save_every=0")
     process = started(root, *more)
     outputs = root / "outputs"
     while len(list(outputs.glob("*/*/timing.jsonl"))) < 2:

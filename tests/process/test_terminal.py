@@ -61,7 +61,7 @@ def test_a_sweep_goes_on_to_its_end(root, request, lost):
 
 
 def test_a_terminal_that_is_closed_saves_and_the_same_command_goes_on(root):
-    words = words_of_a_run(root, "group=closed", "seed=0", "train.max_steps=100000")
+    words = words_of_a_run(root, "group=closed", "seed=0", "train.max_steps=4000")
     begun = "lora at "  # the line before the gate
     assert run_command("train", words, HungUp(begun)) == 129
     (directory,) = directories(root, "closed")

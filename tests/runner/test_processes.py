@@ -157,7 +157,7 @@ def test_a_starter_that_is_killed_leaves_no_process_and_no_lock(root, alone, tmp
 )
 def test_a_signal_saves_once_and_keeps_its_exit_code(root, tmp_path, number, to):
     code = signal.Signals[number]
-    longer = "train.max_steps=100000"  # the signal comes before its end
+    longer = "train.max_steps=4000"  # the signal comes before its end
     process, ranks = under_way(root, tmp_path, longer)
     if to == "group":
         os.killpg(process.pid, code)

@@ -13,7 +13,7 @@ import time
 
 import pytest
 from helpers.commands import Into, start, words_of_a_run
-from helpers.many_processes import wait_until
+from helpers.many_processes import gone, wait_until
 from helpers.marks import LONG, SLOW, on_request, slow, thinned
 from helpers.mounts import need_mounts
 from helpers.patience import wait_long_for_trackers
@@ -35,7 +35,7 @@ from helpers.wandb_files import history, read_wandb_file, wait_for_exit_record
 # Every component trains, dropout draws from the generator, and the validation split is measured
 # between the steps. The gate, a third of such a run, is asked again in test_run_peft.py.
 CHANGES = {"train__eval_every": 3, "integrity__enabled": False}
-ENDLESS = 100_000  # steps: what is to be stopped is not at its end before
+ENDLESS = 4000  # steps: what is to be stopped is not at its end before
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +191,13 @@ def test_a_signal_to_all_processes_of_a_sweep(root, uninterrupted, tmp_path):
     wait_until(lambda: len(under_way()) == 2 or not sweep.is_alive())
     cells = under_way()
     assert len(cells) == 2, (tmp_path / "err").read_text()
+    workers = [int((cell / ".lock-owner").read_text().split()[1]) for cell in cells]
     os.killpg(sweep.pid, signal.SIGTERM)
     wait_until(lambda: all((cell / "result.json").exists() for cell in cells))
     # Started by multiprocessing it would wait for joblib's idle workers, which a command lets go.
     os.killpg(sweep.pid, signal.SIGKILL)
     finish(sweep)
+    wait_until(lambda: all(gone(pid) for pid in workers))  # nor do they stay when it is killed
     assert [result(cell)["status"] for cell in cells] == ["interrupted"] * 2
     assert all(list((cell / "checkpoints").glob("step-*")) for cell in cells)
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from hylorada import compose
 from hylorada.config import to_dict
 from hylorada.errors import HyloradaError, Interrupted
-from hylorada.process.beside import end_with, leave_terminal_group
+from hylorada.process.beside import end_with, leave_terminal_group, outliving
 from hylorada.process.disk import (
     exclusive,
     make_directory,
@@ -131,7 +131,7 @@ class JobBeside:
         if _stopped:
             return Outcome(run_name(config), _stopped[0].exit_code, "not begun: a signal came")
         leave_terminal_group()
-        with silent_terminal():
+        with outliving(os.getppid()), silent_terminal():
             if not config.threads:
                 import torch
 

@@ -50,6 +50,22 @@ def _look_after(parent: int, signal_number: int) -> None:
     os.kill(os.getpid(), signal_number)
 
 
+@contextlib.contextmanager
+def outliving(parent: int) -> Iterator[None]:
+    """Inside the block this process goes on when its parent has ended; behind it it ends then.
+
+    On Linux. A parent that is killed cannot let its idle processes go, which would wait for ever.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    end_with(parent, 0)
+    try:
+        yield
+    finally:
+        end_with(parent, signal.SIGKILL)
+
+
 def leave_terminal_group() -> None:
     """Let a signal of the terminal (Ctrl-C) reach the parent alone, which hands it on once.
 
