@@ -4,8 +4,8 @@
     python scripts/findings_document.py
 
 A table stands between `<!-- FOLDER -->` and `<!-- end -->`, and is of the records in that folder of
-docs/results/records; `<!-- components -->` is of the factorial among the tables. The rest of the
-pages is written by hand.
+docs/results/records; `<!-- lengths -->` and `<!-- components -->` are of the tables: each method
+against LoRA by length, and the factorial. The rest of the pages is written by hand.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -26,17 +26,23 @@ from hylorada.comparison.collect import Record, collect
 from hylorada.comparison.components import component_pairs
 from hylorada.comparison.drawing import BASE, INK
 from hylorada.evaluation.component_picture import gain_by_component
-from hylorada.report.table import build_tables
+from hylorada.report.table import build_tables, cell
 
 FINDINGS = DOCUMENT.with_name("FINDINGS.md")
 PICTURE = DOCUMENT.parent / "images/start-of-positions.png"
 COMPONENTS = DOCUMENT.parent / "images/gain-by-component.png"
 FACTORIAL = 4096  # tokens
-COLUMNS = ("method", "seeds", "ppl_blocks", "ppl_sliding", "change_reference", "short_context")
-# The pages, and the columns of their tables.
+METHODS = ("rslora", "lora_embeddings_norms", "longlora", "hylorada")
+PERPLEXITY = ("method", "seeds", "ppl_blocks", "ppl_sliding", "change_reference")
+COLUMNS = (*PERPLEXITY, "short_context")
+COSTS = ("trainable", "params_per_percent", "tokens_per_second", "peak_memory_mib")
+# The pages, and the columns of their tables where they are others than those above.
 PAGES = {
-    FINDINGS: COLUMNS,
-    DOCUMENT.parents[1] / "README.md": (*COLUMNS, "change_base", "trainable"),
+    FINDINGS: {"equal_seconds_8k": (*PERPLEXITY, "tokens", "seconds")},
+    DOCUMENT.parents[1] / "README.md": {
+        "demo_4k": ("length", *PERPLEXITY, "change_base", *COSTS),
+        "smollm2_4k": (*COLUMNS, "change_base", "trainable"),
+    },
 }
 LORA, OTHERS = "#0072b2", "#d55e00"
 WORDS = {
@@ -55,38 +61,56 @@ def table(folder: Path, columns: Sequence[str]) -> list[str]:
     return found
 
 
-def page(text: str, records: Path, columns: Sequence[str]) -> str:
+def page(text: str, records: Path, columns: Mapping[str, Sequence[str]]) -> str:
     """The page with the tables that the records give."""
 
     def made(match: re.Match[str]) -> str:
-        made_of = match[2] == "components"
-        made = components(records) if made_of else table(records / match[2], columns)
-        return "\n".join([match[1], *made, "<!-- end -->"])
+        name = match[2]
+        if name in SUMMARIES:
+            rows = SUMMARIES[name](tables(records))
+        else:
+            rows = table(records / name, columns.get(name, COLUMNS))
+        return "\n".join([match[1], *rows, "<!-- end -->"])
 
     return re.sub(r"(<!-- (\w+) -->)\n.*?<!-- end -->", made, text, flags=re.DOTALL)
 
 
-def factorial(records: Path) -> Comparison:
-    """The arms at 4,096 tokens among the tables."""
-    (found,) = (
-        each
-        for each in compare(collect([records / "tables"]).records)[0]
-        if each.length == FACTORIAL
-    )
-    return found
+def tables(records: Path) -> dict[int, Comparison]:
+    """What the tables compare, by length in tokens."""
+    return {each.length: each for each in compare(collect([records / "tables"]).records)[0]}
 
 
-def components(records: Path) -> list[str]:
+def by_length(found: Mapping[int, Comparison]) -> list[str]:
+    """LoRA's perplexity, and each method's change against it in percent, by length."""
+    columns = []
+    for length, comparison in sorted(found.items()):
+        (made,) = build_tables([comparison])
+        rows = {cell(row, "method").text: row for each in made.sections for row in each.rows}
+        if "lora" in rows:
+            texts = [cell(rows["lora"], "ppl_blocks").text]
+            for method in METHODS:
+                row = rows.get(method)
+                texts.append("" if row is None else cell(row, "change_reference").text)
+            columns.append([f"{length:,} tokens", *texts])
+    heads = ["", "lora, PPL", *(f"{method}, %" for method in METHODS)]
+    whole = [f"| {' | '.join(line)} |" for line in zip(heads, *columns, strict=True)]
+    return [whole[0], "| --- |" + " ---: |" * len(columns), *whole[1:], ""]
+
+
+def components(found: Mapping[int, Comparison]) -> list[str]:
     """What each component changes, alone and beside all others, in Markdown."""
-    found = [
-        "| component | added to rsLoRA | added to HyLoRADA less that component |",
+    rows = [
+        "| component | added to rsLoRA | added to HyLoRADA without it |",
         "| --- | ---: | ---: |",
     ]
-    for pairs in component_pairs(factorial(records)).values():
+    for pairs in component_pairs(found[FACTORIAL]).values():
         changes = {pair.without.method == "rslora": component_change([pair]) for pair in pairs}
         alone, beside = (signed(changes[where]) for where in (True, False))
-        found.append(f"| {pairs[0].words} | {alone} | {beside} |")
-    return [*found, ""]
+        rows.append(f"| {pairs[0].words} | {alone} | {beside} |")
+    return [*rows, ""]
+
+
+SUMMARIES = {"lengths": by_length, "components": components}
 
 
 def named(record: Record) -> Record:
@@ -163,7 +187,7 @@ def main() -> None:
     draw(collect([RECORDS / "search_4k"]).records).savefig(
         PICTURE, dpi=160, metadata={"Software": None}
     )
-    COMPONENTS.write_bytes(gain_by_component(factorial(RECORDS), "components").png)
+    COMPONENTS.write_bytes(gain_by_component(tables(RECORDS)[FACTORIAL], "components").png)
     print(*PAGES, PICTURE, COMPONENTS, sep="\n")
 
 
