@@ -89,6 +89,34 @@ def test_arms_are_paired_on_the_same_prompts():
     assert "hylorada < 0.001" in note
 
 
+@pytest.mark.parametrize(
+    ("level", "seeds", "kind", "end"),
+    [
+        (0.62, 3, "better", "3 seeds, p < 0.001."),
+        (0.4, 3, "worse", "3 seeds, p < 0.001."),
+        (0.5, 3, "none shown", "; no difference is shown."),
+        (0.62, 1, "no result", "one seed: "),
+    ],
+)
+def test_a_sentence_says_who_retrieves_more(level, seeds, kind, end):
+    records = [
+        with_answers(make_record(method, seed), each)
+        for method, each in (("lora", 0.5), ("hylorada", level))
+        for seed in range(seeds)
+    ]
+    for record in records:
+        for name in [name for name in record["metrics"] if not name.startswith("lim/")]:
+            del record["metrics"][name]
+    table, rows = table_of(*records)
+    (said,) = table.verdicts  # and none of perplexities, which nobody measured
+    change = rows["hylorada"]["retrieval_reference"].text.partition(" [")[0]
+    assert said.text.startswith(
+        f"At 4,096 tokens, retrieval (ranked): hylorada against lora {change} points"
+    )
+    assert said.kind == kind
+    assert end in said.text
+
+
 def test_one_seed_and_one_depth_are_mcnemars_test():
     records = [with_answers(make_record(m), level) for m, level in (("lora", 0.5), ("rslora", 0.6))]
     for record in records:

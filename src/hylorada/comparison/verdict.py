@@ -93,23 +93,24 @@ def verdict(contrast: Contrast, other: str, where: str) -> Verdict:
     if contrast.outside < ALPHA:
         return Verdict(
             f"{where} {label} matches {other} within {100 * MARGIN:g} %: {signed(change)}, "
-            f"{seeds}, {_p(contrast.outside, contrast.family)}.",
+            f"{seeds}, {p_words(contrast.outside, contrast.family)}.",
             "matches",
         )
     if contrast.p < ALPHA:
         return Verdict(
-            f"{where} {label} {differs} {ends}, {seeds}, {_p(contrast.p, contrast.family)}.",
+            f"{where} {label} {differs} {ends}, {seeds}, {p_words(contrast.p, contrast.family)}.",
             "better" if change.percent < 0 else "worse",
         )
     return Verdict(
         f"{where} no difference of {label} from {other} is shown: {signed(change)}, "
-        f"{seeds}, {_p(contrast.p, contrast.family)}; the smallest that "
+        f"{seeds}, {p_words(contrast.p, contrast.family)}; the smallest that "
         f"could have been seen is {contrast.smallest:.1f} %.",
         "none shown",
     )
 
 
-def _p(p: float, family: int) -> str:
+def p_words(p: float, family: int) -> str:
+    """ "p = 0.045 by Holm of 4"."""
     shown = p_text(p)
     of = f" by Holm of {family}" if family > 1 else ""
     return (f"p {shown}" if shown.startswith("<") else f"p = {shown}") + of

@@ -35,7 +35,9 @@ def verdicts(comparison: Comparison, against: Arm | None) -> list[Verdict]:
 
 
 def perplexity_contrasts(comparison: Comparison, against: Arm) -> list[Contrast]:
-    """Every finished arm against one, as a family."""
+    """Every finished arm against one, as a family; none where no arm's perplexity was measured."""
+    if not any(arm.metrics(name) for arm in comparison.arms for name in COMPARED.values()):
+        return []
     return contrasts(
         [
             (arm.label, ppl_change(arm, against))

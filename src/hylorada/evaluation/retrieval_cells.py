@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, with_interval
+from hylorada.comparison.cells import Cell, Verdict, with_interval
 from hylorada.comparison.means import mean_cell
 from hylorada.comparison.subjects import Metric, Subject, agreed, asked, shown_arms
+from hylorada.comparison.verdict import ALPHA, p_words
 from hylorada.evaluation.measurement import Shown
 from hylorada.statistics.clustered import few_seeds
+from hylorada.statistics.contrasts import holm
 from hylorada.statistics.shares import (
     Mean,
     clustered_difference,
@@ -84,6 +86,40 @@ def contrasts(comparison: Comparison, against: Arm, metric: str) -> list[tuple[s
             p = difference_p(difference_SEK.mean(axis=-1))
             found.append((arm.label, p, len(difference_SEK)))
     return found
+
+
+def verdicts(comparison: Comparison, against: Arm, accuracy: Shown, task: str) -> list[Verdict]:
+    """A sentence for each arm against another one, asked the same; p-values by Holm over them.
+
+    Args:
+        comparison: whose arms they are.
+        against: the arm that the others are compared with.
+        accuracy: what is compared.
+        task: its name in the sentence.
+    """
+    found = contrasts(comparison, against, accuracy.metric)
+    adjusted = holm([p for _, p, _ in found])
+    arms = {arm.label: arm for arm in shown_arms(comparison)}
+    said = []
+    for (label, _, seeds), p in zip(found, adjusted, strict=True):
+        differences_SEK = _differences(comparison, arms[label], against, accuracy.metric)
+        assert differences_SEK is not None  # there is a p-value
+        mean = clustered_difference(differences_SEK.mean(axis=-1))
+        points = f"{accuracy.scale * mean.value:+.{accuracy.digits}f} points"
+        if mean.low is not None and mean.high is not None:
+            ends = [f"{accuracy.scale * end:+.{accuracy.digits}f}" for end in (mean.low, mean.high)]
+            points += f" [{', '.join(ends)}]"
+        if few := few_seeds(seeds):
+            kind, end = "no result", f"{few}: no result yet"
+        else:
+            stands = p < ALPHA and mean.value != 0
+            kind = ("better" if mean.value > 0 else "worse") if stands else "none shown"
+            end = f"{seeds} seeds, {p_words(p, len(found))}" + (
+                "" if stands else "; no difference is shown"
+            )
+        text = f"{comparison.words}, {task}: {label} against {against.label} {points}, {end}."
+        said.append(Verdict(text, kind))
+    return said
 
 
 def _differences(comparison: Comparison, arm: Arm, against: Arm, metric: str) -> np.ndarray | None:

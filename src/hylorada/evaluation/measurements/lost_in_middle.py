@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, Column
+from hylorada.comparison.cells import Cell, Column, Verdict
 from hylorada.comparison.picture import Picture
 from hylorada.comparison.subjects import Metric, Subject, all_metrics, others, reference
 from hylorada.config import LostInMiddleConfig, RunConfig
@@ -260,6 +260,17 @@ class LostInMiddle(Measurement):
             elif subject.arm is None:
                 cells[_against(accuracy)] = Cell("-")
         return cells
+
+    def verdicts(self, comparison: Comparison, against: Arm | None) -> list[Verdict]:
+        """More or fewer right answers than another arm, by each scoring."""
+        from hylorada.evaluation.retrieval_cells import verdicts
+
+        return [
+            each
+            for accuracy, scoring in zip(self.shown[::2], SCORINGS.values(), strict=True)
+            if against is not None
+            for each in verdicts(comparison, against, accuracy, f"retrieval ({scoring})")
+        ]
 
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the intervals are of, and the family of arms against one."""
