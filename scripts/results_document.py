@@ -81,26 +81,26 @@ SCALES = (
         title="The embedded base, Python's standard library",
         folder="tables",
         words="`tiny`: 7M parameters, GPT-2 architecture, 1,024 trained positions; two shared CPU "
-        "cores, fp32. 49,152 tokens of training for every arm, so little that it shows what the "
-        "instruments see and nothing about large models. One learning rate for all arms, 3e-3, "
-        "which was the better of two on the validation split for LoRA and HyLoRADA at 4,096 tokens "
-        "and 40 steps ([LOG](LOG.md)); it was not chosen again for each arm.",
-        missing="two cores, shared with other work, were not enough for it in the time there was",
+        "cores, fp32. Every method trained on 49,152 tokens, too little to say anything about "
+        "large models. One learning rate for all methods, 3e-3, the better of two on the "
+        "validation split for LoRA and HyLoRADA at 4,096 tokens and 40 steps ([LOG](LOG.md)); it "
+        "was not tuned for each method.",
+        missing="there was not enough time on two shared CPU cores",
     ),
     Scale(
         prefix="smollm2_",
         title="SmolLM2-135M-Instruct, PG-19",
         folder="tables_smollm2",
-        words="An instruct model whose weights were unpacked from 4 bits, 8,192 trained positions; "
-        "a part of PG-19's books.",
-        missing="two cores, shared with other work, were not enough for it in the time there was",
+        words="An instruct model, dequantised from 4-bit weights, 8,192 trained positions; "
+        "a subset of PG-19's books.",
+        missing="there was not enough time on two shared CPU cores",
     ),
     Scale(
         prefix="gpt2_",
         title="The paper's setting: GPT-2 124M, WikiText and PG-19",
         folder="tables_gpt2",
         words="As the paper describes it ([usage](USAGE.md#the-papers-setting)).",
-        missing="it wants a GPU for days and the hub, and there was neither",
+        missing="it needs a GPU for days and access to the hub, and neither was available",
     ),
 )
 PARTS = (
@@ -108,64 +108,64 @@ PARTS = (
         "Table 1: each component at 512 tokens",
         ("t1_ablation_512",),
         "rslora",
-        "The adaptive rule leaves every component off at this length, so that HyLoRADA is rsLoRA. "
-        "What would each do?",
+        "At this length the adaptive rule leaves every component off, so HyLoRADA is rsLoRA. What "
+        "does each component do if it is switched on?",
     ),
     Part(
         "Tables 2, 4, 6 and 7: the methods by length",
         ("t2_main_2k", "t2_main_4k", "t2_main_8k", "t2_pg19_8k"),
         "lora",
-        "Perplexity, what more context is worth, parameters per 1 % gain, and the base's own "
-        "window after training where it was measured.",
+        "Perplexity, context gain, parameters per 1 % gain, and perplexity in the base's own "
+        "window after training, where measured.",
     ),
     Part(
         "Table 2, second part: the components at 4,096 tokens",
         ("t2_factorial_4k",),
         "rslora",
-        "rsLoRA plus each component, HyLoRADA less each: which one does the gain come from, and "
-        "which one costs it?",
+        "rsLoRA plus each component, and HyLoRADA without each: which components help, and which "
+        "hurt?",
     ),
     Part(
         "Table 3: retrieval by depth",
         ("t3_retrieval_2k", "t3_longbench_4k"),
         "lora",
-        "Likelihood-ranked key-value retrieval by the depth of the wanted pair, the same prompts "
-        "for every arm.",
+        "Likelihood-ranked key-value retrieval by depth of the target pair, on the same prompts "
+        "for every method.",
     ),
     Part(
         "Table 8: controls",
         ("t8_controls_2k",),
         "hylorada_no_landmark",
-        "Landmarks as published read the future of every position; what they gain over the causal "
-        "ones of hylorada is no gain of the method. A rolled shift of the attention is not "
-        "measured: it leaks too, and there is no switch for it.",
+        "Landmarks as published see future tokens at every position; any advantage over the causal "
+        "ones of hylorada is leakage, not a gain of the method. Shifted attention with a rolled "
+        "sequence is not measured: it leaks too, and there is no switch for it.",
         also=("hylorada",),
     ),
     Part(
-        "Table 9: the thresholds of the adaptive rule",
+        "Table 9: thresholds of the adaptive rule",
         ("t9_thresholds",),
         "rslora",
-        "Each component below, at and above the length that switches it on.",
+        "Each component below, at and above the length at which the rule switches it on.",
     ),
 )
 ABOUT = (
-    "Made by `python scripts/results_document.py` from the records in "
-    "[results/records](results/records) alone; a test compares. "
-    "`hylorada-report docs/results/records` makes figures and a page of them. The command of each "
-    "table stands above it, and `make reproduce` runs all of them. Earlier runs, by hand: "
-    "[results/earlier-runs.md](results/earlier-runs.md)."
+    "Generated by `python scripts/results_document.py` from the records in "
+    "[results/records](results/records) only; a test checks that it is current. "
+    "`hylorada-report docs/results/records` turns them into figures and an HTML page. The command "
+    "for each table stands above it; `make reproduce` runs all of them. Earlier runs, written up "
+    "by hand: [results/earlier-runs.md](results/earlier-runs.md)."
 )
 OTHERWISE = {
-    "worse": "it is worse at",
-    "matches": "it matches LoRA at",
-    "none shown": "no difference is shown at",
-    "no result": "there is no result yet at",
+    "worse": "significantly worse at",
+    "matches": "equivalent to it at",
+    "none shown": "not significantly different at",
+    "no result": "without a result yet at",
 }
 TIMES = (
-    "Seconds and memory of a training step, against peft's with SDPA and with eager attention, "
-    "were measured alone on a quiet machine and stand in "
-    "[benchmarks/README.md](../benchmarks/README.md) with their commands (`make table-t5`). The "
-    "runs below shared their two cores with other work, so that no time of theirs is told here."
+    "Time and memory per training step, compared with PEFT's LoRA with SDPA and with eager "
+    "attention, were measured separately on an otherwise idle machine: results and commands are "
+    "in [benchmarks/README.md](../benchmarks/README.md) (`make table-t5`). The runs below shared "
+    "their two cores with other work, so their times are not reported."
 )
 
 
@@ -226,11 +226,11 @@ def document(folder: Path) -> str:
             body += [*prose(f"Not measured, because {scale.missing}:"), ""]
             body += [*bullets(missing), ""]
         if problems:
-            body += ["Records that are not used:", ""]
+            body += ["Records not used:", ""]
             body += bullets(f"`{p.path.relative_to(folder)}`: {p.reason}" for p in problems)
             body += [""]
     head = ["# Results", "", *prose(lead(verdicts)), "", *prose(ABOUT), "", "## How to read it", ""]
-    times = ["## Table 5: a step's seconds and memory", "", *prose(TIMES), ""]
+    times = ["## Table 5: time and memory per training step", "", *prose(TIMES), ""]
     return "\n".join([*head, *bullets(notes), "", *times, *body]).rstrip() + "\n"
 
 
@@ -270,7 +270,7 @@ def section(
     done = sum(record.ok for record in found)
     if done < count:
         yield from prose(
-            f"{done} of its {number_of(count, 'run')}; the others were not measured, because "
+            f"{done} of {number_of(count, 'run')}; the others were not measured, because "
             f"{scale.missing}."
         )
         yield ""
@@ -328,9 +328,7 @@ def lead(verdicts: Sequence[Verdict]) -> str:
     where: dict[str, dict[str, None]] = {}
     ahead: dict[str, None] = {}
     for each in verdicts:
-        own = re.match(
-            r"At ([\d,]+) tokens(?: \(.*?\))? (?:no difference of )?hylorada ", each.text
-        )
+        own = re.match(r"At ([\d,]+) tokens(?: \(.*?\))?, hylorada ", each.text)
         if own:
             where.setdefault(each.kind, {})[own[1]] = None
         elif each.kind != "no result" and (
@@ -340,15 +338,16 @@ def lead(verdicts: Sequence[Verdict]) -> str:
     if not where:
         said = ["HyLoRADA has not been compared with plain LoRA yet"]
     elif "better" in where:
-        said = [f"HyLoRADA is shown to be better than plain LoRA at {_and(where['better'])} tokens"]
-    else:
         said = [
-            "HyLoRADA is not shown to be better than plain LoRA at any length that was measured"
+            f"HyLoRADA is significantly better than plain LoRA at {_and(where['better'])} tokens"
         ]
+    else:
+        said = ["HyLoRADA is not significantly better than plain LoRA at any length measured"]
     said += [f"{OTHERWISE[kind]} {_and(where[kind])} tokens" for kind in OTHERWISE if kind in where]
     if ahead:
         said.append(
-            f"at {_and(ahead)} tokens the untouched base in its own window is ahead of every method"
+            f"at {_and(ahead)} tokens the unmodified base in its own window is ahead of every "
+            "method"
         )
     return f"**{'; '.join(said)}.**"
 

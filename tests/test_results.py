@@ -83,13 +83,15 @@ def test_each_run_stands_in_the_tables_of_its_overlays_and_no_other(
     script: ModuleType, three_seeds: Path
 ) -> None:
     page = script.document(three_seeds)
-    assert "\n6 of its 15 runs; the others were not measured" in page
-    assert "\n6 of its 45 runs;" in page  # the factorial has these arms, too
+    assert "\n6 of 15 runs; the others were not measured" in page
+    assert "\n6 of 45 runs;" in page  # the factorial has these arms, too
     assert "* Table 1: each component at 512 tokens (`t1_ablation_512`)" in page
     assert "| hylorada | 4,096 | 3 |" in page
-    assert "At 4,096 tokens hylorada is" in page
+    assert "At 4,096 tokens, hylorada is" in page
     head = page.split("\n\n")[1]
-    assert head.startswith("**HyLoRADA is shown to be better than plain LoRA at 4,096 tokens; at ")
+    assert head.startswith(
+        "**HyLoRADA is significantly better than plain LoRA at 4,096 tokens; at "
+    )
     assert "tokens/s" not in page
     assert all(len(line) <= 160 for line in page.splitlines())
 
@@ -131,7 +133,7 @@ def test_a_record_that_was_edited_is_not_used_and_named(
     path.write_text(json.dumps(record))
     page = script.document(three_seeds)
     assert f"* `{path.relative_to(three_seeds)}`: damaged or changed by hand" in page
-    assert "\n5 of its 15 runs;" in page
+    assert "\n5 of 15 runs;" in page
 
 
 def test_records_are_taken_unless_they_hold_a_path_of_the_machine(
@@ -151,16 +153,16 @@ def test_records_are_taken_unless_they_hold_a_path_of_the_machine(
     ("verdicts", "said"),
     [
         ([], "has not been compared"),
-        ([("worse", "At 4,096 tokens hylorada is 5.0 % worse than lora.")],
-         "not shown to be better than plain LoRA at any length that was measured; it is worse at "
+        ([("worse", "At 4,096 tokens, hylorada is 5.0 % worse than lora.")],
+         "not significantly better than plain LoRA at any length measured; significantly worse at "
          "4,096 tokens"),
-        ([("better", "At 2,048 tokens hylorada is 5.0 % better than lora."),
-          ("no result", "At 8,192 tokens hylorada is 5.0 % better than lora, one seed.")],
-         "better than plain LoRA at 2,048 tokens; there is no result yet at 8,192 tokens"),
-        ([("better", "At 2,048 tokens hylorada_no_s2 is 5.0 % better than lora.")],
+        ([("better", "At 2,048 tokens, hylorada is 5.0 % better than lora."),
+          ("no result", "At 8,192 tokens, hylorada is 5.0 % better than lora, one seed.")],
+         "better than plain LoRA at 2,048 tokens; without a result yet at 8,192 tokens"),
+        ([("better", "At 2,048 tokens, hylorada_no_s2 is 5.0 % better than lora.")],
          "has not been compared"),
-        ([("worse", "At 4,096 tokens the untouched base is ahead of every method: 1.")],
-         "yet; at 4,096 tokens the untouched base in its own window is ahead of every method"),
+        ([("worse", "At 4,096 tokens, the unmodified base is ahead of every method: 1.")],
+         "yet; at 4,096 tokens the unmodified base in its own window is ahead of every method"),
     ],
     ids=["nothing", "worse", "mixed", "another arm", "base"],
 )  # fmt: skip

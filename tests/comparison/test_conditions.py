@@ -129,8 +129,8 @@ def test_skipped_steps_are_not_averaged_and_named():
     ]  # fmt: skip
     assert any("seed 1: 3 of 40 steps were skipped" in note for note in table.notes)
     assert any(
-        "seed 1 was not trained on the same number of tokens: lora (3 steps skipped) 151,552; "
-        "hylorada 163,840." in note
+        "seed 1: methods were trained on different numbers of tokens: lora (3 steps skipped) "
+        "151,552; hylorada 163,840." in note
         for note in table.notes
     )
 

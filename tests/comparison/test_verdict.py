@@ -29,7 +29,7 @@ def test_the_sentence_of_the_demo():
     measured = Change(5.03, 3.37, 6.73, 1, 11, "", log_ratio)
     (contrast,) = contrasts([("hylorada", measured)])
     assert verdict(contrast, "lora", "At 4,096 tokens").text == (
-        "At 4,096 tokens hylorada is 5.0 % worse than lora [3.4, 6.7], one seed: no result yet."
+        "At 4,096 tokens, hylorada is 5.0 % worse than lora [3.4, 6.7], one seed: no result yet."
     )
 
 
@@ -44,8 +44,8 @@ def test_below_three_seeds_nothing_is_a_result(seeds, word, percent):
 def test_a_difference_that_stands_is_better_or_worse():
     (better, worse) = said(change(-8.0, 0.005), change(5.0, 0.005))
     assert better[0] == "better"
-    assert "At 4,096 tokens arm0 is 8.0 % better than lora [7.0, 9.0], 3 seeds, p" in better[1]
-    assert better[1].endswith("p < 0.001 by Holm of 2.")
+    assert "At 4,096 tokens, arm0 is 8.0 % better than lora [7.0, 9.0], 3 seeds, p" in better[1]
+    assert better[1].endswith("p < 0.001 (Holm, 2 comparisons).")
     assert worse[0] == "worse"
     assert "arm1 is 5.0 % worse than lora [3.9, 6.2], 3 seeds, p < 0.001" in worse[1]
 
@@ -62,13 +62,15 @@ def test_it_must_stand_in_its_family():
     (kind, text), *_ = said(near, *others)
     assert kind == "none shown"
     q = 2 * stats.t.sf(math.log1p(0.009) / 0.02, 12)
-    assert f"p = {holm([p, q, q, q, q])[0]:.2f} by Holm of 5" in text
+    assert f"p = {holm([p, q, q, q, q])[0]:.2f} (Holm, 5 comparisons)" in text
 
 
-def test_within_the_margin_it_matches_even_if_it_differs():
+def test_within_the_margin_it_is_equivalent_even_if_it_differs():
     ((kind, text),) = said(change(0.1, 0.0004))
     assert kind == "matches"
-    assert text.startswith("At 4,096 tokens arm0 matches lora within 0.5 %: +0.10 % [+0.01, +0.19]")
+    assert text.startswith(
+        "At 4,096 tokens, arm0 is equivalent to lora within 0.5 %: +0.10 % [+0.01, +0.19]"
+    )
     ((kind, _),) = said(change(0.1, 0.004))  # the same, and not known well enough
     assert kind == "none shown"
 
@@ -79,18 +81,19 @@ def test_no_difference_found_says_which_could_have_been():
     smallest = 100 * math.expm1(reach * 0.01)
     for (kind, text), sign in ((first, "+0.40"), (second, "-0.20")):
         assert kind == "none shown"
-        assert f"from lora is shown: {sign} % [" in text
-        assert text.endswith(f"; the smallest that could have been seen is {smallest:.1f} %.")
+        assert f"does not differ significantly from lora: {sign} % [" in text
+        assert text.endswith(f"; minimum detectable effect {smallest:.1f} % (80 % power).")
 
 
 def test_what_cannot_be_compared_says_why():
-    few = Change(4.0, None, None, 1, 2, "1 seed and 2 documents: no interval below three of either")
+    few = Change(4.0, None, None, 1, 2, "1 seed and 2 documents, too few for an interval")
     (apart, short, other) = said("different tokens were scored", few, change(3.0, 0.001))
     assert apart == (
-        "no result", "At 4,096 tokens arm0 is not compared with lora: different tokens were scored."
+        "no result",
+        "At 4,096 tokens, arm0 is not compared with lora: different tokens were scored.",
     )  # fmt: skip
     assert short[1] == (
-        "At 4,096 tokens arm1 is 4.0 % worse than lora, 1 seed and 2 documents: no interval below "
-        "three of either: no result yet."
+        "At 4,096 tokens, arm1 is 4.0 % worse than lora, 1 seed and 2 documents, too few for an "
+        "interval: no result yet."
     )
     assert other[1].endswith("p < 0.001.")  # alone in its family

@@ -35,8 +35,8 @@ def arms(seeds: int, **levels: float) -> list[dict]:
 
 def test_the_family_is_corrected_and_named():
     records = arms(3, lora=3.9, rslora=3.899, hylorada=3.8)
-    (note,) = [n for n in notes_of(*records) if "p-values of" in n]
-    assert note.startswith("length 4,096: PPL against lora, p-values of 2 contrasts by Holm: ")
+    (note,) = [n for n in notes_of(*records) if "Holm-adjusted p-values" in n]
+    assert note.startswith("length 4,096: PPL vs lora, Holm-adjusted p-values (2 comparisons): ")
     by_method = {
         method: {r["seed"]: r["metrics"]["eval/ppl"] for r in records if r["method"] == method}
         for method in ("lora", "rslora", "hylorada")
@@ -49,11 +49,13 @@ def test_the_family_is_corrected_and_named():
 
 
 def test_of_one_seed_the_p_values_say_so():
-    (note,) = [n for n in notes_of(*arms(1, lora=3.9, hylorada=3.8)) if "p-values of" in n]
-    assert "hylorada < 0.001 (one seed: the spread between seeds is not in it)." in note
+    (note,) = [
+        n for n in notes_of(*arms(1, lora=3.9, hylorada=3.8)) if "Holm-adjusted p-values" in n
+    ]
+    assert "hylorada < 0.001 (one seed: variation between seeds is not included)." in note
     mixed = arms(1, rslora=3.85) + arms(3, lora=3.9, hylorada=3.8)
-    (note,) = [n for n in notes_of(*mixed) if "p-values of" in n]
-    assert "(one seed of rslora: the spread" in note
+    (note,) = [n for n in notes_of(*mixed) if "Holm-adjusted p-values" in n]
+    assert "(one seed of rslora: variation" in note
 
 
 def test_a_match_is_shown_and_not_assumed():
@@ -67,10 +69,10 @@ def test_a_match_is_shown_and_not_assumed():
                 lora["metrics"]["eval/ppl"]["by_document"], strict=True,
             ):  # fmt: skip
                 ours["sum_nll"] = theirs["sum_nll"] + 1e-4 * theirs["tokens"]
-    (note,) = [n for n in notes_of(*near) if "shown to match" in n]
-    assert note.endswith("shown to match lora within 0.5% of PPL (two one-sided tests, p < 0.05 "
-                         "by Holm): rslora.")  # fmt: skip
-    (note,) = [n for n in notes_of(*arms(3, lora=3.9, rslora=3.901)) if "shown to match" in n]
+    (note,) = [n for n in notes_of(*near) if "equivalent to" in n]
+    assert note.endswith("PPL equivalent to lora within 0.5 % (two one-sided tests, TOST; "
+                         "Holm-adjusted p < 0.05): rslora.")  # fmt: skip
+    (note,) = [n for n in notes_of(*arms(3, lora=3.9, rslora=3.901)) if "equivalent to" in n]
     assert note.endswith(": none.")
 
 
@@ -80,7 +82,7 @@ def test_without_an_interval_nothing_is_said():
         for metric in [*record["metrics"].values(), *record["base"]["extended"].values()]:
             metric["by_document"] = metric["by_document"][:2]
     notes = notes_of(*records)
-    assert not any("by Holm" in note or "shown to match" in note for note in notes)
+    assert not any("Holm-adjusted p-" in note or "equivalent to" in note for note in notes)
 
 
 def test_the_noise_floor_says_what_could_have_been_found():
@@ -90,14 +92,14 @@ def test_the_noise_floor_says_what_could_have_been_found():
         records.append(record)
     records += arms(3, lora=3.95)
     (note,) = [n for n in notes_of(*records) if "noise floor: " in n]
-    assert "rslora_noise_floor is rslora with another draw of the adapter" in note
+    assert "rslora_noise_floor is rslora with another adapter seed" in note
     by_method = {
         method: {r["seed"]: r["metrics"]["eval/ppl"] for r in records if r["method"] == method}
         for method in ("rslora", "rslora_noise_floor")
     }
     change = paired_change(by_method["rslora_noise_floor"], by_method["rslora"])
-    assert f"{change.percent:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]. A change" in note
+    assert f"{change.percent:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]. Minimum" in note
     log_ratio = change.log_ratio
     reach = stats.t.ppf(0.975, log_ratio.df) + stats.t.ppf(0.8, log_ratio.df)
     smallest = 100 * math.expm1(reach * log_ratio.se)
-    assert f"A change of {smallest:.2f} % would be found by 80% of studies" in note
+    assert f"Minimum detectable effect: {smallest:.2f} % (80 % power)" in note

@@ -83,9 +83,11 @@ def test_arms_are_paired_on_the_same_prompts():
     alone = rows["hylorada"]["retrieval"]
     assert cell.high - cell.low < alone.high - alone.low  # pairing takes the prompts' part away
     headings = {column.key: column.heading for column in table.columns}
-    assert headings["retrieval_reference"] == "retrieval against lora, ranked, points"
+    assert headings["retrieval_reference"] == "retrieval vs lora, ranked, points"
     assert "retrieval_reference_low" in render.as_csv([table]).splitlines()[0]
-    (note,) = [n for n in table.notes if "ranked, against lora, p-values of 1 by Holm" in n]
+    (note,) = [
+        n for n in table.notes if "ranked, vs lora, Holm-adjusted p-values (1 comparison)" in n
+    ]
     assert "hylorada < 0.001" in note
 
 
@@ -94,7 +96,7 @@ def test_arms_are_paired_on_the_same_prompts():
     [
         (0.62, 3, "better", "3 seeds, p < 0.001."),
         (0.4, 3, "worse", "3 seeds, p < 0.001."),
-        (0.5, 3, "none shown", "; no difference is shown."),
+        (0.5, 3, "none shown", "; no significant difference."),
         (0.62, 1, "no result", "one seed: "),
     ],
 )
@@ -111,7 +113,7 @@ def test_a_sentence_says_who_retrieves_more(level, seeds, kind, end):
     (said,) = table.verdicts  # and none of perplexities, which nobody measured
     change = rows["hylorada"]["retrieval_reference"].text.partition(" [")[0]
     assert said.text.startswith(
-        f"At 4,096 tokens, retrieval (ranked): hylorada against lora {change} points"
+        f"At 4,096 tokens, retrieval (ranked): hylorada vs lora {change} points"
     )
     assert said.kind == kind
     assert end in said.text
@@ -127,8 +129,8 @@ def test_one_seed_and_one_depth_are_mcnemars_test():
     difference = answers(0.6)[:, 0] - answers(0.5)[:, 0]
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     expected = stats.binomtest(better, better + worse).pvalue
-    (note,) = [n for n in table.notes if "ranked, against lora, p-values" in n]
-    p = float(note.partition("rslora ")[2].split(" (one seed: the spread between seeds is not")[0])
+    (note,) = [n for n in table.notes if "ranked, vs lora, Holm-adjusted p-values" in n]
+    p = float(note.partition("rslora ")[2].split(" (one seed: variation between seeds is not")[0])
     assert p == pytest.approx(expected, abs=0.01)
     assert rows["rslora"]["retrieval_reference"].text.endswith("], one seed")
 
@@ -143,7 +145,7 @@ def test_other_prompts_are_not_paired():
     assert rows["hylorada"]["retrieval"].text == "other prompts"
     assert "retrieval_reference" not in rows["hylorada"]
     assert rows["rslora"]["retrieval_reference"].value > 0
-    (note,) = [n for n in table.notes if "ranked, against lora, p-values" in n]
+    (note,) = [n for n in table.notes if "ranked, vs lora, Holm-adjusted p-values" in n]
     assert "hylorada" not in note
 
 
@@ -157,6 +159,6 @@ def test_records_without_answers_by_example_read_as_before():
 
 def test_the_bars_of_several_seeds_hold_the_spread_between_them():
     records = [with_answers(make_record("lora", seed), 0.5) for seed in range(3)]
-    for captions, chosen in (("one seed: the spread", records[:1]), ("and seeds; mean", records)):
+    for captions, chosen in (("one seed: variation", records[:1]), ("and seeds; mean", records)):
         comparisons, _ = compare([Record(Path(r["name"]), copy.deepcopy(r)) for r in chosen])
         assert captions in accuracy_by_depth(comparisons[0], "", "x").caption

@@ -192,7 +192,8 @@ def with_context(record: dict, lift: float = 0.1, sha: str = "ab" * 32) -> dict:
                 "shortest_context": contexts[0], "window": record["length"], "targets": 256,
                 "places": 64, "split": "test", "text_sha256": sha,
                 "by_context": [
-                    {"context": c, "sum_nll": 16384 * loss, "tokens": 16384}
+                    {"context": c, "sum_nll": 16384 * loss, "tokens": 16384,
+                     "gain": losses[0] - loss}
                     for c, loss in zip(contexts, losses, strict=True)
                 ],
             },

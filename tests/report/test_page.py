@@ -66,9 +66,9 @@ def test_is_well_formed_and_its_ids_are_unique(report):
 
 def test_holds_the_pictures_and_columns_of_the_context(report):
     page = (report / "report.html").read_text()
-    assert page.count("<figcaption>Right answers by depth") == 2
-    assert page.count("<figcaption>What more context is worth") == 2
-    assert "retrieval, ranked, % right" in page
+    assert page.count("<figcaption>Accuracy by depth") == 2
+    assert page.count("<figcaption>Loss by context") == 2
+    assert "retrieval accuracy, ranked, %" in page
     assert (report / "tiny-stdlib-4096-retrieval-ranked.png").exists()
 
 
@@ -156,14 +156,14 @@ def test_one_seed_stands_in_one_piece_beside_its_interval():
 
 def test_verdicts_stand_above_the_table_and_the_rest_in_cards_below(report):
     text = (report / "report.html").read_text()
-    verdict = text.index("At 4,096 tokens hylorada is 8.9 % better than lora")
+    verdict = text.index("At 4,096 tokens, hylorada is 8.9 % better than lora")
     table, card = text.index('<table class="main rows">'), text.index('<div class="cards">')
     assert verdict < table < card
     main_table = text[table : text.index("</table>", table)]
     headings = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)", main_table)
     assert headings == [
-        "method", "window, tokens", "seeds", "PPL, blocks", "PPL, sliding", "PPL against lora, %",
-        "PPL against extended base, %",
+        "method", "window, tokens", "seeds", "PPL, blocks", "PPL, sliding", "PPL vs lora, %",
+        "PPL vs extended base, %",
     ]  # fmt: skip
     assert "1,878,850" not in main_table
     cards = text[card : text.index("<h2>Figures", card)]

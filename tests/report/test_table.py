@@ -69,7 +69,7 @@ def test_up_to_its_trained_length_the_base_is_itself_and_stands_once(length):
     assert row.cells["method"].text == "base"
     assert row.cells["length"].value == length
     assert (row.cells["change_base"].text, row.cells["change_base"].low) == ("0", None)
-    assert "PPL against base, %" in [column.heading for column in table.columns]
+    assert "PPL vs base, %" in [column.heading for column in table.columns]
     text = render.markdown(table)
     assert "extended" not in text
     assert "own window" not in text
@@ -116,7 +116,7 @@ def test_one_seed_and_two_say_so_beside_the_interval():
         # No seed could give another number of an untrained base.
         assert found["base, own window"].cells["change_base"].text.endswith("]")
         (note,) = [n for n in table.notes if n.startswith("Changes: ")]
-        assert "One seed: the spread between seeds is not in it" in note
+        assert "One seed: variation between seeds is not included" in note
 
 
 def test_seeds_are_pooled_with_their_deviation():
@@ -146,7 +146,7 @@ def test_another_reference_may_be_chosen():
     table = table_of(make_record("hylorada"), make_record("rslora"), reference="rslora")
     assert rows(table)["rslora"].cells["change_reference"].text == "reference"
     assert rows(table)["hylorada"].cells["change_reference"].value < 0
-    assert "PPL against rslora, %" in [column.heading for column in table.columns]
+    assert "PPL vs rslora, %" in [column.heading for column in table.columns]
 
 
 def test_a_failed_arm_is_shown_as_failed_with_its_reason():
@@ -322,8 +322,8 @@ def test_the_papers_figures_stand_beside_what_was_measured_and_are_called_hypoth
     assert found["hylorada"].measured == (
         f"{-change.value:.1f} % better [{-change.high:.1f}, {-change.low:.1f}]"
     )
-    assert found["landmark"].measured.startswith("on rslora: 1.")
-    assert "; on hylorada_no_landmark: 0." in found["landmark"].measured
+    assert found["landmark"].measured.startswith("added to rslora: 1.")
+    assert "; added to hylorada_no_landmark: 0." in found["landmark"].measured
     assert "1.00 times less than rslora" in found["memory"].measured
     for text in (render.markdown(table), render.latex(table), render.as_json([table])):
         assert "10 to 15" in text

@@ -49,7 +49,7 @@ def test_the_base_in_its_own_window_is_ahead_by_the_rule_of_all_verdicts(seeds, 
     (verdict,) = table_of(*records).verdicts
     assert verdict.kind == kind
     assert "is ahead of every method: PPL (sliding) " in verdict.text
-    assert "of lora, the best of them, which is " in verdict.text
+    assert "for the best of them, lora, which is " in verdict.text
     assert verdict.text.endswith(end)
 
 
@@ -57,7 +57,9 @@ def test_times_of_seeds_that_differ_in_speed_are_said_not_to_compare():
     records = [make_record(name, seed) for name in ("lora", "rslora") for seed in range(2)]
     assert not [note for note in table_of(*records).notes if note.startswith("Times")]
     records[0]["training"]["tokens_per_second"] = 1000.0
-    (note,) = [note for note in table_of(*records).notes if note.startswith("Times do not compare")]
+    (note,) = [
+        note for note in table_of(*records).notes if note.startswith("Times are not comparable")
+    ]
     assert "lora, length 4,096, 1,000 to 2,049" in note
     assert "rslora" not in note
 

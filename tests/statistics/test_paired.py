@@ -43,7 +43,7 @@ def test_the_interval_is_that_of_the_mean_difference_in_nats():
 def test_few_seeds_say_so(seeds, remark):
     change = paired_change(arm(3.8, seeds), arm(4.0, seeds))
     assert change.remark == remark
-    assert ("the spread between seeds is not in it" in change.basis) == (seeds == 1)
+    assert ("variation between seeds is not included" in change.basis) == (seeds == 1)
 
 
 def test_the_point_is_the_ratio_of_the_pooled_perplexities():
@@ -74,7 +74,7 @@ def test_one_seed_and_one_document_have_no_interval():
         m["by_document"] = m["by_document"][:1]
     change = paired_change({0: a}, {0: b})
     assert change.low is change.high is None
-    assert "no interval" in change.basis
+    assert "too few for an interval" in change.basis
 
 
 @pytest.mark.parametrize(("seeds", "documents", "known"), [(2, 2, False), (3, 1, True)])
@@ -84,8 +84,8 @@ def test_two_of_each_have_none_and_three_seeds_of_one_document_have_one(seeds, d
         m["by_document"] = m["by_document"][:documents]
     change = paired_change(a, b)
     assert (change.low is not None) == known
-    assert ("no interval below three" in change.basis) == (not known)
-    assert ("the spread between documents is not in it" in change.basis) == known
+    assert ("too few for an interval" in change.basis) == (not known)
+    assert ("variation between documents is not included" in change.basis) == known
 
 
 def test_documents_without_a_scored_token_count_for_nothing():
@@ -137,10 +137,10 @@ def test_parameters_per_percent_of_the_papers_example():
 
 @pytest.mark.parametrize(("change", "reason"), [
     (Change(2.0, 1.0, 3.0, 3, 9, ""), "no gain"),
-    (Change(-0.12, -1.01, 0.86, 1, 11, ""), "gain not above 0"),
+    (Change(-0.12, -1.01, 0.86, 1, 11, ""), "no significant gain"),
     (Change(-5.0, None, None, 1, 1, ""), "gain without an interval"),
     ("different tokens were scored", "different tokens were scored"),
 ])  # fmt: skip
 def test_parameters_per_percent_of_a_gain_that_may_be_nothing_are_no_number(change, reason):
     assert params_per_percent(811_008, change) == reason
-    assert params_per_percent(0, Change(-5.0, -6.0, -4.0, 3, 9, "")) == "no more parameters"
+    assert params_per_percent(0, Change(-5.0, -6.0, -4.0, 3, 9, "")) == "no additional parameters"

@@ -12,10 +12,10 @@ from hylorada.records.chosen_settings import choice_in_words, chosen_in
 from hylorada.records.component_names import component_words
 
 _MEANING = {
-    "hardware": "tokens/s and memory do not compare",
-    "code": "another commit of this package may change numbers",
+    "hardware": "tokens/s and memory are not comparable",
+    "code": "numbers may depend on the commit",
 }
-_OF_PACKAGES = "another version may change numbers"
+_OF_PACKAGES = "numbers may depend on the version"
 
 
 def difference_notes(comparison: Comparison) -> list[str]:
@@ -43,7 +43,7 @@ def difference_notes(comparison: Comparison) -> list[str]:
             if training.get("skipped_steps"):
                 notes.append(
                     f"{arm.label}, seed {run.seed}: {training['skipped_steps']} of "
-                    f"{number_of(training['steps'], 'step')} were skipped, since their loss or "
+                    f"{number_of(training['steps'], 'step')} were skipped, because their loss or "
                     "gradient was not finite."
                 )
     return [*notes, *_tokens(arms), *_chosen(arms)]
@@ -87,7 +87,7 @@ def _tokens(arms: list[Arm]) -> list[str]:
             if tokens:
                 by_seed.setdefault(run.seed, {})[arm.label] = tokens
     return [
-        f"seed {seed} was not trained on the same number of tokens: "
+        f"seed {seed}: methods were trained on different numbers of tokens: "
         + "; ".join(f"{label} {tokens:,}" for label, tokens in trained.items())
         + "."
         for seed, trained in sorted(by_seed.items())

@@ -17,7 +17,7 @@ from hylorada.comparison.cells import Verdict
 from hylorada.comparison.changes import change_parts, signed
 from hylorada.comparison.p_values import p_text
 from hylorada.statistics.clustered import LEVEL, few_seeds
-from hylorada.statistics.contrasts import MARGIN, equivalence_p, holm, minimum_detectable
+from hylorada.statistics.contrasts import MARGIN, POWER, equivalence_p, holm, minimum_detectable
 from hylorada.statistics.paired import Change
 
 ALPHA = 1 - LEVEL
@@ -80,37 +80,40 @@ def verdict(contrast: Contrast, other: str, where: str) -> Verdict:
     """
     label, change = contrast.label, contrast.change
     if isinstance(change, str):
-        return Verdict(f"{where} {label} is not compared with {other}: {change}.", "no result")
+        return Verdict(f"{where}, {label} is not compared with {other}: {change}.", "no result")
     size, ends = change_parts(change)
     crosses = change.low is not None and change.high is not None and change.low * change.high <= 0
     differs = f"differs from {other} by {size}" if crosses else f"is {size} than {other}"
     if not ends:
-        return Verdict(f"{where} {label} {differs}, {change.basis}: no result yet.", "no result")
+        return Verdict(f"{where}, {label} {differs}, {change.basis}: no result yet.", "no result")
     few = few_seeds(change.seeds)
     if few or contrast.p is None or contrast.outside is None:
-        return Verdict(f"{where} {label} {differs} {ends}, {few}: no result yet.", "no result")
+        return Verdict(f"{where}, {label} {differs} {ends}, {few}: no result yet.", "no result")
     seeds = f"{change.seeds} seeds"
     if contrast.outside < ALPHA:
         return Verdict(
-            f"{where} {label} matches {other} within {100 * MARGIN:g} %: {signed(change)}, "
-            f"{seeds}, {p_words(contrast.outside, contrast.family)}.",
+            f"{where}, {label} is equivalent to {other} within {100 * MARGIN:g} %: "
+            f"{signed(change)}, {seeds}, {p_words(contrast.outside, contrast.family, 'TOST')}.",
             "matches",
         )
     if contrast.p < ALPHA:
         return Verdict(
-            f"{where} {label} {differs} {ends}, {seeds}, {p_words(contrast.p, contrast.family)}.",
+            f"{where}, {label} {differs} {ends}, {seeds}, {p_words(contrast.p, contrast.family)}.",
             "better" if change.percent < 0 else "worse",
         )
     return Verdict(
-        f"{where} no difference of {label} from {other} is shown: {signed(change)}, "
-        f"{seeds}, {p_words(contrast.p, contrast.family)}; the smallest that "
-        f"could have been seen is {contrast.smallest:.1f} %.",
+        f"{where}, {label} does not differ significantly from {other}: {signed(change)}, "
+        f"{seeds}, {p_words(contrast.p, contrast.family)}; minimum detectable effect "
+        f"{contrast.smallest:.1f} % ({100 * POWER:g} % power).",
         "none shown",
     )
 
 
-def p_words(p: float, family: int) -> str:
-    """ "p = 0.045 by Holm of 4"."""
+def p_words(p: float, family: int, test: str = "") -> str:
+    """ "p = 0.045 (Holm, 4 comparisons)"; "p < 0.001 (TOST)" with a test and no family."""
     shown = p_text(p)
-    of = f" by Holm of {family}" if family > 1 else ""
-    return (f"p {shown}" if shown.startswith("<") else f"p = {shown}") + of
+    how = [test] if test else []
+    if family > 1:
+        how.append(f"Holm, {family} comparisons")
+    remark = f" ({'; '.join(how)})" if how else ""
+    return (f"p {shown}" if shown.startswith("<") else f"p = {shown}") + remark

@@ -41,9 +41,9 @@ def loss_by_context(comparison: Comparison, name: str) -> Picture | None:
         axes.set_ylabel("loss, nats per token")
         seeds = max(len(metrics) for _, _, metrics in lines)
         caption = (
-            f"What more context is worth, {where(comparison)}: the same {some['places']} x "
-            f"{some['targets']} target tokens, split {some['split']}, with more and more context "
-            "before them; a falling line uses it"
+            f"Loss by context, {where(comparison)}: the same {some['places']} x "
+            f"{some['targets']} target tokens, {some['split']} split, with more and more context "
+            "before them; a falling line means that context helps"
             + ("; mean over seeds, bands: range between seeds." if seeds > 1 else "; one seed.")
         )
         finish(figure, axes, "Loss by context", comparison)

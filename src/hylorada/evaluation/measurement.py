@@ -313,7 +313,9 @@ class Measurement:
             ]
             if asked:
                 listed = "; ".join(asked)
-                notes.append(f"{each.heading}, asked otherwise and so not compared: {listed}.")
+                notes.append(
+                    f"{each.heading}, measured differently and therefore not compared: {listed}."
+                )
         return notes
 
     def verdicts(self, comparison: Comparison, against: Arm | None) -> list[Verdict]:

@@ -58,9 +58,9 @@ def ppl_by_length(comparisons: Sequence[Comparison], metric: str, name: str) -> 
 
     return _drawn(
         comparisons, lines, "Perplexity by length", name, finished,
-        f"Perplexity by length, {_of(comparisons)}: {convention} convention; bars: 95 % intervals "
-        "for other documents and seeds. Arms share their documents, so bars that overlap do not "
-        "mean that arms are equal: see the difference by length.",
+        f"Perplexity by length, {_of(comparisons)}: {convention} convention; bars: 95 % confidence "
+        "intervals. Methods share documents, so overlapping bars do not mean that methods are "
+        "equal: see the difference by length.",
     )  # fmt: skip
 
 
@@ -93,12 +93,12 @@ def change_by_length(
 
     def finished(axes: Axes) -> None:
         axes.axhline(0, color=BASE, linewidth=1, zorder=1)
-        axes.set_ylabel(f"change in PPL against {reference}, %")
+        axes.set_ylabel(f"change in PPL vs {reference}, %")
 
     one = f"; one seed: {ONE_SEED}" if seeds == {1} else ""
     return _drawn(
         comparisons, lines, f"Difference from {reference} by length", name, finished,
-        f"Change in perplexity against {reference} by length, {_of(comparisons)}; bars: 95 % "
+        f"Change in perplexity vs {reference} by length, {_of(comparisons)}; bars: 95 % "
         f"intervals, paired, clustered by documents and seeds{one}. Below 0 is better.",
     )  # fmt: skip
 

@@ -59,13 +59,13 @@ def contrast_notes(comparison: Comparison, against: Arm) -> list[str]:
             if (p := each.change.log_ratio.p_value()) is not None
         ]
         notes.append(
-            f"PPL against {against.label}, p-values of {number_of(len(tested), 'contrast')} by "
-            f"Holm: {p_values_by_holm(p_values)}."
+            f"PPL vs {against.label}, Holm-adjusted p-values "
+            f"({number_of(len(tested), 'comparison')}): {p_values_by_holm(p_values)}."
         )
         matching = [e.label for e in tested if e.outside is not None and e.outside < ALPHA]
         notes.append(
-            f"shown to match {against.label} within {MARGIN:.1%} of PPL (two one-sided tests, "
-            f"p < 0.05 by Holm): {', '.join(matching) or 'none'}."
+            f"PPL equivalent to {against.label} within {100 * MARGIN:g} % (two one-sided tests, "
+            f"TOST; Holm-adjusted p < 0.05): {', '.join(matching) or 'none'}."
         )
     return [*notes, *_noise_floors(comparison)]
 
@@ -86,9 +86,9 @@ def _own_window_ahead(comparison: Comparison) -> list[Verdict]:
     few = few_seeds(change.seeds)
     return [
         Verdict(
-            f"{comparison.words} the untouched base in its own window of {base['window']:,} is "
-            f"ahead of every method: PPL (sliding) {pooled_ppl([base]):.2f} against "
-            f"{pooled_ppl(list(measured.values())):.2f} of {best.label}, the best of them, which "
+            f"{comparison.words}, the unmodified base in its own window of {base['window']:,} is "
+            f"ahead of every method: PPL (sliding) {pooled_ppl([base]):.2f} vs "
+            f"{pooled_ppl(list(measured.values())):.2f} for the best of them, {best.label}, which "
             f"is {' '.join(change_parts(change))}, "
             + (f"{few}: no result yet." if few else f"{change.seeds} seeds."),
             "no result" if few else "worse",
@@ -110,10 +110,10 @@ def _noise_floors(comparison: Comparison) -> list[str]:
             smallest = minimum_detectable(change.log_ratio)
             assert smallest is not None  # there is an interval
             notes.append(
-                f"noise floor: {arm.label} is {other.label} with another draw of the adapter, and "
+                f"noise floor: {arm.label} is {other.label} with another adapter seed; "
                 f"its PPL differs by {change.percent:+.2f} % [{change.low:+.2f}, "
-                f"{change.high:+.2f}]" + (f", {change.remark}" if change.remark else "") + ". A "
-                f"change of {100 * math.expm1(smallest):.2f} % would be found by {POWER:.0%} of "
-                "studies like this one."
+                f"{change.high:+.2f}]" + (f", {change.remark}" if change.remark else "") + ". "
+                f"Minimum detectable effect: {100 * math.expm1(smallest):.2f} % "
+                f"({100 * POWER:g} % power)."
             )
     return notes

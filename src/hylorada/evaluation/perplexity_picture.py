@@ -70,7 +70,7 @@ def loss_by_position(comparison: Comparison, metric: str, name: str) -> Picture 
         over = "mean over seeds; bands: range between seeds" if seeds > 1 else "one seed"
         caption = (
             f"Loss by position, {where(comparison)}: {some['convention']} convention, window "
-            f"{some['window']:,}, split {some['split']}; a point at the centre of each slice of "
+            f"{some['window']:,}, {some['split']} split; a point at the centre of each slice of "
             f"the window, {over}. Lower is better."
         )
         finish(figure, axes, "Loss by position in the window", comparison)

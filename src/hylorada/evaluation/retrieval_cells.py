@@ -115,9 +115,9 @@ def verdicts(comparison: Comparison, against: Arm, accuracy: Shown, task: str) -
             stands = p < ALPHA and mean.value != 0
             kind = ("better" if mean.value > 0 else "worse") if stands else "none shown"
             end = f"{seeds} seeds, {p_words(p, len(found))}" + (
-                "" if stands else "; no difference is shown"
+                "" if stands else "; no significant difference"
             )
-        text = f"{comparison.words}, {task}: {label} against {against.label} {points}, {end}."
+        text = f"{comparison.words}, {task}: {label} vs {against.label} {points}, {end}."
         said.append(Verdict(text, kind))
     return said
 

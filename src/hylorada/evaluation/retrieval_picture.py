@@ -59,15 +59,15 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
         axes.set_xlim(min(depths) - 0.05, max(depths) + 0.05)
         axes.set_xticks(depths)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("depth of what is asked for (0: first)")
-        axes.set_ylabel(f"right answers, {SCORINGS[suffix]}")
+        axes.set_xlabel("depth of the target (0: first)")
+        axes.set_ylabel(f"accuracy, {SCORINGS[suffix]}")
         seeds = max(len(metrics) for _, _, metrics in lines)
         low, high = some["prompt_tokens"]
         caption = (
-            f"Right answers by depth, {where(comparison)}: {some['form']} ({some['source']}), "
+            f"Accuracy by depth, {where(comparison)}: {some['form']} ({some['source']}), "
             f"{some['prompts']} prompts of {low:,} to {high:,} tokens with {some['items']} items, "
             f"{SCORINGS[suffix]}; bars: 95 % intervals for the prompts at a depth"
             + (" and seeds; mean over seeds." if seeds > 1 else f"; one seed: {ONE_SEED}.")
         )
-        finish(figure, axes, "Right answers by depth", comparison)
+        finish(figure, axes, "Accuracy by depth", comparison)
         return picture(figure, name, caption)

@@ -18,9 +18,9 @@ from hylorada.statistics.paired import Change, paired_change
 
 TITLE = "What the paper expects"
 LEAD = (
-    "Hypotheses of the paper (sections 4.1 and 4.2), not results: at 512 tokens single runs of "
-    "GPT-2 on WikiText-2, beyond that its expectations. Beside them what these records measured, "
-    "of this model on this text."
+    "Hypotheses of the paper (sections 4.1 and 4.2), not results: at 512 tokens its single "
+    "runs of GPT-2 on WikiText-2, at longer lengths its expectations. The last column is what "
+    "these records measured, with this model on this text."
 )
 HEADINGS = ("claim", "the paper's figure (hypothesis)", "measured here")
 
@@ -118,7 +118,7 @@ def _measured(about: str, comparison: Comparison) -> str:
     ]
     return (
         "; ".join(
-            f"on {label}: {change_words(change)}"
+            f"added to {label}: {change_words(change)}"
             for label, change in found
             if isinstance(change, Change)
         )
@@ -146,4 +146,4 @@ def _memory(with_it: Arm, without: Arm) -> str:
     if not low or not high:
         return ""
     ratio, words = (high / low, "less") if high >= low else (low / high, "more")
-    return f"{ratio:.2f} times {words} than {without.label}, peak of training"
+    return f"{ratio:.2f} times {words} than {without.label}, peak in training"

@@ -129,7 +129,7 @@ def _table(
             for name in _groups(report)
         ),
         *(column for column in measured if column.cost),
-        Column("tokens", "trained on, tokens", cost=True),
+        Column("tokens", "training tokens", cost=True),
         Column("seconds", "training time, seconds", cost=True),
         Column("tokens_per_second", "tokens/s", cost=True),
         Column("peak_memory_mib", "peak memory, MiB", cost=True),
@@ -137,7 +137,7 @@ def _table(
     fixed = [
         *(text for each in measurements() for text in each.explanations(comparisons, reference)),
         "Training time and tokens/s: median over seeds. Peak memory: largest over "
-        "seeds; on a CPU of the whole process, libraries included, on a GPU what was allocated.",
+        "seeds; on a CPU of the whole process including libraries, on a GPU allocated memory.",
         *_unsteady(comparisons),
     ]
     title = f"{first.model} on {first.dataset}"
@@ -162,8 +162,8 @@ def _unsteady(comparisons: Sequence[Comparison]) -> list[str]:
                     f"{arm.label}, {comparison.heading}, {min(speeds):,.0f} to {max(speeds):,.0f}"
                 )
     return [
-        f"Times do not compare: seeds of one arm do the same work, and their tokens/s differ "
-        f"({'; '.join(found)}); other work may have run beside them."
+        f"Times are not comparable: tokens/s differ between seeds of one method, which do the same "
+        f"work ({'; '.join(found)}); other programs may have been running."
     ] if found else []  # fmt: skip
 
 

@@ -25,7 +25,7 @@ FEWEST = 3
 """Seeds or units that an interval needs; of one of the two."""
 
 
-ONE_SEED = "the spread between seeds is not in it"
+ONE_SEED = "variation between seeds is not included"
 
 
 def few_seeds(seeds: int) -> str:

@@ -173,7 +173,7 @@ def _change(difference_SD: np.ndarray, tokens_D: np.ndarray) -> Change:
 def _basis(seeds: int, documents: int, log_ratio: Estimate) -> str:
     count = [number_of(seeds, "seed"), number_of(documents, "document")]
     if max(seeds, documents) < FEWEST:
-        return f"{' and '.join(count)}: no interval below three of either"
+        return f"{' and '.join(count)}, too few for an interval"
     if log_ratio.df is None:
         return "one document holds most of the tokens: no interval"
     shared = [text for text, number in zip(count, (seeds, documents), strict=True) if number > 1]
@@ -181,9 +181,9 @@ def _basis(seeds: int, documents: int, log_ratio: Estimate) -> str:
     if seeds == 1:
         basis += f"; one seed: {ONE_SEED}"
     elif seeds == 2:
-        basis += "; two seeds: the spread between seeds is hardly known"
+        basis += "; two seeds: variation between seeds is poorly estimated"
     if documents == 1:
-        basis += "; one document: the spread between documents is not in it"
+        basis += "; one document: variation between documents is not included"
     return basis
 
 
@@ -217,11 +217,11 @@ def params_per_percent(parameters: int, change: Change | str) -> Price | str:
     if isinstance(change, str):
         return change
     if parameters <= 0:
-        return "no more parameters"
+        return "no additional parameters"
     if change.percent >= 0:
         return "no gain"
     if change.low is None or change.high is None:
         return "gain without an interval"
     if change.high >= 0:
-        return "gain not above 0"
+        return "no significant gain"
     return Price(parameters / -change.percent, parameters / -change.low, parameters / -change.high)

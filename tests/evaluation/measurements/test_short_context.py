@@ -122,7 +122,7 @@ def test_the_table_says_what_it_cost(root, record):
     assert not problems
     (table,) = build_tables([comparison])
     (column,) = [column for column in table.columns if column.key == "short_context"]
-    assert column.heading == f"PPL in {TRAINED} tokens against base as it is, %"
+    assert column.heading == f"PPL at {TRAINED} tokens vs unmodified base, %"
     rows = {row.cells["method"].text: row.cells for row in table.sections[0].rows}
     own = record["base"]["own_window"][METRIC]
     for label, metric in (
@@ -137,7 +137,7 @@ def test_the_table_says_what_it_cost(root, record):
     )
     for text in (render.markdown(table), page.build_page([table], [], [], [])):
         assert column.heading in text
-    assert "PPL in 64 tokens against base as it is" in render.latex(table)
+    assert "PPL at 64 tokens vs unmodified base" in render.latex(table)
     (first, *_) = csv.DictReader(io.StringIO(render.as_csv([table])))
     assert "short_context" in first
 

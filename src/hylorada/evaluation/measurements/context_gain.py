@@ -54,7 +54,7 @@ class ContextGain(Measurement):
     name, order, title = "context_gain", 30, "context gain"
     metrics = ("context_gain/",)
     shown = (
-        Shown(GAIN, "context_gain", "gain of context, nats/token", sign="+", other="other targets"),
+        Shown(GAIN, "context_gain", "context gain, nats/token", sign="+", other="other targets"),
     )
 
     def check(self, config: RunConfig) -> None:
@@ -197,8 +197,8 @@ class ContextGain(Measurement):
         if not any(held(comparison, GAIN) for comparison in comparisons):
             return []
         return [
-            "Gain of context: [intervals] 95 %, clustered by document, whose places gain alike, "
-            "and by seed; none below three of either."
+            "Context gain: [brackets] are 95 % confidence intervals, clustered by document and by "
+            "seed, given for at least three documents or three seeds."
         ]
 
     def notes(self, comparison: Comparison) -> list[str]:
@@ -206,14 +206,14 @@ class ContextGain(Measurement):
         metric = reference(comparison, GAIN)
         if metric is None:
             return []
-        notes = [f"gain of context: {_targets(metric)}."]
+        notes = [f"context gain: {_targets(metric)}."]
         asked = [
             f"{label}: {other['value']:+.3f} ({_targets(other)})"
             for label, other in others(comparison, GAIN)
         ]
         if asked:
             notes.append(
-                "gain of context, on other targets or text and so not compared: "
+                "context gain, on other targets or text and therefore not compared: "
                 f"{'; '.join(asked)}."
             )
         return notes
@@ -228,9 +228,9 @@ class ContextGain(Measurement):
 
 def _targets(metric: Metric) -> str:
     return (
-        f"loss with {metric['shortest_context']:,} tokens before the target less that with "
+        f"loss with {metric['shortest_context']:,} tokens of context minus loss with "
         f"{metric['context']:,}, on the same {metric['places']} x {metric['targets']} tokens, "
-        f"split {metric['split']}"
+        f"{metric['split']} split"
     )
 
 

@@ -225,7 +225,7 @@ class Harness(Measurement):
                     notes.append(f"{title}, {subject.label}{one}: {'; '.join(scores)}.")
             if others:
                 notes.append(
-                    f"{title}, asked other questions and so not compared: {'; '.join(others)}."
+                    f"{title}, on other questions and therefore not compared: {'; '.join(others)}."
                 )
         return notes
 

@@ -63,12 +63,12 @@ class LostInMiddle(Measurement):
         for suffix, scoring in SCORINGS.items()
         for shown in (
             Shown(
-                f"lim/accuracy{suffix}", f"retrieval{suffix}", f"retrieval, {scoring}, % right",
+                f"lim/accuracy{suffix}", f"retrieval{suffix}", f"retrieval accuracy, {scoring}, %",
                 100, 1, other="other prompts",
             ),
             Shown(
                 f"lim/middle_gap{suffix}", f"middle_gap{suffix}",
-                f"edges less middle, {scoring}, points", 100, 1, "+",
+                f"edges minus middle, {scoring}, points", 100, 1, "+",
             ),
         )
     )  # fmt: skip
@@ -241,7 +241,7 @@ class LostInMiddle(Measurement):
                 for metric in all_metrics(comparison, accuracy.metric)
             ):
                 place = [column.key for column in columns].index(accuracy.key) + 1
-                heading = f"retrieval against {reference}, {scoring}, points"
+                heading = f"retrieval vs {reference}, {scoring}, points"
                 columns.insert(place, Column(_against(accuracy), heading, interval=True))
         return columns
 
@@ -280,9 +280,10 @@ class LostInMiddle(Measurement):
         if not any(held(comparison, *SCORING_METRICS) for comparison in comparisons):
             return []
         notes = [
-            "Retrieval: [intervals] 95 %, clustered by example, which is asked at every depth, and "
-            "by seed; arms are compared example by example, on the same prompts. p-values of one "
-            "seed: whole examples reversed (McNemar's exact test where each is asked once)."
+            "Retrieval: [brackets] are 95 % confidence intervals, clustered by example (each is "
+            "asked at every depth) and by seed; methods are compared on the same prompts, paired "
+            "by example. p-values with one seed: sign-flip permutation test over examples "
+            "(McNemar's exact test where each is asked once)."
         ]
         for comparison in comparisons:
             against = comparison.reference(reference)
@@ -294,8 +295,8 @@ class LostInMiddle(Measurement):
                 )
                 if known:
                     notes.append(
-                        f"{comparison.heading}: retrieval, {scoring}, against {reference}, "
-                        f"p-values of {len(known)} by Holm: "
+                        f"{comparison.heading}: retrieval, {scoring}, vs {reference}, "
+                        f"Holm-adjusted p-values ({number_of(len(known), 'comparison')}): "
                         f"{p_values_by_holm(known)}."
                     )
         return notes
@@ -310,8 +311,8 @@ class LostInMiddle(Measurement):
                 continue
             notes.append(
                 f"retrieval, {scoring}: {_described(m)}, at {len(m['by_depth'])} depths; chance "
-                f"{m['chance']:.1%}. Edges less middle is positive when the middle is lost."
-                + (f" Note: {m['note']}." if m.get("note") else "")
+                f"{m['chance']:.1%}. Edges minus middle is positive when accuracy is lower in the "
+                "middle." + (f" Note: {m['note']}." if m.get("note") else "")
             )
             asked = [
                 f"{label}: {100 * other['value']:.1f} ({_described(other)})"
@@ -319,7 +320,7 @@ class LostInMiddle(Measurement):
             ]
             if asked:
                 notes.append(
-                    f"retrieval, {scoring}, asked other prompts and so not compared: "
+                    f"retrieval, {scoring}, on other prompts and therefore not compared: "
                     f"{'; '.join(asked)}."
                 )
         return notes

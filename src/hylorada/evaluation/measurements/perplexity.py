@@ -229,8 +229,8 @@ class Perplexity(Measurement):
                 for key, heading in {
                     "ppl_blocks": "PPL, blocks",
                     "ppl_sliding": "PPL, sliding",
-                    "change_reference": f"PPL against {reference}, %",
-                    "change_base": f"PPL against {base}, %",
+                    "change_reference": f"PPL vs {reference}, %",
+                    "change_base": f"PPL vs {base}, %",
                 }.items()
             ),
             *(
@@ -264,7 +264,7 @@ class Perplexity(Measurement):
             unit = "paragraph" if convention == "paper" else "document"
             texts.append(
                 f"{convention}: window {metric['window']:,}{stride}; {metric['tokens']:,}{part} "
-                f"tokens of {number_of(len(metric['by_document']), unit)}, split {metric['split']}"
+                f"tokens of {number_of(len(metric['by_document']), unit)}, {metric['split']} split"
                 + _divisor(convention, metric)
                 + "."
             )
@@ -298,23 +298,24 @@ class Perplexity(Measurement):
         reach = _reach(comparisons)
         untrained = "extended, untrained base" if reach else "base"
         return [
-            "PPL: exp(sum of NLL / scored tokens), pooled over seeds; ± standard deviation between "
-            "seeds. Lower is better. Its [interval] is that of other documents like these and of "
-            "other seeds; arms share their documents, so they are compared by the changes alone.",
-            f"Changes: in PPL, {main} convention, over the seeds that both arms have; negative is "
-            f"better. [Intervals]: {LEVEL:.0%}, paired, clustered by documents and seeds; none "
-            f"below three of either. One seed: {ONE_SEED}; two seeds: it is hardly known. The "
-            f"smallest that could have been seen: {POWER:.0%} of studies like this one would. An "
-            "interval is of its arm alone, a p-value of all that are compared: an interval may "
-            "leave 0 out where no difference is shown."
+            "PPL: exp(total NLL / scored tokens), pooled over seeds; ± standard deviation between "
+            "seeds. Lower is better. Its [interval] reflects sampling of documents and seeds; "
+            "methods share documents, so compare them by the changes, not by these intervals.",
+            f"Changes: in PPL, {main} convention, over the seeds both methods have; negative is "
+            f"better. [Brackets] are {100 * LEVEL:g} % confidence intervals, paired, clustered by "
+            "documents and seeds, given for at least three documents or three seeds. One seed: "
+            f"{ONE_SEED}; two seeds: it is poorly estimated. p-values are adjusted for multiple "
+            "comparisons (Holm), intervals are not, so an interval may exclude 0 without a "
+            "significant difference. Minimum detectable effect: what "
+            f"{100 * POWER:g} % of such studies would detect at the strictest Holm level."
             + (
                 " The base in its own window is compared in the sliding convention."
                 if reach
                 else ""
             ),
-            "Parameters per 1 % gain: those that an arm trains more than the arm nested in it "
-            f"(the {untrained}, if no arm is) / percent of PPL gained on that; no number where the "
-            "interval of the gain reaches 0.",
+            "Parameters per 1 % gain: trainable parameters beyond those of the method nested in it "
+            f"(the {untrained}, if there is none), per percent of PPL gained over that; not given "
+            "where the interval of the gain includes 0.",
             *contrasts,
         ]
 
@@ -390,8 +391,8 @@ def _divisor(convention: str, metric: Metric) -> str:
         return f"; exp(sum of NLL / {metric['words']:,} words)"
     if convention == "paper":
         return (
-            "; mean of the paragraphs' perplexities, lines of more than 100 characters each scored "
-            "alone: not to be compared with any other column"
+            "; mean of the paragraphs' perplexities, each line of more than 100 characters scored "
+            "alone: not comparable with any other column"
         )
     return ""
 

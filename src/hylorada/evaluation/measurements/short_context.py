@@ -161,8 +161,8 @@ class ShortContext(Measurement):
         if not any(held(comparison, METRIC) for comparison in report):
             return []
         windows = {m["window"] for comparison in table for m in all_metrics(comparison, METRIC)}
-        where = f"{windows.pop():,} tokens" if len(windows) == 1 else "a short window"
-        return [Column(_KEY, f"PPL in {where} against base as it is, %", interval=True)]
+        where = f"at {windows.pop():,} tokens" if len(windows) == 1 else "in a short window"
+        return [Column(_KEY, f"PPL {where} vs unmodified base, %", interval=True)]
 
     def cells(
         self, comparison: Comparison, subject: Subject, against: Arm | None
@@ -194,7 +194,7 @@ class ShortContext(Measurement):
         return [
             f"short window: {base['window']:,} tokens, blocks; {base['tokens']:,} of "
             f"{base['scorable_tokens']:,} tokens of {documents}, "
-            f"split {base['split']}; the base as it is has PPL "
+            f"{base['split']} split; PPL of the unmodified base "
             + ("overflow." if base["value"] is None else f"{base['value']:.2f}.")
         ]
 
@@ -203,8 +203,8 @@ class ShortContext(Measurement):
         if not any(held(comparison, METRIC) for comparison in comparisons):
             return []
         return [
-            "PPL in a short window: what the model lost (above 0) or gained where the base needs "
-            "no extension; intervals as of the other changes."
+            "PPL in a short window, for which the base needs no extension: change relative to "
+            "the unmodified base; positive is worse. Intervals as for the other changes."
         ]
 
 
