@@ -266,6 +266,28 @@ def test_any_length_in_a_sweep(hydra: Hydra) -> None:
     assert found == [("512", 512, 8), ("3000", 3000, 1), ("3k", 3072, 1), ("8k", 8192, 1)]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "tokens", "name"),
+    [
+        ("length=100", "length=3000", 3000, "3000"), ("length=100", "length=512", 512, "512"),
+        ("length=512", "length=100", 100, "100"),
+    ],
+)  # fmt: skip
+def test_of_two_lengths_the_later_one_counts(
+    hydra: Hydra, first: str, second: str, tokens: int, name: str
+) -> None:
+    config = typed(hydra, first, second)
+    assert (config.length.max_length, config.length.name) == (tokens, name)
+
+
+def test_of_two_models_the_later_one_counts(hydra: Hydra) -> None:
+    config = typed(hydra, "model=./mine", "model=gpt2")
+    assert (config.model.name, config.model.path) == ("gpt2", "openai-community/gpt2")
+    assert typed(hydra, "model=gpt2", "model=./mine").model.path == "./mine"
+    kept = typed(hydra, "length=100", "length.max_length=64")  # a setting counts beside its group
+    assert kept.length.max_length == 64
+
+
 # --- words of other trainers ---
 
 

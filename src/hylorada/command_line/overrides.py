@@ -52,7 +52,8 @@ def rewrite(
     option must be a string), alone and in a list; ``length=3000`` the nearest length's batch with
     that number of tokens. ``model=org/name`` and ``model=./folder`` become ``model=custom`` with
     that path, and so does ``model.path=`` alone. ``launcher=`` is short for ``hydra/launcher=``.
-    Texts are quoted where they must be. Rewritten words stay as they are.
+    Texts are quoted where they must be. Of two options of one group, the later one counts, as in
+    Hydra. Rewritten words stay as they are.
 
     Args:
         overrides: as typed.
@@ -63,9 +64,13 @@ def rewrite(
         ConfigError: an unknown key; a list for a group; a word that would remove a part of the
             tree or move a run's directory.
     """
+    typed = [_Word(word, multirun, own) for word in overrides]
+    last = {word.key: word for word in typed if word.equals}
     words: list[str] = []
-    for word in overrides:
-        words += _Word(word, multirun, own).rewritten()
+    for word in typed:
+        rewritten = word.rewritten()
+        # Of an option that a later one replaces, nothing may stay beside it.
+        words += rewritten if last.get(word.key, word) is word else rewritten[:1]
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     if "model.path" in keys and "model" not in keys:  # else it would bear the default's name
         words.insert(0, "model=custom")
