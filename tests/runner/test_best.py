@@ -19,7 +19,7 @@ from helpers.tiny_runs import (
 )
 from safetensors.torch import load_file
 
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, DataError
 from hylorada.settings import check_settings
 from hylorada.training.checkpoint import read_checkpoint
 
@@ -109,3 +109,27 @@ def test_what_needs_evaluations_is_refused_without_them(root, key, value):
         check_settings(make_config(root, **{f"train__{key}": value}))
     assert f"train.{key}={str(value).lower()}" in str(error.value)
     assert "train.eval_every is 0" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "patience", "refused"),
+    [(STEPS - 1, 0, False), (STEPS, 0, True), (3, 2, False), (5, 1, True), (1, STEPS, True)],
+)
+def test_what_no_evaluation_can_act_on_is_refused(root, eval_every, patience, refused):
+    judged = {"train__patience": patience} if patience else {"train__keep_best": True}
+    config = make_config(root, train__eval_every=eval_every, **judged)
+    if not refused:
+        check_settings(config)
+        return
+    with pytest.raises(ConfigError, match=f"has no effect.*train.eval_every={eval_every}"):
+        check_settings(config)
+
+
+def test_a_validation_split_without_a_number_is_refused_before_the_base_is_measured(tmp_path):
+    make_model_folder(tmp_path / "model")
+    make_texts(tmp_path / "texts")
+    (file,) = (tmp_path / "texts/validation").iterdir()
+    file.write_text("a")  # one token
+    assert run_here(make_config(tmp_path, **CHANGES), tmp_path / "run") == DataError.exit_code
+    assert "split 'validation' has no document" in (tmp_path / "run.err").read_text()
+    assert not result(tmp_path / "run")["base"]

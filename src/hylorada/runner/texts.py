@@ -14,6 +14,7 @@ from hylorada.data.blocks import Blocks
 from hylorada.data.skipped_positions import SkippedPositions
 from hylorada.data.token_corpus import TokenCorpus, load_token_corpus
 from hylorada.evaluation.measurements import perplexity
+from hylorada.evaluation.perplexity import scored_text
 from hylorada.loading.backbone import Blueprint
 from hylorada.process.fault_points import fault_point
 from hylorada.process.signals import Stop
@@ -77,7 +78,10 @@ def read_texts(config: RunConfig, opened: Blueprint, stop: Stop) -> Texts:
         if config.method.trains
         else None
     )
-    return Texts(prepared, blocks, validation_asked(config, corpus), trained_length)
+    validation = validation_asked(config, corpus)
+    if validation is not None:  # refused here, not after the steps before the first evaluation
+        scored_text("blocks", validation.text.documents, validation.settings, validation.window)
+    return Texts(prepared, blocks, validation, trained_length)
 
 
 def training_blocks(

@@ -22,5 +22,5 @@ def check_eval(config: RunConfig) -> None:
     for measurement in there:
         measurement.check(config)
     if not any(measurement.enabled(config.eval) for measurement in there):
-        ways = ", ".join(measurement.switch for measurement in there)
+        ways = ", ".join(dict.fromkeys(measurement.switch for measurement in there))
         raise ConfigError(f"eval measures nothing; set one of {ways}")
