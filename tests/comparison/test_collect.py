@@ -49,6 +49,19 @@ def test_a_damaged_record_is_named_and_the_others_are_used(tmp_path, change, rea
     assert reason in problem.reason
 
 
+@pytest.mark.parametrize("number", ["1e308", "-1e200", "1" + "0" * 400])
+def test_a_number_too_large_to_compute_with_is_named(tmp_path, number):
+    write(tmp_path, make_record("lora"))
+    bad = make_record("hylorada")
+    bad["metrics"]["eval/ppl"]["value"] = -12345.5
+    (tmp_path / "bad").mkdir()
+    text = json.dumps(bad).replace("-12345.5", number)
+    (tmp_path / "bad" / "result.json").write_text(text)
+    collection = collect([tmp_path])
+    assert [r.data["method"] for r in collection.records] == ["lora"]
+    assert "metrics.eval/ppl.value is too large" in collection.problems[0].reason
+
+
 def test_of_two_records_of_the_same_settings_the_finished_one_counts(tmp_path):
     ok = make_record("lora")
     failed = {**make_record("lora", status="failed"), "name": "a-first"}

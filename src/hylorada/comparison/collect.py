@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from hylorada.comparison.conditions import apart, beside, differing
 from hylorada.errors import DataError
 from hylorada.records.manifest import damage
 from hylorada.records.result import open_record, parse_json
+
+_LARGEST = 1e100  # of the numbers of a record: sums of products of such are finite
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,27 @@ def read(path: Path) -> Record:
         ValueError: what is wrong with it.
     """
     data = open_record(path)
+    if key := _too_large(data):
+        raise ValueError(f"{key} is too large to compute with (above {_LARGEST:g})")
     reason = damage(path.parent, data, weights=False, missing=False)
     if reason:
         raise ValueError(f"its run is left out: {reason}")
     known = (data.get("files") or {}).get("metrics.jsonl", {}).get("bytes")
     history = _lines(path.parent / "metrics.jsonl", known)
     return Record(path.parent, data, history, _lines(path.parent / "timing.jsonl", None))
+
+
+def _too_large(value: Any, key: str = "") -> str:
+    """The first number, by its dotted name, of which a square may be infinite; empty if none is."""
+    if isinstance(value, float | int):
+        return key if abs(value) > _LARGEST else ""
+    inner: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value)
+    found = (_too_large(each, f"{key}.{name}" if key else str(name)) for name, each in inner)
+    return next(filter(None, found), "")
 
 
 def _lines(path: Path, size: int | None) -> list[dict[str, Any]]:
