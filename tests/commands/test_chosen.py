@@ -56,7 +56,7 @@ def test_the_chosen_alone_are_measured_on_the_test_split(grid, capsys):
     assert report([str(folder), "--select", "train.lr"]) == 0
     shown = capsys.readouterr().out
     assert f"Next: hylorada-eval chosen={folder} select=train.lr" in shown
-    assert "split test" not in shown
+    assert ", test split" not in shown
 
     assert evaluate([f"chosen={folder}", *ASKED]) == 0
     after = {key: result(Path(path)) for key, path in directories.items()}
