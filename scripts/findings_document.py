@@ -76,8 +76,13 @@ def page(text: str, records: Path, columns: Mapping[str, Sequence[str]]) -> str:
 
 
 def tables(records: Path) -> dict[int, Comparison]:
-    """What the tables compare, by length in tokens."""
-    return {each.length: each for each in compare(collect([records / "tables"]).records)[0]}
+    """What the tables of perplexity compare, by length in tokens."""
+    of_text = [
+        record
+        for record in collect([records / "tables"]).records
+        if record.data["config"]["train"]["task"] == "text"
+    ]
+    return {each.length: each for each in compare(of_text)[0]}
 
 
 def by_length(found: Mapping[int, Comparison]) -> list[str]:
