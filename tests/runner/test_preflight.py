@@ -8,6 +8,7 @@ tokens and of the base's measurements that stays empty.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -156,6 +157,26 @@ def test_headers_of_weights_are_looked_at_before_text_is_tokenised(root, damaged
     with pytest.raises(DataError, match=r"model\.safetensors is damaged"):
         run(config)
     assert not (tmp_path / "cache").exists()
+
+
+def test_weights_that_may_not_be_read_are_called_that(root, tmp_path):
+    shutil.copytree(root / "model", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.chmod(0)
+    if os.access(weights, os.R_OK):
+        pytest.skip("root reads every file")
+    with pytest.raises(DataError, match=r"model\.safetensors cannot be read \(Permission denied"):
+        Preflight().check(make_config(root, **plain(model__path=str(tmp_path / "model"))))
+
+
+@pytest.mark.parametrize("key", ["output_root", "dataset__cache_dir"])
+def test_a_run_that_would_write_into_its_own_text_is_refused(root, tmp_path, key):
+    texts = root / "texts"
+    inside = make_config(root, **{key: str(texts / "runs")})
+    with pytest.raises(ConfigError, match=f"{key.replace('__', '.')}=.* lies in dataset.path"):
+        check_start(inside, tmp_path / "run")
+    for apart in (root / "texts-runs", texts / ".runs"):  # beside it, or hidden and so not read
+        check_start(make_config(root, **{key: str(apart)}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 from hylorada import config as configs
 from hylorada.config import RunConfig
+from hylorada.data.files import is_litter
 from hylorada.errors import ConfigError, DataError
 from hylorada.loading.inputs import Described, Inputs
 from hylorada.process.disk import disk_errors, refuse_unwritable
@@ -82,12 +83,14 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
 
     Raises:
         ConfigError: the newest checkpoint was made under other settings; the processes are more
-            than a step has micro-batches, or would draw for dropout.
+            than a step has micro-batches, or would draw for dropout; the text's folder would be
+            written to.
         DataError: resume=must, and there is no checkpoint; a checkpoint that was made on another
             text or other weights, or whose lines are lost; a split that the data set never has.
         DiskError: the directory cannot be written.
     """
     check_splits(config)
+    _check_folders(config)
     check_parts(config)
     check_dropout(config)
     if config.processes > 1:  # of one, whoever starts the others knows how many there are
@@ -103,6 +106,24 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
     trains = config.method.trains
     if config.resume == "must" and trains and not any(checkpoints.glob("*step-*")):
         raise DataError(f"resume=must: {directory} has no checkpoint to continue from")
+
+
+def _check_folders(config: RunConfig) -> None:
+    """Refuse to write into a folder that is read as text, where a run would become documents."""
+    dataset = config.dataset
+    if dataset.kind != "local":
+        return
+    texts = Path(dataset.path).expanduser().resolve()
+    places = {"output_root": config.output_root, "dataset.cache_dir": dataset.cache_dir}
+    for key, value in places.items():
+        place = Path(value).expanduser().resolve()
+        if not value or not place.is_relative_to(texts):
+            continue
+        if not any(map(is_litter, place.relative_to(texts).parts)):  # hidden, so not read
+            raise ConfigError(
+                f"{key}={value} lies in dataset.path={dataset.path}, so what is written there "
+                f"would be read as text; set {key} to a folder outside of it"
+            )
 
 
 def identity(config: RunConfig, inputs: Described, hardware: list[dict[str, str]]) -> Record:

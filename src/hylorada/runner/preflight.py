@@ -313,8 +313,13 @@ def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
         )
     for file in files:
         try:
+            file.open("rb").close()  # safetensors says of a file it may not read that it is missing
             with safe_open(str(file), "pt"):
                 pass
+        except PermissionError as error:
+            raise DataError(
+                f"{what}: {file} cannot be read ({error.strerror}); make it readable"
+            ) from error
         except (SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(
