@@ -156,6 +156,12 @@ def test_damaged_entry_is_set_aside_and_made_again(tmp_path, source, tokenizer, 
     assert "set aside" in caplog.text
 
 
+def test_an_entry_may_be_read_by_whom_its_folder_lets_in(tmp_path, source, tokenizer):
+    load_token_corpus(config(tmp_path), "train", tokenizer)
+    (entry,) = entries(tmp_path)
+    assert entry.stat().st_mode == entry.parent.stat().st_mode  # of one mask
+
+
 def test_stopping_leaves_nothing_half_written(tmp_path, source, tokenizer):
     def stop(tokens):
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 from array import array
@@ -251,7 +252,8 @@ def _build(
     dtype = np.dtype("<u2" if len(tokenizer) <= 1 << 16 else "<u4")
     for left in folder.parent.glob(f"{folder.name}.tmp-*"):  # of a killed process: we hold the lock
         shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
+    temporary = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
+    temporary.mkdir()  # as the user's mask has it, so that others may read a shared cache
     try:
         digest, table = hashlib.sha256(), array("q")
         tokens, name_bytes, batches = 0, 0, 0
