@@ -178,7 +178,7 @@ def test_the_document_uses_arguments_and_volumes_that_there_are() -> None:
     (volumes,) = of(1, "VOLUME")
     mounted = set(re.findall(r"-v \S+?:(/[\w./]+)", section))
     assert mounted == set(re.findall(r'"([^"]+)"', volumes))
-    assert "was not built" in section
+    assert "has never been built" in section
 
 
 @pytest.mark.slow
