@@ -103,7 +103,8 @@ def test_a_run_that_goes_on_ends_as_one_that_never_stopped(tmp_path, stopped, la
     second, _ = start(tmp_path / "parts", late=late, **settings)
     second.run(checkpoint)
     assert same(weights(second), weights(whole))
-    assert second.best.fields() == whole.best.fields() == {"best_step": 2, "best_validation_ppl": 7.0}
+    expected = {"best_step": 2, "best_validation_ppl": 7.0}
+    assert second.best.fields() == whole.best.fields() == expected
     assert second.ended_by == whole.ended_by == "patience"
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     # One checkpoint is kept, of a step long after the best: the best was not deleted with its own.
