@@ -70,13 +70,18 @@ def pytest_runtest_setup(item: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_handler_stays() -> Iterator[None]:
-    """What a test, or a library in it, adds to the root logger writes to streams of that test."""
-    root = logging.getLogger()
-    former = root.handlers[:]
+    """What a test, a fixture of its file, or a library adds to loggers goes with its streams."""
+    _without_handlers()
     yield
-    for handler in root.handlers[:]:
-        if handler not in former:
-            root.removeHandler(handler)
+    _without_handlers()
+
+
+def _without_handlers() -> None:
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("hylorada")]
+    for logger in (logging.getLogger(), *map(logging.getLogger, names)):
+        for handler in logger.handlers[:]:
+            if not type(handler).__module__.startswith("_pytest"):
+                logger.removeHandler(handler)
 
 
 def pytest_configure(config: Any) -> None:
