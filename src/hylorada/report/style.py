@@ -89,7 +89,8 @@ code { font: .92em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: a
 @page { size: A4; margin: 12mm; }
 @media print {
   body { padding: 0; max-width: none; font-size: 10pt; }
-  table { font-size: 8.5pt; } .i { font-size: .93em; } code { font-size: 1em; } .card dl, ul.notes, figcaption, details { font-size: 8.5pt; }
+  table { font-size: 8.5pt; } .i { font-size: .93em; } code { font-size: 1em; }
+  .card dl, ul.notes, figcaption, details { font-size: 8.5pt; }
   .cards { grid-template-columns: 1fr 1fr; } .figures { grid-template-columns: 1fr 1fr; }
   details { padding: .15rem .6rem; margin: .25rem 0; } figure .sheet { padding: .2rem; }
   tr, .card, li, h2, h3 { break-inside: avoid; } h2, h3, .lead { break-after: avoid; }
