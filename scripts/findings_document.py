@@ -35,7 +35,7 @@ FACTORIAL = 4096  # tokens
 METHODS = ("rslora", "lora_embeddings_norms", "longlora", "hylorada")
 PERPLEXITY = ("method", "seeds", "ppl_blocks", "ppl_sliding", "change_reference")
 COLUMNS = (*PERPLEXITY, "short_context")
-COSTS = ("trainable", "params_per_percent", "tokens_per_second", "peak_memory_mib")
+COSTS = ("trainable", "tokens_per_second", "peak_memory_mib")
 # The pages, and the columns of their tables where they are others than those above.
 PAGES = {
     FINDINGS: {"equal_seconds_8k": (*PERPLEXITY, "tokens", "seconds")},
