@@ -99,3 +99,8 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
+
+
+def in_one_line(error: object, most: int | None = None) -> str:
+    """What an error says, without line breaks, cut to ``most`` characters."""
+    return " ".join(str(error).split())[:most]

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
-from hylorada.errors import ConfigError, HyloradaError
+from hylorada.errors import ConfigError, HyloradaError, in_one_line
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """By how much two ways to the same logits may differ, relative to the largest logit."""
@@ -163,7 +163,7 @@ def _measure(lm: Any) -> LogitFunction:
     except (HyloradaError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ConfigError(
             f"model: {kind} cannot be run on {ids_1T.shape[1]} token ids alone "
             f"({type(error).__name__}: {reason}); use a causal language model of text"

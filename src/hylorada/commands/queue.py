@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from hylorada import compose
 from hylorada.commands.job import Outcome, Stopped, run_job
-from hylorada.errors import ConfigError, Interrupted, PeerError
+from hylorada.errors import ConfigError, Interrupted, PeerError, in_one_line
 from hylorada.settings.fingerprint import run_name
 
 
@@ -61,7 +61,7 @@ def queued(launcher: DictConfig) -> Iterator[None]:
     try:
         yield
     except FailedSubmissionError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error, 300)
         raise ConfigError(
             f"the queue refused the jobs ({reason}); check the settings below hydra.launcher"
         ) from error

@@ -76,7 +76,7 @@ def shown(value: Any, most: int = 60) -> str:
     """A value in one short line: its representation, or its type where that is long."""
     try:
         text = repr(value)
-    except Exception:
+    except Exception:  # whatever a stranger's __repr__ raises: its type is shown instead
         text = "\n"
     if len(text) <= most and "\n" not in text and " at 0x" not in text:
         return text

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hylorada.errors import DataError
+from hylorada.errors import DataError, in_one_line
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -174,7 +174,7 @@ def unknown_form(path: Path) -> DataError:
 
 def damaged(path: Path, error: Exception) -> DataError:
     """The error for a file that exists and cannot be read through."""
-    reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+    reason = in_one_line(getattr(error, "strerror", None) or error, 160)
     return DataError(f"{path} cannot be read ({reason}); replace it with a whole copy")
 
 

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from hylorada.data.hub_faults import one_line
-from hylorada.errors import DataError, HyloradaError, chain
+from hylorada.errors import DataError, HyloradaError, chain, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ def download(hub_id: str, name: str, commit: str, way: str) -> Path:
         except OSError as error:  # not as long as it should be
             if again:
                 raise
-            log.warning("dataset %s: %s: %s; downloading it again", hub_id, name, one_line(error))
+            reason = in_one_line(error, 300)
+            log.warning("dataset %s: %s: %s; downloading it again", hub_id, name, reason)
             continue
         if _is_whole(path.resolve()):
             return path

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hylorada.errors import DataError, DiskError, HyloradaError, chain
+from hylorada.errors import DataError, DiskError, HyloradaError, chain, in_one_line
 from hylorada.process.disk import disk_error
 
 
@@ -56,9 +56,9 @@ def _reason(error: Exception, revision: str) -> str:
     if status:
         return f"the hub {constants.ENDPOINT} answers {status}; try again later"
     if unreachable(error):
-        detail = one_line(causes[-1]) or type(causes[-1]).__name__
+        detail = in_one_line(causes[-1], 300) or type(causes[-1]).__name__
         return f"the hub {constants.ENDPOINT} cannot be reached ({detail})"
-    return f"cannot be loaded ({type(error).__name__}: {one_line(error)})"
+    return f"cannot be loaded ({type(error).__name__}: {in_one_line(error, 300)})"
 
 
 def unreachable(error: Exception) -> bool:
@@ -80,11 +80,6 @@ _UNREACHABLE = {
 def _status(error: BaseException) -> int | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) and status >= 400 else None
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split())[:300]
 
 
 def some(names: Any) -> str:

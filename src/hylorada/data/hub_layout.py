@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hylorada.data.hub_faults import one_line
-from hylorada.errors import DataError
+from hylorada.errors import DataError, in_one_line
 
 
 def layout(where: str, config: str, revision: str | None = None) -> dict[str, list[str]]:
@@ -28,6 +27,7 @@ def layout(where: str, config: str, revision: str | None = None) -> dict[str, li
     try:
         builder = datasets.load_dataset_builder(where, config or None, revision=revision)
     except ValueError as error:
-        raise DataError(f"dataset {where}: {one_line(error)} (dataset.hub_config)") from error
+        reason = in_one_line(error, 300)
+        raise DataError(f"dataset {where}: {reason} (dataset.hub_config)") from error
     found: dict[Any, list[str]] = builder.config.data_files or {}
     return {str(name): list(map(str, files)) for name, files in found.items()}

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from hylorada.errors import DataError, HyloradaError
+from hylorada.errors import DataError, HyloradaError, in_one_line
 from hylorada.settings.harness_tasks import is_ruler, longbench_file
 
 _SUFFIXES = {
@@ -213,7 +213,7 @@ def _ruler(task: str, tokenizer: Any, window: int, limit: int) -> list[Question]
             except Exception as error:  # whatever its downloads and samplers meet
                 source = _SOURCES.get("essay" if task in _ESSAYS else task)
                 wanted = f"; it wants {source}" if source else ""
-                first = " ".join(str(error).split())[:120]
+                first = in_one_line(error, 120)
                 raise DataError(
                     f"{task}: lm-eval cannot make its questions for {length} tokens "
                     f"({type(error).__name__}: {first}){wanted}"

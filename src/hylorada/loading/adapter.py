@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
 from hylorada.architecture.logits import TOLERANCE, output_head
-from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.errors import ConfigError, DataError, HyloradaError, in_one_line
 from hylorada.methods import load_adapter
 from hylorada.methods.peft_settings import IN_THE_WRAPPER, INSTEAD, kind_of, not_measurable
 from hylorada.process.disk import disk_errors
@@ -51,7 +51,7 @@ def read_settings(folder: Path) -> PeftConfig:
         ) from error
     except Exception as error:  # peft raises what its parsing meets
         raise DataError(
-            f"adapter={folder}: {ADAPTER_SETTINGS} cannot be read ({_first(error)})"
+            f"adapter={folder}: {ADAPTER_SETTINGS} cannot be read ({in_one_line(error, 200)})"
         ) from error
     _refuse_kind(settings, folder)
     return settings
@@ -89,8 +89,8 @@ def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
         if is_out_of_memory(error):
             raise
         raise DataError(
-            f"adapter={folder}: does not fit model {base} ({_first(error)}); give the base it was "
-            "made for as model=..., or restore the adapter"
+            f"adapter={folder}: does not fit model {base} ({in_one_line(error, 200)}); "
+            "give the base it was made for as model=..., or restore the adapter"
         ) from error
 
 
@@ -165,9 +165,5 @@ def count_numbers(weights: Path) -> int:
 
 def _damaged(weights: Path, error: SafetensorError) -> DataError:
     return DataError(
-        f"{weights}: damaged ({_first(error)}); restore it from a copy, or train it again"
+        f"{weights}: damaged ({in_one_line(error, 200)}); restore it from a copy, or train it again"
     )
-
-
-def _first(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

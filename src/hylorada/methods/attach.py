@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hylorada.config.python_arguments import LARGEST_SEED, path, shown, whole_number
-from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.errors import ConfigError, DataError, HyloradaError, in_one_line
 from hylorada.methods.hylorada_config import NAME_IN_FILES, HyloradaConfig
 from hylorada.methods.loaded_tensors import check_loaded, refuse_unfitting
 from hylorada.methods.tuner import HyloradaModel
@@ -75,7 +75,7 @@ def adapt(
         except HyloradaError:
             raise
         except (ValueError, NotImplementedError) as error:  # peft's own refusals
-            raise ConfigError(f"method: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"method: {in_one_line(error)}") from error
 
 
 def _refuse_unused_range(config: HyloradaConfig) -> None:

@@ -17,7 +17,7 @@ from peft.utils import CONFIG_NAME
 
 from hylorada.config.python_arguments import real_number, shown, true_or_false, whole_number
 from hylorada.config.rules import choices
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, in_one_line
 
 # The adaptive rule: from this length on, in tokens.
 LONG_CONTEXT = 2048  # position bias, landmarks
@@ -133,7 +133,7 @@ class HyloradaConfig(LoraConfig):
         try:
             super().__post_init__()
         except (TypeError, ValueError, ImportError) as error:  # peft's own refusals
-            raise ConfigError(f"method: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"method: {in_one_line(error)}") from error
         self.peft_type = PeftType("HYLORADA")
         self.reads_as_lora = False
         if self.bias not in ("none", "all", "lora_only"):

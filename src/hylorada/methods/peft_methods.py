@@ -24,7 +24,7 @@ from torch import nn
 
 from hylorada.architecture import anatomy
 from hylorada.config import MethodConfig
-from hylorada.errors import ConfigError, HyloradaError
+from hylorada.errors import ConfigError, HyloradaError, in_one_line
 from hylorada.methods.adaptive_rule import resolved_switches
 from hylorada.methods.attach import between_peft_and_transformers, seeded
 from hylorada.methods.peft_settings import kind_of, peft_config
@@ -93,7 +93,7 @@ def attach_peft_method(
     except (ValueError, TypeError, KeyError, NotImplementedError, AssertionError) as error:
         if isinstance(error, NotImplementedError) and any(p.is_meta for p in lm.parameters()):
             raise  # what cannot be done without weights is no fault of the settings
-        reason = " ".join(str(error).split())[:300]
+        reason = in_one_line(error, 300)
         raise ConfigError(f"method.peft ({kind}) on {type(lm).__name__}: {reason}") from error
     _check_trainables(model, kind)
     return Attached(model, report, left_out)

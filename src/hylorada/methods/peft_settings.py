@@ -18,7 +18,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
 from hylorada.command_line.suggest import did_you_mean
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, in_one_line
 
 IN_THE_WRAPPER = "in peft's wrapper around the model, which these measurements leave out"
 INSTEAD = "give an adapter of the weights, such as LoRA"
@@ -86,7 +86,7 @@ def peft_config(settings: Mapping[str, Any]) -> PeftConfig:
     try:
         config = config_class(task_type="CAUSAL_LM", **asked)  # type: ignore[arg-type]
     except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"method.peft ({kind}): {_first(error)}") from error
+        raise ConfigError(f"method.peft ({kind}): {in_one_line(error, 300)}") from error
     reason = not_measurable(config)
     if reason:
         raise ConfigError(f"method.peft: {reason}; choose an adapter of the weights, such as VERA")
@@ -157,7 +157,3 @@ def _in_words(hint: Any) -> str:
         dict: "settings in braces",
     }  # fmt: skip
     return names.get(origin or hint, getattr(hint, "__name__", str(hint)))
-
-
-def _first(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hylorada.architecture import anatomy
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, in_one_line
 from hylorada.methods import rope_scaled_before
 from hylorada.methods.hylorada_config import LINEAR_UP_TO
 
@@ -180,7 +180,7 @@ def _renewed(lm: Any, done: Rescaled) -> str:
         try:
             module = type(old)(config=rope_config(lm, old)).to(device)
         except Exception as error:  # whatever a modelling file raises
-            reason = " ".join(str(error).split())
+            reason = in_one_line(error)
             what = f"{type(old).__name__} of {type(lm).__name__}"
             return f"{what} cannot be built with this scaling ({type(error).__name__}: {reason})"
         lm.set_submodule(path, module)

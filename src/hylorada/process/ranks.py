@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hylorada import errors
-from hylorada.errors import ConfigError, HyloradaError, Interrupted, PeerError
+from hylorada.errors import ConfigError, HyloradaError, Interrupted, PeerError, in_one_line
 from hylorada.process.device import refuse_too_many
 from hylorada.process.place import Place, place
 from hylorada.process.signals import Stop
@@ -313,7 +313,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         )  # fmt: skip
         ranks = Ranks(at, store)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
         raise ConfigError(
             f"process {at.rank} of {at.world} could not connect to the others at "
             f"{at.address}:{at.port} ({reason}); check that all were started and reach that host"

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 
+from hylorada.errors import in_one_line
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -42,7 +44,7 @@ def requeue(signal_number: int) -> bool:
         )  # fmt: skip
         reason = " ".join(done.stderr.split())[:200] if done.returncode else None
     except (OSError, subprocess.SubprocessError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_one_line(error, 200)
     if reason is None:
         logger.info("SLURM starts job %s again (%s)", job, " ".join(words))
         return True

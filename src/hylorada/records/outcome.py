@@ -18,6 +18,7 @@ from hylorada.errors import (
     Interrupted,
     OutOfMemoryError,
     chain,
+    in_one_line,
 )
 from hylorada.process.device import has_bf16
 from hylorada.process.disk import unforeseen_disk_error
@@ -36,7 +37,7 @@ def recorded(directory: Path, record: dict[str, Any], log: LogError) -> Iterator
     except BaseException as error:
         known = explained(error, directory, record)
         record["status"] = _status(known)
-        record["error"] = " ".join(str(known).split()) or type(known).__name__
+        record["error"] = in_one_line(known) or type(known).__name__
         log(known)
         with contextlib.suppress(DiskError):  # the disk may be what failed
             write_result(directory, record)

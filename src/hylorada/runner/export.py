@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from hylorada.errors import ConfigError, IntegrityError
+from hylorada.errors import ConfigError, IntegrityError, in_one_line
 from hylorada.loading.adapter import attach_adapter, save_weights
 from hylorada.loading.backbone import Backbone
 from hylorada.loading.finished_run import load_finished
@@ -149,7 +149,7 @@ def _write_merged(model: Any, backbone: Backbone, folder: Path) -> None:
         try:
             model = model.merge_and_unload()
         except (AttributeError, NotImplementedError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error, 200)
             raise ConfigError(
                 f"merge=true: peft cannot put {kind} into the weights of the base ({reason}); "
                 "leave merge out and keep the adapter"

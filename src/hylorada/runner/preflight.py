@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from hylorada.architecture import anatomy
 from hylorada.config import DatasetConfig, ModelConfig, RunConfig
 from hylorada.data.readers import read_documents
-from hylorada.errors import ConfigError, DataError, HyloradaError
+from hylorada.errors import ConfigError, DataError, HyloradaError, in_one_line
 from hylorada.evaluation.measurement import asked_for
 from hylorada.kernels.compiled import refuse_without_compiler
 from hylorada.loading.availability import downloaded, explained
@@ -243,7 +243,7 @@ def _check_method(config: RunConfig, opened: Blueprint) -> dict[str, int] | None
     except HyloradaError:
         raise
     except ValueError as error:  # peft's, of settings that do not fit the model
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ConfigError(f"method.lora: {reason[:300]}; change it, or the model") from error
     except RuntimeError as error:
         # What the meta device cannot do is no fault of the settings: the run itself will tell.
@@ -321,7 +321,7 @@ def _check_weights(settings: ModelConfig, opened: Blueprint) -> None:
                 f"{what}: {file} cannot be read ({error.strerror}); make it readable"
             ) from error
         except (SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = in_one_line(error, 200)
             raise DataError(
                 f"{what}: {file.name} is damaged ({reason}); replace {file} with a whole copy"
             ) from error

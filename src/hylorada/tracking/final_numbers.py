@@ -11,7 +11,7 @@ from typing import Any
 
 from hylorada.comparison.arms import compare
 from hylorada.comparison.collect import Record
-from hylorada.errors import HyloradaError
+from hylorada.errors import HyloradaError, in_one_line
 from hylorada.evaluation.measurement import Metrics, measurements, owner
 from hylorada.records.base_rows import is_extended
 from hylorada.tracking.tracker import Tracker
@@ -44,7 +44,7 @@ def mirror(record: dict[str, Any], tracker: Tracker) -> None:
         except Exception as error:  # whatever its drawing library meets
             logger.warning(
                 "the pictures of %s cannot be drawn (%s: %s); the numbers are in result.json",
-                each.title, type(error).__name__, " ".join(str(error).split())[:200],
+                each.title, type(error).__name__, in_one_line(error, 200),
             )  # fmt: skip
 
 

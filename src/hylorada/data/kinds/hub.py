@@ -16,11 +16,10 @@ from hylorada.config import DatasetConfig
 from hylorada.data.documents import Document
 from hylorada.data.file_documents import documents, part_of_documents, say_once
 from hylorada.data.files import form_of, unknown_form
-from hylorada.data.hub_faults import one_line
 from hylorada.data.kind import SPLITS, Kind
 from hylorada.data.sources import local_path
 from hylorada.data.splits import WORDS, named_splits
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, in_one_line
 
 # What a run can do without a split.
 _WITHOUT = {
@@ -92,8 +91,9 @@ def _on_disk(dataset: DatasetConfig, choose: Callable[[list[str]], str]) -> tupl
     except DataError:
         raise
     except Exception as error:  # whatever `datasets` meets
+        reason = f"{type(error).__name__}: {in_one_line(error, 300)}"
         raise DataError(
-            f"dataset {path}: not in the hub's layout ({type(error).__name__}: {one_line(error)}); "
+            f"dataset {path}: not in the hub's layout ({reason}); "
             "lay its files out as there, or read them as dataset=local"
         ) from error
     files = [Path(os.path.abspath(file)) for file in splits[choose(list(splits))]]  # noqa: PTH100

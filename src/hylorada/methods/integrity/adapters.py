@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, in_one_line
 from hylorada.methods.parameter_groups import parameter_groups
 
 LORA_LIKE = ("LORA", "HYLORADA")  # the same parameters, by the same names
@@ -47,7 +47,7 @@ def refuse_unsupported_adapter(adapter: Any, run: Callable[[], Any]) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         raise ConfigError(
             f"integrity: {kind} cannot be run on token ids alone ({type(error).__name__}: "
             f"{reason}); use an adapter that needs nothing else"

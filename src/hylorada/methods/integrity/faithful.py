@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from hylorada.architecture import anatomy
 from hylorada.architecture.logits import TOLERANCE, disagreement
-from hylorada.errors import ConfigError
+from hylorada.errors import ConfigError, in_one_line
 from hylorada.methods.integrity.acting import NO_ADAPTER
 from hylorada.methods.integrity.probe import Probe, keeps_keys_and_values
 from hylorada.methods.integrity.report import Check, skipped
@@ -126,7 +126,7 @@ def save_load(probe: Probe) -> Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = in_one_line(error)
             detail = f"{CANNOT_LOAD} ({type(error).__name__}: {reason})"
             return Check(name, False, None, 0.0, detail)
         finally:

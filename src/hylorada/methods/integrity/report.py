@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hylorada.errors import IntegrityError
+from hylorada.errors import IntegrityError, in_one_line
 
 
 @dataclass
@@ -46,7 +46,7 @@ def outcome(name: str, ask: Callable[[], Check]) -> Check:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = in_one_line(error)
         return Check(name, False, detail=f"cannot run ({type(error).__name__}: {reason})")
     assert result.name == name
     return result
