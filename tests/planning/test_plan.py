@@ -81,6 +81,13 @@ def test_a_plan_says_what_the_run_then_is_and_leaves_nothing(root):
     assert 0.75 < estimate.rates.memory / used < 1.25
 
 
+def test_a_run_in_half_precision_is_probed_in_it(root, monkeypatch):
+    monkeypatch.setattr("hylorada.process.device.has_bf16", lambda device: True)
+    estimate = one(make_config(root, train__precision="bf16"))
+    assert estimate.rates.known_from.startswith("a probe")
+    assert estimate.seconds["gate"] > 0
+
+
 @pytest.mark.slow
 def test_a_finished_run_tells_what_the_next_seed_takes(root):
     config = make_config(root, output_root=str(root / "earlier"), seed=3)

@@ -175,8 +175,9 @@ class _Probe:
             return
         length = self.config.length.max_length
         short = min(self.config.integrity.probe_length or DEFAULT_LENGTH, length)
-        ids = torch.randint(0, 100, (1, short), device=self.meter.device)
-        with torch.no_grad():
+        device, autocast = self.meter.device, self.meter.autocast
+        ids = torch.randint(0, 100, (1, short), device=device)
+        with torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             once = _repeated(lambda: self.model(input_ids=ids, use_cache=False))
         passes = 0.0
         if self.config.method.trains:
