@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +98,21 @@ def bases(comparison: Comparison, which: str) -> list[Subject]:
 def expected_base(comparison: Comparison, which: str) -> str | None:
     """The label of a base that no record holds; None where there is none to miss."""
     runs = [run for arm in comparison.arms for run in arm.runs]
-    if which == "own_window" and not any(is_extended(run.data) for run in runs):
+    expected = some_extended([comparison]) and asked_for_perplexity([comparison])
+    if which == "own_window" and not expected:
         return None
     return _label(runs[0], which)
+
+
+def some_extended(comparisons: Sequence[Comparison]) -> bool:
+    """Whether the base of a run was extended."""
+    return any(is_extended(r.data) for c in comparisons for arm in c.arms for r in arm.runs)
+
+
+def asked_for_perplexity(comparisons: Sequence[Comparison]) -> bool:
+    """Whether a run was to measure any, the only number there is of the base's own window."""
+    runs = (run for each in comparisons for arm in each.arms for run in arm.runs)
+    return any(run.data["config"]["eval"]["perplexity"]["conventions"] for run in runs)
 
 
 def _label(run: Record, which: str) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from hylorada.comparison.arms import Arm, Comparison, other_draw
 from hylorada.comparison.cells import Verdict
 from hylorada.comparison.changes import change_parts, ppl_change
 from hylorada.comparison.p_values import p_values_by_holm
-from hylorada.comparison.subjects import bases, shown_arms
+from hylorada.comparison.subjects import (
+    asked_for_perplexity,
+    bases,
+    shown_arms,
+    some_extended,
+)
 from hylorada.comparison.verdict import ALPHA, Contrast, contrasts, verdict
 from hylorada.process.counts import number_of
 from hylorada.records.base_rows import is_extended
 from hylorada.records.metric_names import COMPARED
-from hylorada.statistics.clustered import few_seeds
+from hylorada.statistics.clustered import LEVEL, ONE_SEED, few_seeds
 from hylorada.statistics.contrasts import MARGIN, POWER, minimum_detectable
 from hylorada.statistics.paired import Change, paired_change, pooled_ppl
 
@@ -68,6 +74,42 @@ def contrast_notes(comparison: Comparison, against: Arm) -> list[str]:
             f"TOST; Holm-adjusted p < 0.05): {', '.join(matching) or 'none'}."
         )
     return [*notes, *_noise_floors(comparison)]
+
+
+def explanations(comparisons: Sequence[Comparison], reference: str) -> list[str]:
+    """What the columns of perplexity mean; nothing where none was asked for."""
+    if not asked_for_perplexity(comparisons):
+        return []
+    compared = (
+        next((c for c, name in COMPARED.items() if arm.metrics(name)), None)
+        for comparison in comparisons
+        for arm in shown_arms(comparison)
+        if arm.ok
+    )
+    main = " and ".join(dict.fromkeys(name for name in compared if name)) or "blocks"
+    own_window = "The base in its own window is compared in the sliding convention."
+    return [
+        "PPL: exp(total NLL / scored tokens), pooled over seeds; ± standard deviation between "
+        "seeds. Lower is better. Its [interval] reflects sampling of documents and seeds; "
+        "methods share documents, so compare them by the changes, not by these intervals.",
+        f"Changes: in PPL, {main} convention, over the seeds both methods have; negative is "
+        f"better. [Brackets] are {100 * LEVEL:g} % confidence intervals, paired, clustered by "
+        "documents and seeds, given for at least three documents or three seeds. One seed: "
+        f"{ONE_SEED}; two seeds: it is poorly estimated. p-values are adjusted for multiple "
+        "comparisons (Holm), intervals are not, so an interval may exclude 0 without a "
+        "significant difference. Minimum detectable effect: what "
+        f"{100 * POWER:g} % of such studies would detect at the strictest Holm level.",
+        *([own_window] if some_extended(comparisons) else []),
+        "Parameters per 1 % gain: trainable parameters beyond those of the method nested in it "
+        "(the untrained base, if there is none), per percent of PPL gained over that; not given "
+        "where the interval of the gain includes 0.",
+        *(
+            f"{comparison.heading}: {note}"
+            for comparison in comparisons
+            if (against := comparison.reference(reference)) is not None
+            for note in contrast_notes(comparison, against)
+        ),
+    ]
 
 
 def _own_window_ahead(comparison: Comparison) -> list[Verdict]:

@@ -16,7 +16,13 @@ from typing import Any
 from hylorada.comparison.arms import Arm, Comparison
 from hylorada.comparison.cells import Cell, Column, Verdict
 from hylorada.comparison.picture import Picture
-from hylorada.comparison.subjects import Metric, Subject, all_metrics, shown_arms
+from hylorada.comparison.subjects import (
+    Metric,
+    Subject,
+    all_metrics,
+    asked_for_perplexity,
+    some_extended,
+)
 from hylorada.config import EvalConfig, PerplexityConfig, RunConfig
 from hylorada.errors import ConfigError
 from hylorada.evaluation.attempt import Attempt
@@ -32,7 +38,7 @@ from hylorada.evaluation.measurement import (
 from hylorada.evaluation.portion import Cost, Portion
 from hylorada.extensions import DATA_KINDS
 from hylorada.process.counts import number_of
-from hylorada.records.base_rows import base_label, is_extended, own_window
+from hylorada.records.base_rows import base_label, own_window
 from hylorada.records.metric_names import COMPARED, OTHERS, PERPLEXITIES
 from hylorada.records.run_label import run_label
 from hylorada.settings.checks import between
@@ -221,8 +227,10 @@ class Perplexity(Measurement):
     def columns(
         self, report: Sequence[Comparison], table: Sequence[Comparison], reference: str
     ) -> list[Column]:
-        """The compared conventions always, the others where a record has them."""
-        base = "extended base" if _reach(table) else "base"
+        """The compared conventions where any was asked for, the others where a record has them."""
+        if not asked_for_perplexity(report):
+            return []
+        base = "extended base" if some_extended(table) else "base"
         return [
             *(
                 Column(key, heading, interval=True, status=True, main=True)
@@ -278,46 +286,9 @@ class Perplexity(Measurement):
 
     def explanations(self, comparisons: Sequence[Comparison], reference: str) -> list[str]:
         """What the columns mean."""
-        from hylorada.evaluation.perplexity_contrasts import contrast_notes
-        from hylorada.statistics.clustered import LEVEL, ONE_SEED
-        from hylorada.statistics.contrasts import POWER
+        from hylorada.evaluation.perplexity_contrasts import explanations
 
-        compared = (
-            next((c for c, name in COMPARED.items() if arm.metrics(name)), None)
-            for comparison in comparisons
-            for arm in shown_arms(comparison)
-            if arm.ok
-        )
-        main = " and ".join(dict.fromkeys(name for name in compared if name)) or "blocks"
-        contrasts = [
-            f"{comparison.heading}: {note}"
-            for comparison in comparisons
-            if (against := comparison.reference(reference)) is not None
-            for note in contrast_notes(comparison, against)
-        ]
-        reach = _reach(comparisons)
-        untrained = "extended, untrained base" if reach else "base"
-        return [
-            "PPL: exp(total NLL / scored tokens), pooled over seeds; ± standard deviation between "
-            "seeds. Lower is better. Its [interval] reflects sampling of documents and seeds; "
-            "methods share documents, so compare them by the changes, not by these intervals.",
-            f"Changes: in PPL, {main} convention, over the seeds both methods have; negative is "
-            f"better. [Brackets] are {100 * LEVEL:g} % confidence intervals, paired, clustered by "
-            "documents and seeds, given for at least three documents or three seeds. One seed: "
-            f"{ONE_SEED}; two seeds: it is poorly estimated. p-values are adjusted for multiple "
-            "comparisons (Holm), intervals are not, so an interval may exclude 0 without a "
-            "significant difference. Minimum detectable effect: what "
-            f"{100 * POWER:g} % of such studies would detect at the strictest Holm level."
-            + (
-                " The base in its own window is compared in the sliding convention."
-                if reach
-                else ""
-            ),
-            "Parameters per 1 % gain: trainable parameters beyond those of the method nested in it "
-            f"(the {untrained}, if there is none), per percent of PPL gained over that; not given "
-            "where the interval of the gain includes 0.",
-            *contrasts,
-        ]
+        return explanations(comparisons, reference)
 
     def figures(self, comparison: Comparison, name: str) -> list[Picture]:
         """By training time, by position, and what each component adds.
@@ -379,11 +350,6 @@ def _compared(metrics: Metrics, extended: Metrics) -> str | None:
 
 def _decimal(value: float | None) -> str:
     return "overflow" if value is None else f"{value:.3f}"
-
-
-def _reach(comparisons: Sequence[Comparison]) -> bool:
-    """Whether some base was extended."""
-    return any(is_extended(r.data) for c in comparisons for arm in c.arms for r in arm.runs)
 
 
 def _divisor(convention: str, metric: Metric) -> str:
