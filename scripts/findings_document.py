@@ -10,8 +10,6 @@ against LoRA by length, and the factorial. The rest of the pages is written by h
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +52,7 @@ WORDS = {
 def table(folder: Path, columns: Sequence[str]) -> list[str]:
     """The table of a folder's records, and what is said of them, in Markdown."""
     found: list[str] = []
-    for each in build_tables(compare([named(r) for r in collect([folder]).records])[0]):
+    for each in build_tables(compare(collect([folder]).records)[0]):
         found += lines(each, [c for c in each.columns if c.key in columns and measured(each, c)])
         told = [n for n in each.notes if re.match(r"length .*(Holm-adjusted|tokens of \d)", n)]
         found += ["", *bullets(told), ""]
@@ -118,31 +116,19 @@ def components(found: Mapping[int, Comparison]) -> list[str]:
 SUMMARIES = {"lengths": by_length, "components": components}
 
 
-def named(record: Record) -> Record:
-    """The run under a name of its own where its embeddings have another rate than the rest.
-
-    The report would make another table of it, without LoRA, which trains none.
-    """
-    data = copy.deepcopy(record.data)
-    scale = data["config"]["train"]["lr_scale"]
-    if scale["embeddings"] != 1 and data["config"]["method"]["train_embeddings"]:
-        name = f"{data['method']}, embeddings at {scale['embeddings']:g} of the rate"
-        data["method"] = data["config"]["method"]["name"] = name
-        scale["embeddings"] = 1.0
-    return dataclasses.replace(record, data=data)
-
-
 def rows(records: Sequence[Record]) -> list[tuple[str, float, str]]:
     """Label, perplexity (sliding) and colour; the worst first. Bases are in all records."""
     found = set()
-    for record in map(named, records):
-        method = record.data["method"]
-        start = WORDS[record.data["config"]["method"]["position_range"]["learned_init"]]
+    for record in records:
+        method, config = record.data["method"], record.data["config"]
+        start = WORDS[config["method"]["position_range"]["learned_init"]]
+        rate = config["train"]["lr_scale"]["embeddings"]
         base = record.data["base"]["extended"]["eval/ppl_sliding"]["value"]
         found.add((f"base, untrained: {start}", base, BASE))
         if method != "baseline":
             ppl = record.data["metrics"]["eval/ppl_sliding"]["value"]
-            found.add((f"{method}: {start}", ppl, LORA if method == "lora" else OTHERS))
+            slow = f", embeddings at {rate:g} of the rate" if rate != 1 else ""
+            found.add((f"{method}{slow}: {start}", ppl, LORA if method == "lora" else OTHERS))
     return sorted(found, key=lambda row: -row[1])
 
 

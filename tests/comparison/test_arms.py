@@ -35,6 +35,17 @@ def test_another_learning_rate_is_another_comparison_and_says_so():
     ]
 
 
+def test_a_rate_of_a_group_of_parameters_belongs_to_the_method():
+    ((comparison,), _) = compared(
+        make_record("lora"), make_record("lora", train__lr_scale__lora_B=16.0)
+    )
+    assert [a.label for a in comparison.arms] == ["lora", "lora lr_scale.lora_B=16"]
+    ((comparison,), _) = compared(
+        make_record("lora"), make_record("hylorada", train__lr_scale__embeddings=0.1)
+    )
+    assert [a.label for a in comparison.arms] == ["lora", "hylorada lr_scale.embeddings=0.1"]
+
+
 def test_what_was_only_measured_names_no_setting_of_training():
     measured = make_record("adapter-x")
     measured["config"]["train"] = None

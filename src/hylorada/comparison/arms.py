@@ -2,9 +2,10 @@
 
 Two runs are compared only if everything but the method and the seed is equal: the same base, text,
 length, training budget, learning rate and evaluation, and the same arithmetic, weights and text
-behind these settings (see `conditions`). What cannot change a result to speak of, as `config` says
-(where files lie, how the batch is split into micro-batches, how often is logged), is left out; so
-is what each metric says of itself: `subjects` compares only answers to the same question.
+behind these settings (see `conditions`). Which groups of parameters learn faster or slower belongs
+to the method, which alone has these groups. What cannot change a result to speak of, as `config`
+says (where files lie, how often is logged), is left out; so is what each metric says of itself:
+`subjects` compares only answers to the same question.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ from hylorada.comparison.conditions import (
     differing,
     parted,
     together,
+)
+from hylorada.comparison.told_apart import (
+    LR_SCALE,
+    differences,
+    differing_keys,
+    settings_in_short,
 )
 from hylorada.config.fields import within
 from hylorada.config.rules import NOT_COMPARED
@@ -186,7 +193,7 @@ def grouped(records: Iterable[Record], key: Callable[[Record], Any]) -> list[lis
 def differing_settings(arm: Arm, other: Arm) -> list[str]:
     """The settings of the method in which two arms differ, their names aside."""
     trees = [method_settings(each.runs[0]) for each in (arm, other)]
-    return [key for key in _differing_keys(trees) if key != "name"]
+    return [key for key in differing_keys(trees) if key != "name"]
 
 
 def other_draw(arm: Arm, other: Arm) -> bool:
@@ -202,7 +209,10 @@ def method_settings(record: Record, free: Sequence[str] = ()) -> dict[str, Any]:
         record: of a run.
         free: settings to leave out, by their whole names.
     """
-    flat = _flat(record.data["config"].get("method") or {}, "method.")
+    config = record.data["config"]
+    flat = _flat(config.get("method") or {}, "method.")
+    rates = _flat(config.get("train") or {}, "train.")
+    flat |= {key: value for key, value in rates.items() if within(key, [LR_SCALE])}
     own = {k.removeprefix("method."): v for k, v in flat.items() if not within(k, free)}
     return {"name": record.data["method"], **own}
 
@@ -216,7 +226,7 @@ def setting(record: Record, free: Sequence[str] = ()) -> dict[str, Any]:
     """
     config = record.data["config"]
     train = config.get("train") or {}
-    left_out = (*NOT_COMPARED, *free)
+    left_out = (*NOT_COMPARED, *free, LR_SCALE)
     if train.get("task") != "retrieval" and not train.get("mix"):
         left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
     settings = _flat(config)
@@ -261,25 +271,6 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def differences(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each tree the values of the keys that are not equal in all that have them, as text.
-
-    An adapter that was only measured has no settings of training, and says that in their place.
-    """
-    keys = [key for key in _differing_keys(trees) if key != "train"]  # a group, or null as a whole
-    told = [key for key in keys if len({json.dumps(t[key]) for t in trees if key in t}) > 1]
-    texts = []
-    for tree in trees:
-        words = [f"{key}={tree[key]}" for key in told if key in tree]
-        texts.append(", ".join([*words, *(["not trained here"] if "train" in tree else [])]))
-    return texts
-
-
-def _differing_keys(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = sorted({key for tree in trees for key in tree})
-    return [key for key in keys if len({json.dumps(tree.get(key)) for tree in trees}) > 1]
-
-
 def _label_arms(comparisons: Sequence[Comparison]) -> None:
     """Name arms by what tells them apart: settings of the method, versions, skipped steps."""
     tables: dict[tuple[str, str, str], list[Arm]] = {}
@@ -303,19 +294,6 @@ def _label_arms(comparisons: Sequence[Comparison]) -> None:
                     told.append(f"{number_of(skipped, 'step')} skipped")
                 if told:
                     arm.label = f"{label} ({', '.join(told)})"
-
-
-def settings_in_short(trees: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each tree the settings that are not equal in all, as in "r=16 position_bias=false"."""
-    keys = _differing_keys(trees)
-    short = {key: key.removesuffix(".enabled").rpartition(".")[2] for key in keys}
-    names = list(short.values())
-    shown = {key: name if names.count(name) == 1 else key for key, name in short.items()}
-    return [" ".join(f"{shown[key]}={_value(tree.get(key))}" for key in keys) for tree in trees]
-
-
-def _value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
 def _label_comparisons(comparisons: Sequence[Comparison], free: Sequence[str]) -> None:

@@ -31,8 +31,8 @@ def nested_in(arm: Arm, comparison: Comparison) -> Arm | None:
     )
 
 
-# What switches a group of parameters on, and shapes it.
-_OF_GROUPS = ("position_bias", "landmark", "train_embeddings", "train_norms")
+# What switches a group of parameters on, shapes it, and says how fast it learns.
+_OF_GROUPS = ("position_bias", "landmark", "train_embeddings", "train_norms", "train.lr_scale")
 
 
 def _of_groups(keys: list[str]) -> bool:

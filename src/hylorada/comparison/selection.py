@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from hylorada.comparison.arms import (
-    differences,
     flat_settings,
     grouped,
     method_order,
     method_settings,
     setting,
-    settings_in_short,
 )
 from hylorada.comparison.collect import Problem, Record
 from hylorada.comparison.conditions import apart, parted
+from hylorada.comparison.told_apart import differences, settings_in_short
 from hylorada.comparison.validation_losses import (
     SPLIT,
     has,
