@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from helpers.marks import on_request, slow
@@ -20,6 +21,7 @@ from helpers.tiny_runs import (
 from safetensors.torch import load_file
 
 from hylorada.errors import ConfigError, DataError
+from hylorada.planning.plan import Planner
 from hylorada.settings import check_settings
 from hylorada.training.checkpoint import read_checkpoint
 
@@ -123,6 +125,25 @@ def test_what_no_evaluation_can_act_on_is_refused(root, eval_every, patience, re
         return
     with pytest.raises(ConfigError, match=f"has no effect.*train.eval_every={eval_every}"):
         check_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("budget", "amount", "patience"), [("epochs", 1.0, 0), ("max_tokens", 95 * 4 * 3, 1)]
+)
+def test_it_is_refused_as_soon_as_the_text_tells_the_number_of_steps(
+    root, tmp_path, budget, amount, patience
+):
+    config = make_config(root, **CHANGES, train__max_steps=0, train__patience=patience)
+    setattr(config.train, budget, amount)
+    config.train.eval_every = 100
+    check_settings(config)
+    assert run_here(config, tmp_path / "run") == ConfigError.exit_code
+    said, record = (tmp_path / "run.err").read_text(), result(tmp_path / "run")
+    assert "has no effect" in said
+    assert "train.eval_every=100 gives fewer in" in said
+    assert not record["base"]  # nothing was measured
+    (planned,) = Planner(True, 1, lambda _: nullcontext()).plan({str(tmp_path / "other"): config})
+    assert str(planned.refusal) == said
 
 
 def test_a_validation_split_without_a_number_is_refused_before_the_base_is_measured(tmp_path):

@@ -112,6 +112,7 @@ class Planner:
                 opened = self._preflight.check(config, here=False)
         with self._working("text"):
             text = self._text(config, opened, read)
+        text.check_budget(config.train)
         shape = self._shape(config, opened)
         kind = f"{kind_of(to_dict(config))} {processes} {config.output_root}"
         if kind not in self._known:

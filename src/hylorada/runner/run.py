@@ -174,6 +174,7 @@ class _Run:
                 opened = Preflight().check(config)
             with self.reporter.working("text"), timed(phases, "text"):
                 texts = read_texts(config, opened, self.stop)
+                texts.check_budget(config.train)
             self._describe_texts(texts)
             with timed(phases, "load"):
                 backbone = load_backbone(

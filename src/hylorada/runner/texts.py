@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hylorada.architecture import anatomy
-from hylorada.config import RunConfig
+from hylorada.config import RunConfig, TrainConfig
 from hylorada.data.blocks import Blocks
 from hylorada.data.skipped_positions import SkippedPositions
 from hylorada.data.token_corpus import TokenCorpus, load_token_corpus
@@ -19,7 +19,9 @@ from hylorada.loading.backbone import Blueprint
 from hylorada.process.fault_points import fault_point
 from hylorada.process.signals import Stop
 from hylorada.runner.preparation import Prepared, prepare
+from hylorada.settings.best_weights import check_best
 from hylorada.training.mixture import Mixture
+from hylorada.training.plan import make_plan
 from hylorada.training.retrieval_blocks import RetrievalBlocks
 
 
@@ -47,6 +49,18 @@ class Texts:
         if self.validation is not None:
             hashes["validation"] = self.validation.text.sha256
         return hashes
+
+    def check_budget(self, train: TrainConfig) -> None:
+        """Refuse what cannot act in so many steps as the text makes of the budget.
+
+        Args:
+            train: the settings of training.
+
+        Raises:
+            ConfigError: see `check_best`.
+        """
+        if self.blocks is not None:
+            check_best(train, make_plan(len(self.blocks), self.blocks.length, train).steps)
 
 
 def read_texts(config: RunConfig, opened: Blueprint, stop: Stop) -> Texts:

@@ -20,6 +20,7 @@ from hylorada.config import (
 from hylorada.config.rules import SWITCH_KEYS
 from hylorada.errors import ConfigError, DataError
 from hylorada.extensions import DATA_KINDS, TRACKERS
+from hylorada.settings.best_weights import check_best
 from hylorada.settings.checks import choice, fields
 from hylorada.settings.evaluation import check_eval
 from hylorada.settings.fetched_models import check_fetched, fetched
@@ -336,19 +337,7 @@ def _train(train: TrainConfig) -> None:
             f"train.loss_spike_deviations={deviations:g} has no effect with train.loss_spike=none; "
             f"set that to warn, skip or stop, or leave it at {plain:g}"
         )
-    judged = f"train.patience={train.patience}" if train.patience else "train.keep_best=true"
-    if (train.keep_best or train.patience) and not train.eval_every:
-        raise ConfigError(
-            f"{judged} needs validation between the steps, and train.eval_every is 0; set it to a "
-            "number of steps"
-        )
-    needed = train.patience + 1 if train.patience else 1
-    if (train.keep_best or train.patience) and 0 < train.max_steps <= needed * train.eval_every:
-        raise ConfigError(
-            f"{judged} has no effect: {needed} evaluations, one every train.eval_every="
-            f"{train.eval_every} steps, do not come before the last of train.max_steps="
-            f"{train.max_steps}; evaluate more often, or leave it out"
-        )
+    check_best(train)
     if train.min_lr_ratio and train.lr_scheduler == "constant":
         raise ConfigError(
             f"train.min_lr_ratio={train.min_lr_ratio:g} has no effect with "
