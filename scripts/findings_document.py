@@ -5,13 +5,14 @@
 
 A table stands between `<!-- FOLDER -->` and `<!-- end -->`, and is of the records in that folder of
 docs/results/records; `<!-- lengths -->` and `<!-- components -->` are of the tables: each method
-against LoRA by length, and the factorial. The rest of the pages is written by hand.
+against LoRA by length, and the factorial; `<!-- rates_4k -->` and `<!-- rates_8k -->` are of the
+grids of learning rates. The rest of the pages is written by hand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -23,7 +24,9 @@ from hylorada.comparison.changes import component_change, signed
 from hylorada.comparison.collect import Record, collect
 from hylorada.comparison.components import component_pairs
 from hylorada.comparison.drawing import BASE, INK
+from hylorada.comparison.selection import select
 from hylorada.evaluation.component_picture import gain_by_component
+from hylorada.report.selection import grids
 from hylorada.report.table import build_tables, cell
 
 FINDINGS = DOCUMENT.with_name("FINDINGS.md")
@@ -65,7 +68,7 @@ def page(text: str, records: Path, columns: Mapping[str, Sequence[str]]) -> str:
     def made(match: re.Match[str]) -> str:
         name = match[2]
         if name in SUMMARIES:
-            rows = SUMMARIES[name](tables(records))
+            rows = SUMMARIES[name](records)
         else:
             rows = table(records / name, columns.get(name, COLUMNS))
         return "\n".join([match[1], *rows, "<!-- end -->"])
@@ -113,7 +116,26 @@ def components(found: Mapping[int, Comparison]) -> list[str]:
     return [*rows, ""]
 
 
-SUMMARIES = {"lengths": by_length, "components": components}
+def rates(folder: Path) -> list[str]:
+    """Perplexity on the validation split by learning rate; each method's best in bold."""
+    shown = grids(select(collect([folder]).records, ["train.lr"]))
+    found = []
+    for grid in shown:
+        found += [f"| method | {' | '.join(grid.columns)} |"]
+        found += ["| --- |" + " ---: |" * len(grid.columns)]
+        for label, cells in grid.rows:
+            texts = [f"**{text}**" if chosen else text for text, chosen in cells]
+            found.append(f"| {label} | {' | '.join(texts)} |")
+        found += ["", *bullets(grid.notes), ""]
+    return found
+
+
+SUMMARIES: dict[str, Callable[[Path], list[str]]] = {
+    "lengths": lambda records: by_length(tables(records)),
+    "components": lambda records: components(tables(records)),
+    "rates_4k": lambda records: rates(records / "search_4k_rates"),
+    "rates_8k": lambda records: rates(records / "search_8k_seconds"),
+}
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, float, str]]:
