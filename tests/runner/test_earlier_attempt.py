@@ -32,7 +32,7 @@ from hylorada.errors import ConfigError, DataError
 from hylorada.loading import inputs as module
 from hylorada.loading.finished_run import load_run
 from hylorada.loading.inputs import Inputs
-from hylorada.runner.earlier_attempt import already_done, check_hardware
+from hylorada.runner.earlier_attempt import already_done, check_hardware, check_start
 from hylorada.runner.evaluate import evaluate_run
 from hylorada.runner.evaluate_adapter import evaluate_adapter
 from hylorada.runner.measure import Meter
@@ -379,3 +379,9 @@ def test_a_run_that_would_go_on_elsewhere(root, tmp_path, monkeypatch):
     record = run(make_config(root, resume_on="any"), directory)
     assert record["provenance"]["hardware_in_order"] == [CPU, {**CPU, "precision": "bf16"}]
     assert record["training"]["peak_memory_of"] == "host"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_before_anything_is_loaded(tmp_path):
+    (tmp_path / "checkpoints/step-00000002/state.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"state\.json: cannot be read \(Is a directory\)"):
+        check_start(RunConfig(), tmp_path)

@@ -133,6 +133,39 @@ def test_a_damaged_manifest_is_noticed(tmp_path, damage):
         read_checkpoint(path)
 
 
+def no_permission(path):
+    before = path.stat().st_mode
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        path.chmod(before)
+        pytest.skip("root reads every file")
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("name", ["MANIFEST.json", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("hide", [no_permission, a_folder])
+def test_one_that_cannot_be_read_is_not_called_damaged_and_stays(tmp_path, name, hide):
+    save(tmp_path, 1)
+    hide(save(tmp_path, 2) / name)
+    with pytest.raises(DataError, match=rf"step-00000002/{name}: cannot be read \(") as error:
+        load_newest(tmp_path)
+    assert str(error.value).endswith("move step-00000002 away to go on from an earlier one")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(tmp_path):
+    save(tmp_path, 1)
+    no_permission(tmp_path)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        load_newest(tmp_path)
+    tmp_path.chmod(0o700)
+    assert load_newest(tmp_path).state["step"] == 1
+
+
 def test_all_damaged_is_an_error_each_time_and_names_them(tmp_path):
     for number in (1, 2):
         flip_a_bit(save(tmp_path, number) / "state.json")

@@ -1,6 +1,7 @@
 """Writing so that a crash at any instant leaves the old file or the new one, never a half.
 
-Also: one live run per directory, and what an operating system's refusal means to a user.
+Also: one live run per directory, and what an operating system's refusal to write, or to read,
+means to a user.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hylorada.errors import DiskError
+from hylorada.errors import DataError, DiskError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
@@ -70,6 +71,25 @@ def disk_errors(where: Path, need: int = 0, remedy: str = _REMEDY) -> Iterator[N
         if known is None:
             raise
         raise known from error
+
+
+@contextlib.contextmanager
+def read_errors(where: Path, remedy: str) -> Iterator[None]:
+    """Turn refusals to read what is there into `DataError`; that nothing is there is left alone.
+
+    Args:
+        where: what is being read; the error itself may say it more closely.
+        remedy: what to do.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"{error.filename or where}: cannot be read ({reason}); {remedy}"
+        ) from error
 
 
 def unforeseen_disk_error(error: BaseException, directory: Path) -> DiskError | None:

@@ -17,6 +17,7 @@ from hylorada.errors import ConfigError, DataError
 from hylorada.loading.inputs import Described, Inputs
 from hylorada.process.disk import disk_errors, refuse_unwritable
 from hylorada.process.redaction import matches
+from hylorada.records.checkpoint_files import read_file, steps_in
 from hylorada.records.manifest import damage
 from hylorada.records.result import JsonLines, parse_json, read_result
 from hylorada.settings import check_splits
@@ -74,7 +75,7 @@ def refuse_changed(
 def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None) -> None:
     """Refuse a start that the directory does not allow, before anything is loaded.
 
-    Only looks: a checkpoint that cannot be read is left to the run, which sets it aside.
+    Only looks: a damaged checkpoint is left to the run, which sets it aside.
 
     Args:
         config: the run's settings.
@@ -85,8 +86,9 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
         ConfigError: the newest checkpoint was made under other settings; the processes are more
             than a step has micro-batches, or would draw for dropout; the text's folder would be
             written to.
-        DataError: resume=must, and there is no checkpoint; a checkpoint that was made on another
-            text or other weights, or whose lines are lost; a split that the data set never has.
+        DataError: resume=must, and there is no checkpoint; a checkpoint that cannot be read, that
+            was made on another text or other weights, or whose lines are lost; a split that the
+            data set never has.
         DiskError: the directory cannot be written.
     """
     check_splits(config)
@@ -210,11 +212,15 @@ def check_hardware(
 
 
 def newest_state(checkpoints: Path) -> Record | None:
-    """The state of the newest checkpoint that can be read; nothing is verified or set aside."""
-    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+    """The state of the newest checkpoint that has one; nothing is verified or set aside.
+
+    Raises:
+        DataError: they are there and cannot be read.
+    """
+    for folder in reversed(steps_in(checkpoints)):
         try:
-            state = parse_json((folder / "state.json").read_bytes())
-        except (OSError, ValueError):
+            state = parse_json(read_file(folder, "state.json"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             continue
         if isinstance(state, dict) and isinstance(state.get("identity"), dict):
             return state

@@ -11,7 +11,7 @@
 
 A checkpoint is written under another name, flushed to the disk, and renamed: under its final name
 it is whole. One that is damaged later is set aside as `.bad-step-...`, never chosen and never
-deleted. Nothing is pickled.
+deleted; one that cannot be read stays where it is, and the run is refused. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from hylorada.errors import DataError
 from hylorada.process.disk import disk_errors, make_directory, sync, write_durably
 from hylorada.process.fault_points import fault_point
 from hylorada.process.ranks import Ranks
+from hylorada.records.checkpoint_files import STEP, read_file, steps_in
 from hylorada.records.result import parse_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_STEP = "step-"
 _BAD = ".bad-"
 _PARTIAL = ".partial-"
 
@@ -81,7 +81,7 @@ def save_checkpoint(
         DiskError: full or read-only; earlier checkpoints are untouched, the partial one is gone.
     """
     step = state["step"]
-    final = directory / f"{_STEP}{step:08d}"
+    final = directory / f"{STEP}{step:08d}"
     make_directory(directory)
     _remove_partial(directory)
     if not final.exists():
@@ -133,12 +133,13 @@ def load_newest(directory: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; None if none was ever written.
 
     Raises:
-        DataError: there are checkpoints and every one is damaged (a fresh start must be asked for).
+        DataError: there are checkpoints and every one is damaged (a fresh start must be asked for),
+            or one that might be chosen cannot be read.
     """
     if not directory.is_dir():
         return None
     _remove_partial(directory)
-    for path in reversed(_steps(directory)):
+    for path in reversed(steps_in(directory)):
         try:
             return read_checkpoint(path)
         except Damaged as why:
@@ -158,12 +159,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         Damaged: a file is missing, has another size or hash, or another format.
+        DataError: a file is there and cannot be read.
     """
     try:
-        manifest = parse_json((path / "MANIFEST.json").read_bytes())
+        manifest = parse_json(read_file(path, "MANIFEST.json"))
         files = {}
         for name, expected in manifest.items():
-            files[name] = data = (path / name).read_bytes()
+            files[name] = data = read_file(path, name)
             if len(data) != expected["bytes"]:
                 raise Damaged(f"{name} has {len(data)} bytes instead of {expected['bytes']}")
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:
@@ -179,10 +181,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             safetensors.torch.load(files["optimizer.safetensors"]),
             {} if best is None else safetensors.torch.load(best),
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from error
     except (
-        OSError, KeyError, ValueError, TypeError, AttributeError, safetensors.SafetensorError,
+        KeyError, ValueError, TypeError, AttributeError, safetensors.SafetensorError,
     ) as error:  # fmt: skip
         raise Damaged(f"{type(error).__name__}: {error}") from error
 
@@ -246,10 +248,6 @@ def restore(checkpoint: Checkpoint, trainables: Named, optimizer: torch.optim.Op
             }
 
 
-def _steps(directory: Path) -> list[Path]:
-    return sorted(p for p in directory.glob(f"{_STEP}*") if p.is_dir())
-
-
 def _set_aside(path: Path) -> Path:
     name = f"{_BAD}{path.name}"
     number = 0
@@ -274,7 +272,7 @@ def _is_skipping(path: Path) -> bool:
 
 
 def _prune(directory: Path, keep: int) -> None:
-    *older, newest = _steps(directory)
+    *older, newest = steps_in(directory)
     good = [path for path in (*older, newest) if not _is_skipping(path)]
     kept = {newest, *good[-max(keep, 1) :]}
     for path in older:
