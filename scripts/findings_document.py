@@ -11,6 +11,7 @@ grids of learning rates. The rest of the pages is written by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,10 +53,10 @@ WORDS = {
 }  # fmt: skip
 
 
-def table(folder: Path, columns: Sequence[str]) -> list[str]:
-    """The table of a folder's records, and what is said of them, in Markdown."""
+def of_records(records: Sequence[Record], columns: Sequence[str]) -> list[str]:
+    """The table of records, each method at a learning rate of its own, and what is said of them."""
     found: list[str] = []
-    for each in build_tables(compare(collect([folder]).records)[0]):
+    for each in build_tables(compare(records, ["train.lr"])[0]):
         found += lines(each, [c for c in each.columns if c.key in columns and measured(each, c)])
         told = [n for n in each.notes if re.match(r"length .*(Holm-adjusted|tokens of \d)", n)]
         found += ["", *bullets(told), ""]
@@ -70,7 +71,8 @@ def page(text: str, records: Path, columns: Mapping[str, Sequence[str]]) -> str:
         if name in SUMMARIES:
             rows = SUMMARIES[name](records)
         else:
-            rows = table(records / name, columns.get(name, COLUMNS))
+            found = collect([records / name]).records
+            rows = of_records(found, columns.get(name, COLUMNS))
         return "\n".join([match[1], *rows, "<!-- end -->"])
 
     return re.sub(r"(<!-- (\w+) -->)\n.*?<!-- end -->", made, text, flags=re.DOTALL)
@@ -117,17 +119,22 @@ def components(found: Mapping[int, Comparison]) -> list[str]:
 
 
 def rates(folder: Path) -> list[str]:
-    """Perplexity on the validation split by learning rate; each method's best in bold."""
-    shown = grids(select(collect([folder]).records, ["train.lr"]))
-    found = []
-    for grid in shown:
+    """Perplexity on the validation split by learning rate, each method's best in bold; then these.
+
+    A method that was tried at one rate alone stands in the second table only.
+    """
+    selection = select(collect([folder]).records, ["train.lr"])
+    tried = [choice for choice in selection.choices if len(choice.candidates) > 1]
+    found: list[str] = []
+    for grid in grids(dataclasses.replace(selection, choices=tried)):
         found += [f"| method | {' | '.join(grid.columns)} |"]
         found += ["| --- |" + " ---: |" * len(grid.columns)]
         for label, cells in grid.rows:
             texts = [f"**{text}**" if chosen else text for text, chosen in cells]
             found.append(f"| {label} | {' | '.join(texts)} |")
-        found += ["", *bullets(grid.notes), ""]
-    return found
+        found += ["", *bullets(note for note in grid.notes if "PPL of the" not in note), ""]
+    best = [run for each in selection.choices if each.chosen for run in each.chosen.runs]
+    return [*found, *of_records(best, COLUMNS)]
 
 
 SUMMARIES: dict[str, Callable[[Path], list[str]]] = {
