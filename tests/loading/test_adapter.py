@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from helpers.families import tokens
 from helpers.peft_types import NOT_ON_GPT2, TARGETS, base, peft_types, save, trained, type_config
 from helpers.tiny_runs import make_config, make_model_folder, make_texts
+from helpers.unreadable import no_permission
 from peft import LoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -52,6 +53,20 @@ def test_activated_lora_is_refused(root, tmp_path):
     base_model = load_backbone(make_config(root).model, torch.device("cpu")).model
     with pytest.raises(ConfigError, match="activated LoRA"):  # as in a run's directory
         attach_adapter(base_model, folder, "tiny")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_that_cannot_be_read_are_told(tmp_path, name):
+    for each in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / each).touch()
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=f"no {name}; restore it"):  # as in a run's directory
+        attach_adapter(torch.nn.Module(), tmp_path, "tiny")
+    (tmp_path / name).touch()
+    no_permission(tmp_path / name)
+    for read in (read_settings, lambda it: attach_adapter(torch.nn.Module(), it, "tiny")):
+        with pytest.raises(DataError, match=f"{name}: cannot be read .Permission denied.; make it"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"])

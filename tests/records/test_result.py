@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.unreadable import a_folder, no_permission
 
 from hylorada.config import RunConfig
 from hylorada.errors import (
@@ -25,6 +26,7 @@ from hylorada.process.device import choose_autocast, choose_device
 from hylorada.process.disk import exclusive, replace_file
 from hylorada.process.log import log_to
 from hylorada.process.signals import Stop
+from hylorada.records.manifest import damage, describe
 from hylorada.records.outcome import explained, recorded
 from hylorada.records.provenance import PeakMemory, add_texts, git_commit, weights_sha256
 from hylorada.records.result import JsonLines, blank_result, read_result, redacted, write_result
@@ -88,6 +90,22 @@ def test_not_finite_becomes_null(tmp_path):
 def test_an_unreadable_record_counts_as_none(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     assert read_result(tmp_path) is None
+
+
+@pytest.mark.parametrize("hide", [no_permission, a_folder])
+def test_a_record_that_cannot_be_read_is_told_and_not_taken_for_none(tmp_path, hide):
+    write_result(tmp_path, {"status": "ok"})
+    hide(tmp_path / "result.json")
+    with pytest.raises(DataError, match=r"result\.json: cannot be read \(.*resume=never"):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize("hide", [no_permission, a_folder])
+def test_a_product_that_cannot_be_read_is_told(tmp_path, hide):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    record = {"files": describe(tmp_path)}
+    hide(tmp_path / "metrics.jsonl")
+    assert damage(tmp_path, record).startswith(f"{tmp_path}/metrics.jsonl: cannot be read (")
 
 
 def test_secrets_are_taken_out_of_records(tmp_path, monkeypatch):

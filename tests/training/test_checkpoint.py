@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from helpers.unreadable import a_folder, no_permission
 from torch import nn
 
 from hylorada.errors import DataError, DiskError
@@ -131,19 +132,6 @@ def test_a_damaged_manifest_is_noticed(tmp_path, damage):
     damage(path / "MANIFEST.json")
     with pytest.raises(Damaged):
         read_checkpoint(path)
-
-
-def no_permission(path):
-    before = path.stat().st_mode
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        path.chmod(before)
-        pytest.skip("root reads every file")
-
-
-def a_folder(path):
-    path.unlink()
-    path.mkdir()
 
 
 @pytest.mark.parametrize("name", ["MANIFEST.json", "optimizer.safetensors", "state.json"])

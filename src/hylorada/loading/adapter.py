@@ -20,21 +20,35 @@ from hylorada.architecture.logits import TOLERANCE, output_head
 from hylorada.errors import ConfigError, DataError, HyloradaError, in_one_line
 from hylorada.methods import load_adapter
 from hylorada.methods.peft_settings import IN_THE_WRAPPER, INSTEAD, kind_of, not_measurable
-from hylorada.process.disk import disk_errors
+from hylorada.process.disk import disk_errors, read_errors
 from hylorada.records.outcome import is_out_of_memory
 from hylorada.records.run_files import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 
 _PROBE = 12  # tokens
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a file is there; safetensors says of one that may not be read that it is not.
+
+    Raises:
+        DataError: it is there and cannot be read.
+    """
+    with read_errors(path, "make it readable"):
+        if path.is_file():
+            path.open("rb").close()
+            return True
+    return False
+
+
 def read_settings(folder: Path) -> PeftConfig:
     """The configuration of an adapter that can be measured.
 
     Raises:
-        DataError: no adapter is there, or its configuration is damaged or of an unknown kind.
+        DataError: no adapter is there, or it cannot be read, or its configuration is damaged or of
+            an unknown kind.
         ConfigError: an adapter of a kind that cannot be measured.
     """
-    if not (folder / ADAPTER_SETTINGS).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+    if not all(is_readable(folder / name) for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS)):
         inner = folder / "adapter"
         give = "give the folder that PEFT's save_pretrained wrote"
         if (inner / ADAPTER_SETTINGS).is_file():
@@ -73,9 +87,12 @@ def attach_adapter(base_model: nn.Module, folder: Path, base: str) -> Any:
         base: what the user calls the base model.
 
     Raises:
-        DataError: it is damaged, or of another model.
+        DataError: it cannot be read, is damaged, or of another model.
         ConfigError: a component cannot take effect on this model, or would not be measured.
     """
+    for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS):
+        if not is_readable(folder / name):
+            raise DataError(f"{folder}: no {name}; restore it from a copy, or train it again")
     try:
         model = load_adapter(base_model, folder).eval()
         _refuse_kind(model.active_peft_config, folder)

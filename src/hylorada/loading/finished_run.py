@@ -11,7 +11,7 @@ import transformers
 
 from hylorada.config import ModelConfig, PositionRangeConfig, python_arguments
 from hylorada.errors import ConfigError, DataError
-from hylorada.loading.adapter import attach_adapter
+from hylorada.loading.adapter import attach_adapter, is_readable
 from hylorada.loading.backbone import Backbone, load_backbone
 from hylorada.methods.position_range import RangeReport, extend_range
 from hylorada.process.device import choose_device
@@ -68,7 +68,7 @@ def load_finished(
     method = record["config"]["method"]
     adapter, of_peft = directory / "adapter", bool(method.get("peft"))
     trained = method["lora"]["enabled"] or of_peft
-    if trained and not (adapter / ADAPTER_WEIGHTS).is_file():
+    if trained and not is_readable(adapter / ADAPTER_WEIGHTS):
         raise DataError(
             f"{directory}: no adapter/{ADAPTER_WEIGHTS}; restore it from a copy, or train it again"
         )

@@ -59,16 +59,17 @@ def damage(
         path, size = directory / name, expected["bytes"]
         try:
             found = path.stat().st_size
-        except OSError:
+            if found < size or (found > size and not name.endswith(_GROWING)):
+                return f"{path}: damaged (it has {found} bytes instead of {size})"
+            if name.endswith(".safetensors") and not weights:
+                continue
+            if _sha256(path, size) != expected["sha256"]:
+                return f"{path}: damaged (it does not match its sha256)"
+        except (FileNotFoundError, NotADirectoryError):
             if missing:
                 return f"{path}: missing"
-            continue
-        if found < size or (found > size and not name.endswith(_GROWING)):
-            return f"{path}: damaged (it has {found} bytes instead of {size})"
-        if name.endswith(".safetensors") and not weights:
-            continue
-        if _sha256(path, size) != expected["sha256"]:
-            return f"{path}: damaged (it does not match its sha256)"
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
     return None
 
 

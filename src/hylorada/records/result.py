@@ -15,7 +15,7 @@ from typing import Any
 
 from hylorada.config import RunConfig, to_dict
 from hylorada.errors import DataError
-from hylorada.process.disk import disk_errors, replace_file
+from hylorada.process.disk import disk_errors, read_errors, replace_file
 from hylorada.process.redaction import redacted
 from hylorada.records.manifest import altered, beginning_sha256, damage, record_sha256
 from hylorada.records.schema import VERSION, record_flaws
@@ -104,11 +104,15 @@ def read_result(run_dir: Path) -> dict[str, Any] | None:
     Such a file is what a crash of the machine leaves; the run is then as if it had not ended.
 
     Raises:
-        DataError: it is not what was written, or no record of a run.
+        DataError: it cannot be read, is not what was written, or no record of a run.
     """
+    path = run_dir / RESULT
+    if not os.path.lexists(path):
+        return None
     try:
-        record = parse_json((run_dir / RESULT).read_bytes())
-    except (OSError, ValueError):
+        with read_errors(path, "make it readable, or run again with resume=never"):
+            record = parse_json(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
     if not isinstance(record, dict):
         return None
@@ -133,7 +137,9 @@ def finished_record(run_dir: Path, products: str = "") -> dict[str, Any]:
             adapter that was only measured; or a file that it names is damaged or missing.
     """
     path = run_dir / RESULT
-    if not path.is_file():
+    with read_errors(path, "make it readable"):
+        is_there = path.is_file()
+    if not is_there:
         what = f"no {RESULT} here" if run_dir.exists() else "there is no such directory"
         raise DataError(f"run={run_dir}: {what}; give the directory of a run")
     try:
