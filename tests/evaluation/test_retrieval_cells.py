@@ -66,6 +66,20 @@ def test_seeds_are_in_the_interval():
     assert cell.text == f"{100 * credit.mean():.1f} [{cell.low:.1f}, {cell.high:.1f}]"
 
 
+def test_each_depth_has_a_column_with_the_interval_of_its_examples():
+    records = [with_answers(make_record("lora", seed), 0.5) for seed in range(3)]
+    table, rows = table_of(*records)
+    credit = np.stack([answers(0.5, seed) for seed in range(3)])
+    columns = [c.key for c in table.columns if c.key.startswith("retrieval_at_")]
+    depths = [score["depth"] for score in records[0]["metrics"]["lim/accuracy"]["by_depth"]]
+    assert columns == [f"retrieval_at_{depth:g}" for depth in depths] != []
+    for place, key in enumerate(columns):
+        expected = clustered_share(credit[:, :, place])
+        cell = rows["lora"][key]
+        assert cell.value == pytest.approx(100 * credit[:, :, place].mean())
+        assert (cell.low, cell.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+
+
 def test_arms_are_paired_on_the_same_prompts():
     records = [
         with_answers(make_record(method, seed), level)

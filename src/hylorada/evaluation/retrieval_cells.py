@@ -10,9 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from hylorada.comparison.arms import Arm, Comparison
-from hylorada.comparison.cells import Cell, Verdict, with_interval
+from hylorada.comparison.cells import Cell, Column, Verdict, with_interval
 from hylorada.comparison.means import mean_cell
-from hylorada.comparison.subjects import Metric, Subject, agreed, asked, shown_arms
+from hylorada.comparison.subjects import (
+    Metric,
+    Subject,
+    agreed,
+    all_metrics,
+    asked,
+    shown_arms,
+)
 from hylorada.comparison.verdict import ALPHA, p_words
 from hylorada.evaluation.measurement import Shown
 from hylorada.statistics.clustered import few_seeds
@@ -34,7 +41,53 @@ def credits(metrics: Sequence[Metric]) -> np.ndarray | None:
     return np.array(rows, dtype=np.float64)
 
 
-def retrieval_cells(
+def columns_beside(
+    report: Sequence[Comparison], accuracy: Shown, scoring: str, reference: str
+) -> list[Column]:
+    """The difference from another arm and each depth, where answers are known by example.
+
+    Args:
+        report: what a report is of.
+        accuracy: the column that they follow.
+        scoring: its name.
+        reference: the other arm's method.
+    """
+    metrics = [m for comparison in report for m in all_metrics(comparison, accuracy.metric)]
+    depths = {s["depth"] for m in metrics if m.get("by_example") for s in m["by_depth"]}
+    if not depths:
+        return []
+    versus = f"retrieval vs {reference}, {scoring}, points"
+    return [
+        Column(_versus(accuracy), versus, interval=True),
+        *(
+            Column(_at(accuracy, depth), f"at depth {depth:g}, {scoring}, %", interval=True)
+            for depth in sorted(depths)
+        ),
+    ]
+
+
+def cells(
+    comparison: Comparison, subject: Subject, against: Arm | None, accuracy: Shown, gap: Shown
+) -> dict[str, Cell]:
+    """Those of an arm or a base: whole, against another arm, by depth, edges less middle."""
+    found = _own_cells(comparison, subject, accuracy, gap)
+    difference = difference_cell(comparison, subject, against, accuracy)
+    if difference is not None and accuracy.key in found:
+        found[_versus(accuracy)] = difference
+    elif subject.arm is None:
+        found[_versus(accuracy)] = Cell("-")
+    return found
+
+
+def _versus(accuracy: Shown) -> str:
+    return accuracy.key.replace("retrieval", "retrieval_reference")
+
+
+def _at(accuracy: Shown, depth: float) -> str:
+    return f"{accuracy.key}_at_{depth:g}"
+
+
+def _own_cells(
     comparison: Comparison, subject: Subject, accuracy: Shown, gap: Shown
 ) -> dict[str, Cell]:
     """The accuracy and the gap between edges and middle, of those prompts that most were asked."""
@@ -57,7 +110,14 @@ def retrieval_cells(
             mean = clustered_share(credit_SEK.mean(axis=-1))
         else:
             mean = clustered_difference(edges_less_middle(credit_SEK))
-        cells[shown.key] = _cell(mean, shown, few_seeds(len(alike)) if trained else "")
+        remark = few_seeds(len(alike)) if trained else ""
+        cells[shown.key] = _cell(mean, shown, remark)
+        if shown is accuracy:
+            by_depth = zip(found[0]["by_depth"], np.moveaxis(credit_SEK, 2, 0), strict=False)
+            cells |= {
+                _at(accuracy, score["depth"]): _cell(clustered_share(credit_SE), accuracy, remark)
+                for score, credit_SE in by_depth
+            }
     return cells
 
 

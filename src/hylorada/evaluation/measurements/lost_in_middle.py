@@ -15,7 +15,7 @@ from typing import Any
 from hylorada.comparison.arms import Arm, Comparison
 from hylorada.comparison.cells import Cell, Column, Verdict
 from hylorada.comparison.picture import Picture
-from hylorada.comparison.subjects import Metric, Subject, all_metrics, others, reference
+from hylorada.comparison.subjects import Metric, Subject, others, reference
 from hylorada.config import LostInMiddleConfig, RunConfig
 from hylorada.errors import ConfigError, DataError
 from hylorada.evaluation.attempt import Attempt
@@ -232,34 +232,26 @@ class LostInMiddle(Measurement):
     def columns(
         self, report: Sequence[Comparison], table: Sequence[Comparison], reference: str
     ) -> list[Column]:
-        """As by default; with answers by example also the difference from another arm."""
+        """As by default; with answers by example also each depth, and what is against an arm."""
+        from hylorada.evaluation.retrieval_cells import columns_beside
+
         columns = super().columns(report, table, reference)
         for accuracy, scoring in zip(self.shown[::2], SCORINGS.values(), strict=True):
-            if any(
-                metric.get("by_example")
-                for comparison in report
-                for metric in all_metrics(comparison, accuracy.metric)
-            ):
-                place = [column.key for column in columns].index(accuracy.key) + 1
-                heading = f"retrieval vs {reference}, {scoring}, points"
-                columns.insert(place, Column(_against(accuracy), heading, interval=True))
+            found = columns_beside(report, accuracy, scoring, reference)
+            place = next((i for i, c in enumerate(columns, 1) if c.key == accuracy.key), 0)
+            columns[place:place] = found
         return columns
 
     def cells(
         self, comparison: Comparison, subject: Subject, against: Arm | None
     ) -> dict[str, Cell]:
-        """Accuracy, its difference from another arm, and the gap between edges and middle."""
-        from hylorada.evaluation.retrieval_cells import difference_cell, retrieval_cells
+        """Accuracy, also by depth, its difference from another arm, the edges less the middle."""
+        from hylorada.evaluation.retrieval_cells import cells
 
-        cells: dict[str, Cell] = {}
+        found: dict[str, Cell] = {}
         for accuracy, gap in zip(self.shown[::2], self.shown[1::2], strict=True):
-            cells |= retrieval_cells(comparison, subject, accuracy, gap)
-            difference = difference_cell(comparison, subject, against, accuracy)
-            if difference is not None and accuracy.key in cells:
-                cells[_against(accuracy)] = difference
-            elif subject.arm is None:
-                cells[_against(accuracy)] = Cell("-")
-        return cells
+            found |= cells(comparison, subject, against, accuracy, gap)
+        return found
 
     def verdicts(self, comparison: Comparison, against: Arm | None) -> list[Verdict]:
         """More or fewer right answers than another arm, by each scoring."""
@@ -337,10 +329,6 @@ class LostInMiddle(Measurement):
             for suffix, scoring in SCORINGS.items()
         ]
         return [(suffix, each) for suffix, each in drawn if each is not None]
-
-
-def _against(accuracy: Shown) -> str:
-    return accuracy.key.replace("retrieval", "retrieval_reference")
 
 
 def check(lim: LostInMiddleConfig) -> None:
