@@ -74,6 +74,13 @@ def each_once(key: str, values: Sequence[str], choices: Sequence[str]) -> None:
         choice(key, value, choices)
 
 
+def not_twice(key: str, values: Sequence[str]) -> None:
+    """A list of names without repetition."""
+    for name in values:
+        if values.count(name) > 1:
+            raise ConfigError(f"{key} names {name} {values.count(name)} times; name it once")
+
+
 def choice(key: str, value: str, choices: Sequence[str]) -> None:
     """One of the choices; the nearest is named."""
     if value not in choices:

@@ -21,7 +21,7 @@ from hylorada.config.rules import SWITCH_KEYS
 from hylorada.errors import ConfigError, DataError
 from hylorada.extensions import DATA_KINDS, TRACKERS
 from hylorada.settings.best_weights import check_best
-from hylorada.settings.checks import choice, fields
+from hylorada.settings.checks import choice, fields, not_twice
 from hylorada.settings.evaluation import check_eval
 from hylorada.settings.fetched_models import check_fetched, fetched
 from hylorada.settings.peft_method import check_peft
@@ -106,6 +106,7 @@ def _method(method: MethodConfig, max_length: int) -> None:
     check_peft(method)
     if not lora.target_modules or not all(lora.target_modules):
         raise ConfigError("method.lora.target_modules is empty; write [auto] or names of modules")
+    not_twice("method.lora.target_modules", lora.target_modules)
     _s2(method.s2_attn, max_length)
     factor = position_range.rope_factor
     if position_range.rope_type == "none" and factor > 0:
@@ -289,6 +290,7 @@ def _dataset(dataset: DatasetConfig) -> None:
             f"dataset.tasks: {kind.title} has no {unknown[0]}"
             f"{did_you_mean(unknown[0], kind.tasks) or '.'} It has {', '.join(kind.tasks)}"
         )
+    not_twice("dataset.tasks", dataset.tasks)
     if not dataset.text_column:
         raise ConfigError("dataset.text_column is empty; name the column that holds the text")
 
