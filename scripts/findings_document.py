@@ -27,12 +27,14 @@ from hylorada.comparison.components import component_pairs
 from hylorada.comparison.drawing import BASE, INK
 from hylorada.comparison.selection import select
 from hylorada.evaluation.component_picture import gain_by_component
+from hylorada.evaluation.retrieval_picture import accuracy_by_depth
 from hylorada.report.selection import grids
 from hylorada.report.table import build_tables, cell
 
 FINDINGS = DOCUMENT.with_name("FINDINGS.md")
 PICTURE = DOCUMENT.parent / "images/start-of-positions.png"
 COMPONENTS = DOCUMENT.parent / "images/gain-by-component.png"
+RETRIEVAL = DOCUMENT.parent / "images/retrieval-by-depth.png"
 FACTORIAL = 4096  # tokens
 METHODS = ("rslora", "lora_embeddings_norms", "longlora", "hylorada")
 PERPLEXITY = ("method", "seeds", "ppl_blocks", "ppl_sliding", "change_reference")
@@ -40,7 +42,9 @@ COLUMNS = (*PERPLEXITY, "short_context")
 COSTS = ("trainable", "tokens_per_second", "peak_memory_mib")
 # The pages, and the columns of their tables where they are others than those above.
 PAGES = {
-    FINDINGS: {"equal_seconds_8k": (*PERPLEXITY, "tokens", "seconds")},
+    FINDINGS: dict.fromkeys(
+        ("equal_seconds_8k", "equal_seconds_8k_best"), (*PERPLEXITY, "tokens", "seconds")
+    ),
     DOCUMENT.parents[1] / "README.md": {
         "demo_4k": ("length", *PERPLEXITY, "change_base", *COSTS),
         "smollm2_4k": (*COLUMNS, "change_base", "trainable"),
@@ -132,7 +136,7 @@ def rates(folder: Path) -> list[str]:
         for label, cells in grid.rows:
             texts = [f"**{text}**" if chosen else text for text, chosen in cells]
             found.append(f"| {label} | {' | '.join(texts)} |")
-        found += ["", *bullets(note for note in grid.notes if "PPL of the" not in note), ""]
+        found += ["", *bullets(note for note in grid.notes if "may lie beyond" in note), ""]
     best = [run for each in selection.choices if each.chosen for run in each.chosen.runs]
     return [*found, *of_records(best, COLUMNS)]
 
@@ -208,7 +212,11 @@ def main() -> None:
         PICTURE, dpi=160, metadata={"Software": None}
     )
     COMPONENTS.write_bytes(gain_by_component(tables(RECORDS)[FACTORIAL], "components").png)
-    print(*PAGES, PICTURE, COMPONENTS, sep="\n")
+    (retrieval,) = compare(collect([RECORDS / "tables_smollm2"]).records)[0]
+    drawn = accuracy_by_depth(retrieval, "", "retrieval")
+    assert drawn is not None
+    RETRIEVAL.write_bytes(drawn.png)
+    print(*PAGES, PICTURE, COMPONENTS, RETRIEVAL, sep="\n")
 
 
 if __name__ == "__main__":

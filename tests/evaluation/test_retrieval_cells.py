@@ -78,6 +78,14 @@ def test_each_depth_has_a_column_with_the_interval_of_its_examples():
         cell = rows["lora"][key]
         assert cell.value == pytest.approx(100 * credit[:, :, place].mean())
         assert (cell.low, cell.high) == pytest.approx((100 * expected.low, 100 * expected.high))
+    # Of one seed, and of a base, Wilson's.
+    share = answers(0.3)[:, 0].mean()
+    low, high = stats.binomtest(round(100 * share), 100).proportion_ci(method="wilson")
+    scores = records[0]["base"]["extended"]["lim/accuracy"]["by_depth"]
+    scores[0] |= {"accuracy": share, "prompts": 100}
+    _, rows = table_of(*records)
+    cell = rows[BASE][columns[0]]
+    assert (cell.low, cell.high) == pytest.approx((100 * low, 100 * high))
 
 
 def test_arms_are_paired_on_the_same_prompts():

@@ -30,6 +30,7 @@ from hylorada.statistics.shares import (
     clustered_share,
     difference_p,
     edges_less_middle,
+    wilson_interval,
 )
 
 
@@ -39,6 +40,26 @@ def credits(metrics: Sequence[Metric]) -> np.ndarray | None:
     if len({(len(row), len(row[0]) if row else 0) for row in rows}) != 1 or not rows[0]:
         return None
     return np.array(rows, dtype=np.float64)
+
+
+def at_depth(metrics: Sequence[Metric], place: int) -> Mean:
+    """The share of right answers at one depth, over seeds.
+
+    Its interval is for the prompts at that depth, which are the same for every seed and so are
+    counted once: Wilson's of one seed, that of examples and seeds of several.
+
+    Args:
+        metrics: of each seed.
+        place: which of the depths.
+    """
+    credit_SEK = credits(metrics)
+    if credit_SEK is not None and len(metrics) > 1:
+        found = clustered_share(credit_SEK[:, :, place])
+        if found.low is not None:
+            return found
+    scores = [metric["by_depth"][place] for metric in metrics]
+    share, prompts = float(np.mean([s["accuracy"] for s in scores])), scores[0]["prompts"]
+    return Mean(share, *wilson_interval(share * prompts, prompts))
 
 
 def columns_beside(
@@ -113,10 +134,9 @@ def _own_cells(
         remark = few_seeds(len(alike)) if trained else ""
         cells[shown.key] = _cell(mean, shown, remark)
         if shown is accuracy:
-            by_depth = zip(found[0]["by_depth"], np.moveaxis(credit_SEK, 2, 0), strict=False)
             cells |= {
-                _at(accuracy, score["depth"]): _cell(clustered_share(credit_SE), accuracy, remark)
-                for score, credit_SE in by_depth
+                _at(accuracy, score["depth"]): _cell(at_depth(found, place), accuracy, remark)
+                for place, score in enumerate(found[0]["by_depth"])
             }
     return cells
 

@@ -8,18 +8,15 @@ from matplotlib.ticker import PercentFormatter
 from hylorada.comparison.arms import Comparison
 from hylorada.comparison.drawing import figure_and_axes, finish, lines_of, picture, where
 from hylorada.comparison.picture import Picture
-from hylorada.evaluation.retrieval_cells import credits
+from hylorada.evaluation.retrieval_cells import at_depth
 from hylorada.records.metric_names import SCORINGS
 from hylorada.statistics.clustered import ONE_SEED
-from hylorada.statistics.shares import clustered_share, wilson_interval
 
 
 def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture | None:
     """The share of right answers against the depth of what was asked for, and the chance level.
 
-    A point is the mean over seeds; its bar is the 95 % interval for the prompts at that depth,
-    which are the same for every seed and so are counted once: Wilson's of one seed, that of
-    examples and seeds of several.
+    A point is the mean over seeds; its bar is the 95 % interval (see `at_depth`).
     """
     lines = lines_of(comparison, f"lim/accuracy{suffix}")
     if not lines:
@@ -29,21 +26,9 @@ def accuracy_by_depth(comparison: Comparison, suffix: str, name: str) -> Picture
     step = min(0.012, 0.084 / len(lines)) * (min(np.diff(depths)) / 0.25 if len(depths) > 1 else 1)
     with figure_and_axes() as (figure, axes):
         for i, (label, style, metrics) in enumerate(lines):
-            shares, errors = [], []
-            credit_SEK = credits(metrics)
-            for k in range(len(depths)):
-                scores = [m["by_depth"][k] for m in metrics]
-                share, prompts = (
-                    float(np.mean([s["accuracy"] for s in scores])),
-                    scores[0]["prompts"],
-                )
-                low, high = wilson_interval(share * prompts, prompts)
-                if credit_SEK is not None and len(metrics) > 1:
-                    found = clustered_share(credit_SEK[:, :, k])
-                    if found.low is not None and found.high is not None:
-                        share, low, high = found.value, found.low, found.high
-                shares.append(share)
-                errors.append((share - low, high - share))
+            found = [at_depth(metrics, place) for place in range(len(depths))]
+            shares = [each.value for each in found]
+            errors = [(m.value - (m.low or 0), (m.high or 0) - m.value) for m in found]
             # Side by side, so that bars do not hide one another.
             x = np.array(depths) + step * (i - (len(lines) - 1) / 2)
             axes.errorbar(
