@@ -30,6 +30,7 @@ from hylorada.records.manifest import damage, describe
 from hylorada.records.outcome import explained, recorded
 from hylorada.records.provenance import PeakMemory, add_texts, git_commit, weights_sha256
 from hylorada.records.result import JsonLines, blank_result, read_result, redacted, write_result
+from hylorada.records.schema import VERSION
 from hylorada.settings.fingerprint import fingerprint
 
 CPU = torch.device("cpu")
@@ -98,6 +99,13 @@ def test_a_record_that_cannot_be_read_is_told_and_not_taken_for_none(tmp_path, h
     hide(tmp_path / "result.json")
     with pytest.raises(DataError, match=r"result\.json: cannot be read \(.*resume=never"):
         read_result(tmp_path)
+
+
+def test_a_record_of_another_version_is_not_called_damaged(tmp_path):
+    write_result(tmp_path, {"schema": VERSION + 1})
+    with pytest.raises(DataError, match="of another version of hylorada") as error:
+        read_result(tmp_path)
+    assert "damaged" not in str(error.value)
 
 
 @pytest.mark.parametrize("hide", [no_permission, a_folder])

@@ -145,6 +145,15 @@ def test_one_that_cannot_be_read_is_not_called_damaged_and_stays(tmp_path, name,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
+def test_one_of_another_version_is_not_called_damaged_and_stays(tmp_path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr("hylorada.training.checkpoint.FORMAT", 2)
+        save(tmp_path, 1)
+    with pytest.raises(DataError, match=r"another version of hylorada \(format 2, this one reads"):
+        load_newest(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
 def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none(tmp_path):
     save(tmp_path, 1)
     no_permission(tmp_path)

@@ -187,6 +187,12 @@ def open_record(path: Path) -> dict[str, Any]:
 
 def _damaged(record: Any) -> str:
     """Why a value is no record of a run, or not the one that was written; empty if it is."""
+    schema = record.get("schema") if isinstance(record, dict) else VERSION
+    if isinstance(schema, int) and schema != VERSION:
+        return (
+            f"of another version of hylorada (schema {schema}, this one reads {VERSION}), which "
+            "alone can read it"
+        )
     if isinstance(record, dict) and altered(record):
         return "damaged or changed by hand, it does not match its own sha256"
     flaw = next(record_flaws(record), None)

@@ -158,8 +158,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        Damaged: a file is missing, has another size or hash, or another format.
-        DataError: a file is there and cannot be read.
+        Damaged: a file is missing, or has another size or hash.
+        DataError: a file is there and cannot be read, or is of another format.
     """
     try:
         manifest = parse_json(read_file(path, "MANIFEST.json"))
@@ -172,7 +172,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 raise Damaged(f"{name} does not match its sha256")
         state = parse_json(files["state.json"])
         if state.get("format") != FORMAT:
-            raise Damaged(f"format {state.get('format')}, this version reads {FORMAT}")
+            raise DataError(
+                f"{path}: of another version of hylorada (format {state.get('format')}, this one "
+                f"reads {FORMAT}); use that version, or start again with resume=never"
+            )
         best = files.get("best.safetensors")
         return Checkpoint(
             path,
