@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from helpers.records import make_record, write
+from helpers.unreadable import no_permission
 
 from hylorada.comparison.collect import collect
 from hylorada.errors import DataError
@@ -47,6 +48,24 @@ def test_a_damaged_record_is_named_and_the_others_are_used(tmp_path, change, rea
     (problem,) = collection.problems
     assert problem.path == tmp_path / "bad" / "result.json"
     assert reason in problem.reason
+
+
+def test_a_folder_in_the_place_of_a_record_is_named(tmp_path):
+    write(tmp_path, make_record("lora"))
+    (tmp_path / "bad/result.json").mkdir(parents=True)
+    (problem,) = collect([tmp_path]).problems
+    assert problem.path == tmp_path / "bad/result.json"
+    assert problem.reason == "cannot be read (Is a directory)"
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path):
+    write(tmp_path, make_record("lora"))
+    (tmp_path / "hidden").mkdir()
+    no_permission(tmp_path / "hidden")
+    (problem,) = collect([tmp_path, tmp_path]).problems
+    (tmp_path / "hidden").chmod(0o700)
+    assert problem.path == tmp_path / "hidden"
+    assert problem.reason == "cannot be read (Permission denied)"
 
 
 @pytest.mark.parametrize("number", ["1e308", "-1e200", "1" + "0" * 400])

@@ -79,9 +79,9 @@ class Collection:
 def collect(folders: Sequence[Path | str]) -> Collection:
     """Read every result.json below the folders.
 
-    A file that cannot be read or misses a field is a `Problem`, not an exception. Of several
-    records of one run (the same settings under the same conditions, copied or run twice) the first
-    that is ok counts.
+    What cannot be read, a folder too, or misses a field is a `Problem`, not an exception. Of
+    several records of one run (the same settings under the same conditions, copied or run twice)
+    the first that is ok counts.
 
     Raises:
         DataError: a folder does not exist, or no record is below any of them.
@@ -93,7 +93,7 @@ def collect(folders: Sequence[Path | str]) -> Collection:
     found: list[Record] = []
     problems: list[Problem] = []
     seen: set[Path] = set()
-    for path in (p for root in roots for p in _result_files(root)):
+    for path in (p for root in roots for p in _result_files(root, problems)):
         if path.resolve() in seen:
             continue
         seen.add(path.resolve())
@@ -193,14 +193,20 @@ def _lines(path: Path, size: int | None) -> list[dict[str, Any]]:
     return lines
 
 
-def _result_files(root: Path) -> Iterator[Path]:
+def _result_files(root: Path, problems: list[Problem]) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    for folder, inner, files in os.walk(root):
+
+    def tell(error: OSError) -> None:
+        problem = Problem(Path(error.filename), f"cannot be read ({error.strerror})")
+        if problem not in problems:  # folders may overlap
+            problems.append(problem)
+
+    for folder, inner, files in os.walk(root, onerror=tell):
         # Hidden folders are caches; earlier-N are attempts that were started afresh.
         inner[:] = sorted(
             name for name in inner if not name.startswith(".") and not name.startswith("earlier-")
         )
-        if "result.json" in files:
+        if "result.json" in (*files, *inner):
             yield Path(folder) / "result.json"
