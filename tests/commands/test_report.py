@@ -95,6 +95,8 @@ def test_only_failed_runs_still_make_a_table(tmp_path, capsys):
         ([], ConfigError, "DIR"),
         (["{runs}", "--frobnicate"], ConfigError, "--frobnicate"),
         (["{runs}", "--refrence", "lora"], ConfigError, "did you mean --reference?"),
+        (["{runs}", "--reference", "lorra"], ConfigError, "method; did you mean lora?"),
+        (["{runs}", "--reference", "full"], ConfigError, "no run here is of that .*are lora$"),
         (["{runs}", "--out", "/proc/report"], DiskError, "choose another folder with --out"),
         (["{runs}", "--out", "{runs}/file/under"], DiskError, "choose another folder with --out"),
     ],

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from hylorada import __version__
 from hylorada.command_line.arguments import Parser
+from hylorada.command_line.suggest import did_you_mean
 from hylorada.comparison.arms import compare
-from hylorada.comparison.collect import collect, unfinished
+from hylorada.comparison.collect import Record, collect, unfinished
 from hylorada.comparison.selection import Choice, select
 from hylorada.errors import ConfigError
 from hylorada.evaluation.measurement import owner
@@ -37,6 +38,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.partial and not keys:
         raise ConfigError("--partial belongs to --select; see hylorada-report --help")
     collection = collect(arguments.folders)
+    reference = _reference(arguments.reference, collection.records)
     refuse_out(out)
     records, problems = collection.records, collection.problems
     choices: list[Choice] = []
@@ -52,10 +54,10 @@ def main(words: Sequence[str]) -> int:
         records, problems = selection.records, [*problems, *selection.problems]
     comparisons, left_out = compare(records, keys)
     problems = [*problems, *left_out]
-    tables = build_tables(comparisons, arguments.reference)
+    tables = build_tables(comparisons, reference)
     for table in tables:
         table.notes += selections.notes_below(table.title, choices)
-    pictures = figures.draw_all(comparisons, arguments.reference)
+    pictures = figures.draw_all(comparisons, reference)
     records = [run for c in comparisons for arm in c.arms for run in arm.runs]
     chosen = selections.as_html(grids, standing) if grids else ""
     held = dict.fromkeys(name for record in records for name in record.data["metrics"])
@@ -89,6 +91,15 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+def _reference(asked: str | None, records: Sequence[Record]) -> str:
+    """The method to compare with; one that was asked for must be among the runs."""
+    methods = sorted({record.data["method"] for record in records})
+    if asked is not None and asked not in methods:
+        near = did_you_mean(asked, methods) or f"; there are {', '.join(methods)}"
+        raise ConfigError(f"--reference {asked}: no run here is of that method{near}")
+    return asked or "lora"
+
+
 def _folder(word: str) -> Path:
     """A word as a path; an empty one, as of a variable that is not set, is not the folder here."""
     if not word:
@@ -108,7 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--reference",
-        default="lora",
         metavar="METHOD",
         help="compare all methods with this one (default: lora)",
     )
