@@ -134,6 +134,14 @@ def test_the_path_of_a_record_may_be_no_text(tmp_path):
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == "runs/n\\udcff"
 
 
+def test_a_file_that_cannot_be_written_is_named_and_leaves_no_other_behind(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    said = r"report\.html: cannot be written \(Is a directory\); choose another folder with --out"
+    with pytest.raises(DiskError, match=said):
+        write_files(tmp_path, {"report.html": "<html>"})
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
 @pytest.mark.parametrize("words", [[""], [".", "--out", ""]])
 def test_an_empty_name_is_not_the_folder_here(words):
     with pytest.raises(ConfigError, match=r"an empty name; use \. for the folder"):

@@ -191,14 +191,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, remedy: str = _REMEDY) -> None:
     """Write a file atomically: under its name stands the old content or the new one.
+
+    Args:
+        path: the file.
+        data: its new content.
+        remedy: what to do when it cannot be written.
 
     Raises:
         DiskError: full, read-only, or not permitted; the old content stands.
     """
     beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with disk_errors(path, need=len(data)):
+    with disk_errors(path, need=len(data), remedy=remedy):
         try:
             write_durably(beside, data)
             beside.replace(path)

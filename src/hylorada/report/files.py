@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hylorada.process.disk import disk_errors, make_directory, refuse_unwritable
+from hylorada.process.disk import make_directory, refuse_unwritable, replace_file
 
 _REMEDY = "choose another folder with --out"
 
@@ -31,12 +31,7 @@ def write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
         DiskError: it cannot be written.
     """
     make_directory(out, _REMEDY)
-    with disk_errors(out, remedy=_REMEDY):
-        for name, content in files.items():
-            # A path may hold bytes that are no text.
-            data = (
-                content.encode(errors="backslashreplace") if isinstance(content, str) else content
-            )
-            partial = out / f".{name}.partial"
-            partial.write_bytes(data)
-            partial.replace(out / name)
+    for name, content in files.items():
+        # A path may hold bytes that are no text.
+        data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+        replace_file(out / name, data, _REMEDY)
