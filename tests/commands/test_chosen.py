@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.records import make_record, write
 from helpers.tiny_runs import make_config, make_model_folder, make_texts, result
 
 from hylorada import config as configs
@@ -125,6 +126,22 @@ def test_select_needs_a_folder_and_a_folder_needs_settings(grid):
         evaluate([f"run={grid[0]}", "select=train.lr"])
     with pytest.raises(ConfigError, match="name the settings to choose"):
         evaluate([f"chosen={grid[0]}"])
+
+
+def test_what_the_grid_does_not_vary_opens_no_test_split(grid):
+    with pytest.raises(DataError, match=r"several values of train\.warmup_ratio"):
+        evaluate([f"chosen={grid[0]}", "select=train.warmup_ratio", *ASKED[1:]])
+
+
+def test_a_record_that_is_left_out_of_the_choice_is_told(tmp_path, capsys):
+    (tmp_path / "bad/result.json").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"no usable result\.json below"):
+        evaluate([f"chosen={tmp_path}", *ASKED])
+    write(tmp_path, make_record("lora"))
+    with pytest.raises(DataError, match="no finished run was measured on the validation split"):
+        evaluate([f"chosen={tmp_path}", *ASKED])
+    told = f"hylorada-eval: left out {tmp_path}/bad/result.json: cannot be read (Is a directory)"
+    assert told in capsys.readouterr().err
 
 
 def test_a_run_without_a_record_is_a_grid_that_is_not_finished(grid):

@@ -12,7 +12,7 @@ from hylorada.comparison.collect import collect, unfinished
 from hylorada.comparison.selection import Candidate, Choice, Selection, select
 from hylorada.comparison.validation_losses import SPLIT
 from hylorada.config import EvalConfig, RunConfig, to_dict
-from hylorada.errors import ConfigError, HyloradaError, Interrupted
+from hylorada.errors import ConfigError, DataError, HyloradaError, Interrupted
 from hylorada.evaluation.measurement import asked_for
 from hylorada.report import selection as shown
 from hylorada.report.files import default_out, write_files
@@ -29,12 +29,21 @@ def choose(folder: Path, words: Sequence[str], *, partial: bool) -> Selection:
 
     Raises:
         ConfigError: see `keys_of`.
-        DataError: see `select`.
+        DataError: see `select`; or no method was run under several values.
         DiskError: the choice cannot be written.
     """
     keys = keys_of(words)
-    records = collect([folder]).records
-    selection = select(records, keys, running=unfinished([folder]), partial=partial)
+    collection = collect([folder])
+    for problem in collection.problems:
+        say(f"hylorada-eval: left out {problem.path}: {problem.reason}")
+    running = unfinished([folder])
+    selection = select(collection.records, keys, running=running, partial=partial)
+    if not partial and all(len(choice.candidates) < 2 for choice in selection.choices):
+        raise DataError(
+            f"chosen={folder}: no method was run under several values of {', '.join(keys)}, so "
+            "nothing would be chosen; select= what the grid varies, or measure runs one by one "
+            "with run=DIRECTORY"
+        )
     write_files(default_out(folder), {shown.FILE: shown.as_json(selection)})
     for choice in selection.choices:
         say(f"chosen on {SPLIT}, {choice.where}: {choice.said}")
