@@ -66,7 +66,7 @@ def base_metrics(
         make_directory(folder)
     below = BaseBelow(
         model, backbone, config.length.max_length, config.method.position_range,
-        lambda: _again(config, meter),
+        lambda: load_again(config, meter),
     )  # fmt: skip
     measured: dict[str, Metrics] = {"own_window": {}, "extended": {}}
     for question in questions_to_base(config, meter, backbone, prepared):
@@ -81,7 +81,12 @@ def base_metrics(
     return measured
 
 
-def _again(config: RunConfig, meter: Meter) -> Backbone:
+def load_again(config: RunConfig, meter: Meter) -> Backbone:
+    """The base once more, for a model that the adapter cannot be taken off (`BaseBelow`).
+
+    Raises:
+        ConfigError: the base is to be sharded.
+    """
     if config.shard_base:
         raise ConfigError(
             "shard_base=true: the adapter cannot be removed from this base exactly, so the base "
