@@ -30,12 +30,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["hylorada.runner.run", "hylorada.cli"])
 
 
-def make_model_folder(folder: Path) -> Path:
+def make_model_folder(folder: Path, letters: str = "") -> Path:
+    """Save the model and its tokenizer, whose words are these letters; empty: all bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(letters or pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(["<|end|>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import math
 import re
+import weakref
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,19 +24,28 @@ from helpers.tiny_runs import (
 )
 
 from hylorada import cli
-from hylorada.config import S2AttentionConfig
+from hylorada.architecture import anatomy
+from hylorada.config import LoraConfig, MethodConfig, ModelConfig, S2AttentionConfig, to_dict
 from hylorada.data.token_corpus import load_token_corpus
 from hylorada.errors import ConfigError, DataError, HyloradaError, Interrupted
 from hylorada.evaluation.measurement import asked_for
 from hylorada.evaluation.measurements import context_gain, perplexity
 from hylorada.evaluation.perplexity import evaluate_perplexity
 from hylorada.loading.backbone import load_backbone, open_base
+from hylorada.methods.integrity.as_trained import PARITY
+from hylorada.methods.integrity.probe import DEFAULT_LENGTH
+from hylorada.planning import probe
 from hylorada.planning.cost import Shape, attention_span, shape_of
+from hylorada.planning.earlier_runs import kind_of
+from hylorada.planning.earlier_runs import validation as seconds_of_a_validation
 from hylorada.planning.estimate import Rates, size
 from hylorada.planning.plan import Planned, Planner
 from hylorada.planning.shared import FirstParts, of_last_part
 from hylorada.process.progress import Reporter
+from hylorada.process.signals import Stop
+from hylorada.runner.attachment import attach
 from hylorada.runner.earlier_attempt import check_start
+from hylorada.runner.gate import prove
 from hylorada.runner.run import run
 from hylorada.settings.fingerprint import run_dir
 from hylorada.training.loop import Training
@@ -58,6 +71,15 @@ def one(config, here=True):
     return found.estimate
 
 
+def checkpoint(config, **state) -> None:
+    """As much of one as tells how far a run is."""
+    hardware = state.pop("hardware", [])
+    identity = {"config": to_dict(config), "hardware": hardware}
+    folder = Path(run_dir(config)) / "checkpoints" / f"step-{state['step']:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text(json.dumps({**state, "identity": identity}))
+
+
 def everything_below(folder: Path) -> list[tuple[str, int]]:
     return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*"))
 
@@ -81,11 +103,44 @@ def test_a_plan_says_what_the_run_then_is_and_leaves_nothing(root):
     assert 0.75 < estimate.rates.memory / used < 1.25
 
 
-def test_a_run_in_half_precision_is_probed_in_it(root, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_in_half_precision_is_probed_in_it(root, monkeypatch, precision):
+    """Its gate may ask in float32 as well; here every pass that is timed takes a second."""
     monkeypatch.setattr("hylorada.process.device.has_bf16", lambda device: True)
-    estimate = one(make_config(root, train__precision="bf16"))
+    monkeypatch.setattr(probe, "_repeated", lambda call: (call(), 1.0)[1])
+    monkeypatch.setattr(probe, "_SHORT_PASSES", 0)
+    estimate = one(make_config(root, train__precision=precision))
     assert estimate.rates.known_from.startswith("a probe")
-    assert estimate.seconds["gate"] > 0
+    exact = probe._EXACT_WINDOWS if precision == "bf16" else 0
+    passes = probe._WINDOWS + probe._GRADIENT_PASSES + exact
+    assert estimate.seconds["gate"] == pytest.approx(passes, rel=0.1)  # scored or not
+
+
+@pytest.mark.slow
+def test_the_gate_makes_the_passes_that_its_time_is_made_of(root, monkeypatch):
+    """Where rounding goes too far to be compared, which a limit of 0 makes of any."""
+    monkeypatch.setitem(PARITY, torch.bfloat16, 0.0)
+    config = make_config(root, train__precision="bf16", method__lora__lora_dropout=0.0)
+    backbone = load_backbone(config.model, torch.device("cpu"))
+    model, _, _ = attach(config, backbone.model)
+    passes: Counter[str] = Counter()
+
+    def count(_, args, kwargs):
+        rows, tokens = kwargs.get("input_ids", args[0] if args else None).shape
+        exact = not torch.is_autocast_enabled("cpu")
+        if tokens < LENGTH:
+            passes["short"] += rows * (tokens == DEFAULT_LENGTH)
+        elif not torch.is_grad_enabled():
+            passes["exact" if exact else "window"] += rows
+        else:
+            passes["exact gradient" if exact else "gradient"] += rows
+
+    anatomy.backbone(model).register_forward_pre_hook(count, with_kwargs=True)
+    prove(model, backbone.tokenizer, config, torch.bfloat16, Stop())
+    assert passes["window"] == probe._WINDOWS
+    assert passes["exact"] == probe._EXACT_WINDOWS
+    assert 3 * passes["gradient"] == probe._GRADIENT_PASSES
+    assert 0.75 < passes["short"] / probe._SHORT_PASSES < 1.25
 
 
 @pytest.mark.slow
@@ -139,13 +194,132 @@ def test_what_a_checkpoint_has_done_is_not_planned_again(root, monkeypatch):
 
 @pytest.mark.slow
 def test_budgets_of_time_and_validations_are_in_it(root):
-    short = one(
-        make_config(root, train__max_seconds=1e-3, train__eval_every=3, train__keep_best=True)
+    """Whatever a kind of run takes is asked anew where only the other one validates."""
+    short, plain = plan(
+        make_config(root, train__max_seconds=1e-3, train__eval_every=3, train__keep_best=True),
+        make_config(root),
     )
-    plain = one(make_config(root))
-    assert short.seconds["training"] == pytest.approx(1e-3 + 3 * short.rates.validation)
+    short, plain = short.estimate, plain.estimate
+    # A step is finished, and the weights after the last one are still to be judged.
+    once = short.rates.step + short.rates.validation
+    assert short.seconds["training"] == pytest.approx(once)
     assert short.rates.validation > 0
     assert plain.rates.validation == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "left", "validations"),
+    [
+        ({"eval_every": 3}, STEPS, 3),
+        ({"eval_every": 3, "keep_best": True}, STEPS, 4),
+        ({"eval_every": 5}, STEPS, 1),  # the last step is followed by the evaluation of the run
+        ({"max_seconds": 1.1, "eval_every": 1}, 3, 2),
+        ({"max_seconds": 100.0}, STEPS, 0),
+        ({"max_seconds": 0.1}, 1, 0),
+    ],
+)
+def test_steps_and_validations_in_the_time_there_is(root, monkeypatch, budget, left, validations):
+    rates = Rates("half a second a step", step=0.5, validation=100.0)
+    monkeypatch.setattr("hylorada.planning.plan.probe", lambda *_: rates)
+    estimate = one(make_config(root, **{f"train__{key}": value for key, value in budget.items()}))
+    assert (estimate.steps, estimate.steps_left) == (STEPS, left)
+    assert estimate.in_time == (left < STEPS)
+    assert estimate.tokens == left * 4 * LENGTH
+    assert estimate.seconds["training"] == 0.5 * left + 100 * validations
+
+
+def test_seconds_that_a_checkpoint_has_used_are_gone(root, monkeypatch):
+    rates = Rates("half a second a step", step=0.5)
+    monkeypatch.setattr("hylorada.planning.plan.probe", lambda *_: rates)
+    config = make_config(root, output_root=str(root / "used"), train__max_seconds=3.0)
+    checkpoint(config, step=4, seconds=2.0)
+    estimate = one(config)
+    assert (estimate.steps_left, estimate.seconds["training"]) == (2, 1.0)
+    assert estimate.tokens == 6 * 4 * LENGTH
+
+
+def test_a_checkpoint_of_another_device_is_refused_as_by_the_run(root, monkeypatch):
+    monkeypatch.setattr("hylorada.planning.plan.probe", lambda *_: Rates("", step=0.5))
+    config = make_config(root, output_root=str(root / "moved"), device="cpu")
+    made_on = {"device": "cuda", "precision": "bf16"}
+    checkpoint(config, step=4, hardware=[made_on])
+    with pytest.raises(ConfigError, match="made on cuda in bf16, but this run would continue"):
+        one(config)
+    checkpoint(config, step=4, hardware=[{"device": "cpu", "precision": "fp32"}])
+    assert one(config).steps_left == STEPS - 4
+
+
+def test_a_kind_is_all_that_its_seconds_depend_on(root):
+    plain = to_dict(make_config(root))
+    for key, value in (("compile", "layers"), ("mix", 0.5), ("eval_every", 5)):
+        assert kind_of(to_dict(make_config(root, **{f"train__{key}": value}))) != kind_of(plain)
+    assert kind_of(to_dict(make_config(root, seed=5, train__lr=1.0))) == kind_of(plain)
+    before = to_dict(make_config(root))  # a record of a version that did not have them
+    del before["train"]["compile"], before["train"]["mix"]
+    assert kind_of(before) == kind_of(plain)
+
+
+def test_what_training_took_beside_its_steps_were_validations(root):
+    settings = to_dict(make_config(root, train__eval_every=3))
+    whole, continued = (
+        {
+            "config": settings, "training": {"steps": 10, "seconds": 20.0},
+            "seconds": {"training": seconds},
+        } for seconds in (26.0, 9.0)
+    )  # fmt: skip
+    assert seconds_of_a_validation([whole, continued]) == 2.0
+    assert seconds_of_a_validation([continued]) is None
+
+
+def test_a_probe_does_not_train(root):
+    """A learning rate that would end the run itself is no matter of its seconds."""
+    assert one(make_config(root, train__lr=1e30)).seconds["training"] > 0
+
+
+def test_nothing_of_a_probe_is_kept(root, monkeypatch):
+    """Or the next one of a sweep finds no memory."""
+    loaded = []
+    load = probe._Probe.load
+
+    def seen(self, opened):
+        load(self, opened)
+        loaded.append(weakref.ref(self.backbone.model))
+
+    monkeypatch.setattr(probe._Probe, "load", seen)
+    gc.disable()
+    try:
+        one(make_config(root))
+        assert [model() for model in loaded] == [None]
+    finally:
+        gc.enable()
+
+
+def test_of_a_model_with_few_words_the_gate_is_timed_too(root, tmp_path):
+    make_model_folder(tmp_path / "model", letters="abdeghlmptĠ")
+    estimate = one(make_config(root, model=ModelConfig("few", str(tmp_path / "model"))))
+    assert estimate.seconds["gate"] > 0
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_what_no_part_stands_for_is_told_of_every_run(root, monkeypatch, trains):
+    """What a pass takes must then be timed by itself."""
+    monkeypatch.setattr(type(perplexity.MEASUREMENT), "portion", lambda *_: None)
+    config = make_config(root, output_root=str(root / "unknown"))
+    if not trains:
+        config.method = MethodConfig("baseline", LoraConfig(enabled=False))
+    estimate = one(config)
+    assert estimate.rates.left_out == ["perplexity"]
+    assert "perplexity" not in estimate.seconds
+    assert estimate.seconds["gate"] > 0
+
+
+def test_a_base_that_cannot_be_sharded_is_refused_as_by_the_run(root):
+    changes = {"processes": 2, "shard_base": True, "output_root": str(root / "sharded")}
+    config = make_config(root, **changes)
+    config.method = MethodConfig("pissa", LoraConfig(enabled=False))
+    config.method.peft = {"peft_type": "LORA", "init_lora_weights": "pissa"}
+    with pytest.raises(ConfigError, match="the base would have to be loaded whole"):
+        one(config)
 
 
 @pytest.mark.parametrize(

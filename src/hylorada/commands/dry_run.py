@@ -45,20 +45,24 @@ def dry_run(
         rates, config = it.rates, found.config
         if it.steps:
             steps = number_of(it.steps, "step")
-            if it.steps_left != it.steps:
+            if it.in_time:
+                limit = f"train.max_seconds={config.train.max_seconds:g}"
+                steps = f"about {it.steps_left:,} of {steps} until {limit} is over,"
+            elif it.steps_left != it.steps:
                 steps = f"{it.steps_left:,} of {steps} left"
             groups = " + ".join(f"{name} {count:,}" for name, count in rates.trained.items())
             trains = f"{steps} on {it.tokens:,} tokens, trains {groups}"
         else:
             trains = "trains nothing"
-        asked = ", ".join(f"{name} {count:,} tokens" for name, count in it.evaluated.items())
+        asked = [f"{name} {count:,} tokens" for name, count in it.evaluated.items()]
+        measures = f"; measures {', '.join(asked)}" if asked else ""
         phases = ", ".join(f"{name} {duration(took)}" for name, took in it.seconds.items())
         peak = f", peak {size(rates.memory)}" if rates.memory else ""
         if rates.processes > 1 and rates.memory:
             peak += f" in each of {rates.processes} processes"
         lacks = "".join(f"; {title} is not in it" for title in rates.left_out)
         return (
-            f"{found.directory}: {trains}; measures {asked}; {duration(it.total)} ({phases})"
+            f"{found.directory}: {trains}{measures}; {duration(it.total)} ({phases})"
             f"{peak}; {rates.known_from}{lacks}{_where(config)}"
         )
 

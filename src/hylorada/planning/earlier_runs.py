@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hylorada.config import RunConfig, to_dict
+from hylorada.config import RunConfig, TrainConfig, to_dict
 from hylorada.errors import DataError
 from hylorada.planning.estimate import Rates
 from hylorada.process.counts import number_of
@@ -18,10 +19,11 @@ from hylorada.records.result import RESULT, read_result
 _TRAIN = (
     "task", "retrieval", "micro_batch_size", "gradient_accumulation_steps", "precision",
     "gradient_checkpointing", "gradient_checkpointing_every", "gradient_checkpointing_offload",
-    "loss_chunk", "deterministic", "frozen_kernels",
+    "loss_chunk", "deterministic", "frozen_kernels", "compile", "mix",
 )  # fmt: skip
 _PARTS = ("model", "dataset", "eval", "integrity", "device", "threads")
 _SHARED = {"sequence_ranks": 1, "shard_base": False}  # records of before do not say
+_PLAIN = dataclasses.asdict(TrainConfig())  # nor all of these
 
 
 def kind_of(settings: Mapping[str, Any]) -> str:
@@ -30,7 +32,8 @@ def kind_of(settings: Mapping[str, Any]) -> str:
     alike = {name: settings.get(name) for name in _PARTS}
     alike |= {name: settings.get(name) or plain for name, plain in _SHARED.items()}
     alike["length"] = (settings.get("length") or {}).get("max_length")
-    alike["train"] = {name: train.get(name) for name in _TRAIN}
+    alike["train"] = {name: train.get(name, _PLAIN[name]) for name in _TRAIN}
+    alike["validates"] = bool(train.get("eval_every"))
     alike["method"] = {k: v for k, v in method.items() if k not in ("name", "adapter_seed")}
     return json.dumps(alike, sort_keys=True)
 
@@ -69,6 +72,9 @@ class EarlierRuns:
         ]
         if not found:
             return None
+        each = validation(found) if config.train.eval_every else 0.0
+        if each is None:
+            return None
         phases = [record["seconds"] for record in found]
 
         def of(name: str) -> float:
@@ -82,9 +88,25 @@ class EarlierRuns:
             start=of("preflight") + of("text") + of("load"),
             gate=of("gate"),
             base=max(seconds.get("base", 0.0) for seconds in phases),
+            validation=each,
             evaluation={"evaluation": of("evaluation")} if config.method.trains else {},
             memory=max(record["training"]["peak_memory_bytes"] or 0 for record in found),
             trained=found[0]["parameters"]["by_group"],
             base_measured=True,
             processes=processes,
         )
+
+
+def validation(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds of a validation: what training took beside its steps; None where none tells.
+
+    Of a run that was continued its record has the steps of all attempts, but the time of the last.
+    """
+    took = []
+    for record in records:
+        training, train = record["training"], record["config"]["train"]
+        count = (training["steps"] - 1) // train["eval_every"] + train.get("keep_best", False)
+        beside = record["seconds"]["training"] - training["seconds"]
+        if count > 0 and beside > 0.0:
+            took.append(beside / count)
+    return mean(took) if took else None

@@ -47,11 +47,12 @@ class Estimate:
     Attributes:
         steps: optimizer steps in all.
         steps_left: of these, those to be done.
-        tokens: scored, in all steps.
-        sequences: read, in all steps.
+        tokens: scored, in all steps that are done by then.
+        sequences: read, in the same.
         evaluated: tokens that each measurement runs through the model.
         rates: of its kind.
         seconds: that are left, by phase.
+        in_time: whether `train.max_seconds` is expected to end training before the last step.
     """
 
     steps: int
@@ -61,6 +62,7 @@ class Estimate:
     evaluated: dict[str, int]
     rates: Rates
     seconds: dict[str, float]
+    in_time: bool = False
 
     @property
     def total(self) -> float:

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,10 @@ from typing import Any
 
 import torch
 
-from hylorada.config import RunConfig, to_dict
+from hylorada.config import RunConfig, TrainConfig, to_dict
 from hylorada.errors import ConfigError, DataError, HyloradaError
 from hylorada.evaluation.portion import Cost
-from hylorada.loading.backbone import Blueprint
+from hylorada.loading.backbone import Blueprint, stored
 from hylorada.planning.assumed import assumed
 from hylorada.planning.cost import Shape, shape_of
 from hylorada.planning.earlier_runs import EarlierRuns, kind_of
@@ -33,11 +34,12 @@ from hylorada.planning.published import is_published, published_base, published_
 from hylorada.planning.shared import in_segments, of_last_part, refuse_processes, shared
 from hylorada.planning.text import Text, read_text
 from hylorada.process.beside import available_cores
-from hylorada.process.device import choose_device
+from hylorada.process.device import choose_autocast, choose_device, choose_dtype
 from hylorada.records.outcome import explained
 from hylorada.records.provenance import hardware
 from hylorada.records.result import blank_result
-from hylorada.runner.earlier_attempt import newest_state
+from hylorada.runner.earlier_attempt import check_hardware, newest_state
+from hylorada.runner.measure import PRECISIONS
 from hylorada.runner.preflight import Preflight, without_weights
 from hylorada.training.plan import make_plan
 
@@ -110,6 +112,11 @@ class Planner:
                     raise
                 here = False  # a plan for where there is a GPU, told as one
                 opened = self._preflight.check(config, here=False)
+        state: dict[str, Any] | None = None
+        if config.resume != "never":
+            state = newest_state(Path(found.directory) / "checkpoints")
+        if here and state is not None:
+            check_hardware(state, _hardware(config, opened), config)
         with self._working("text"):
             text = self._text(config, opened, read)
         text.check_budget(config.train)
@@ -117,7 +124,7 @@ class Planner:
         kind = f"{kind_of(to_dict(config))} {processes} {config.output_root}"
         if kind not in self._known:
             self._known[kind] = self._rates(config, opened, text, shape, here, processes)
-        found.estimate = self._estimate(found, text, shape, self._known[kind])
+        found.estimate = self._estimate(config, state or {}, text, shape, self._known[kind])
 
     def _rates(
         self,
@@ -156,24 +163,29 @@ class Planner:
                 found = shared(found, config, shape, processes, here, cores / (processes * threads))
         return found
 
-    def _estimate(self, found: Planned, text: Text, shape: Shape | None, rates: Rates) -> Estimate:
-        config, train = found.config, found.config.train
-        state: dict[str, Any] | None = None
-        if config.resume != "never":
-            state = newest_state(Path(found.directory) / "checkpoints")
-        steps = sequences = done = 0
+    def _estimate(
+        self,
+        config: RunConfig,
+        state: dict[str, Any],
+        text: Text,
+        shape: Shape | None,
+        rates: Rates,
+    ) -> Estimate:
+        train = config.train
+        steps = sequences = done = left = 0
+        in_time = False
+        training = 0.0
         if text.blocks is not None:
             plan = make_plan(len(text.blocks), text.blocks.length, train)
-            steps, sequences, done = plan.steps, plan.sequences, int((state or {}).get("step", 0))
-        left = max(0, steps - done)
-        training = left * rates.step
-        if train.max_seconds:
-            spent = float((state or {}).get("seconds", 0.0))
-            training = min(training, max(0.0, train.max_seconds - spent))
-        if train.eval_every and left:
-            training += ((steps - 1) // train.eval_every - done // train.eval_every) * (
-                rates.validation
-            )
+            steps, sequences, done = plan.steps, plan.sequences, int(state.get("step", 0))
+            left = max(0, steps - done)
+            if train.max_seconds and rates.step:  # the step under way is finished
+                spent = float(state.get("seconds", 0.0))
+                fit = math.ceil(max(0.0, train.max_seconds - spent) / rates.step)
+                in_time, left = fit < left, min(fit, left)
+            end = done + left
+            sequences = min(sequences, end * plan.batch)
+            training = left * rates.step + _validations(train, done, end) * rates.validation
         evaluated = {}
         for part in text.prepared.parts:
             portion = part.measurement.portion(part.asked, _cost(shape))
@@ -189,7 +201,7 @@ class Planner:
         length = config.length.max_length
         return Estimate(
             steps, left, sequences * length, sequences, evaluated, rates,
-            {name: seconds for name, seconds in phases.items() if seconds},
+            {name: seconds for name, seconds in phases.items() if seconds}, in_time,
         )  # fmt: skip
 
     def _first_of_base(self, config: RunConfig) -> bool:
@@ -231,6 +243,22 @@ class Planner:
             model = without_weights(config.model, opened)
             self._known[key] = None if model is None else shape_of(model)
         return self._known[key]
+
+
+def _hardware(config: RunConfig, opened: Blueprint) -> dict[str, str]:
+    """The kind of device of this machine and the precision of a run on it, as checkpoints say."""
+    device, precision = choose_device(config.device), config.train.precision
+    weights = choose_dtype(config.model.dtype, precision, device, lambda: stored(opened))
+    computed = weights if weights == torch.bfloat16 else choose_autocast(precision, device)
+    return {"device": device.type, "precision": PRECISIONS[computed]}
+
+
+def _validations(train: TrainConfig, done: int, end: int) -> int:
+    """How many there are from one step on until training ends after another."""
+    if not train.eval_every or end <= done:
+        return 0
+    between = (end - 1) // train.eval_every - done // train.eval_every
+    return between + train.keep_best  # of which the last weights are one
 
 
 def _cost(shape: Shape | None) -> Cost:
