@@ -28,7 +28,7 @@ from helpers.tiny_runs import (
 from hylorada.comparison.collect import collect
 from hylorada.config import DatasetConfig, ModelConfig, RunConfig
 from hylorada.data.token_corpus import text_sha256
-from hylorada.errors import ConfigError, DataError
+from hylorada.errors import ConfigError, DataError, DiskError
 from hylorada.loading import inputs as module
 from hylorada.loading.finished_run import load_run
 from hylorada.loading.inputs import Inputs
@@ -379,6 +379,12 @@ def test_a_run_that_would_go_on_elsewhere(root, tmp_path, monkeypatch):
     record = run(make_config(root, resume_on="any"), directory)
     assert record["provenance"]["hardware_in_order"] == [CPU, {**CPU, "precision": "bf16"}]
     assert record["training"]["peak_memory_of"] == "host"
+
+
+def test_checkpoints_that_cannot_be_written_are_told_before_anything_is_loaded(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(DiskError, match=r"checkpoints: cannot be written"):
+        check_start(RunConfig(), tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_told_before_anything_is_loaded(tmp_path):

@@ -102,6 +102,7 @@ def check_start(config: RunConfig, directory: Path, inputs: Inputs | None = None
         return
     checkpoints = directory / "checkpoints"
     newest = newest_state(checkpoints)
+    refuse_unwritable(checkpoints)
     if newest is not None:
         check_continuation(newest, config, directory, inputs)
         return
