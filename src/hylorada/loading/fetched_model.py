@@ -58,7 +58,7 @@ def fetch(model: FetchedModel, tell: Callable[[str], None]) -> Path:
         DiskError: the cache cannot be written, or is full.
     """
     file = model.file
-    make_directory(file.parent)
+    make_directory(file.parent, _REMEDY)
     with disk_errors(file.parent, remedy=_REMEDY), FileLock(file.parent / f".{model.name}.lock"):
         if _whole(model):
             tell(f"{model.title}: there already")
