@@ -19,7 +19,7 @@ from hylorada.commands import train as train_command
 from hylorada.commands.job import Stopped
 from hylorada.commands.terminal_lines import complain
 from hylorada.errors import HyloradaError
-from hylorada.process.disk import disk_error
+from hylorada.process.disk import ELSEWHERE, unforeseen_disk_error
 from hylorada.process.redaction import remember
 from hylorada.process.terminal import lasting_terminal
 
@@ -72,7 +72,7 @@ def _guarded(program: str, call: Callable[[list[str]], int], argv: Sequence[str]
             complain(program, "interrupted")
             return 130
         except Exception as error:
-            known = disk_error(error, Path(getattr(error, "filename", None) or "."))
+            known = unforeseen_disk_error(error, Path(), ELSEWHERE)
             if known is not None:
                 complain(program, str(known))
                 return known.exit_code

@@ -13,6 +13,7 @@ import re
 
 import pyarrow as pa
 import pytest
+from helpers.unreadable import no_permission
 
 from hylorada.config import DatasetConfig
 from hylorada.data import file_documents, files
@@ -430,6 +431,23 @@ def test_compressed_files_hold_what_they_held(tmp_path, ending):
             message = refused(tmp_path / "packed", "train" if name[0] == "t" else "validation")
             assert f"{name} cannot be read" in message
             assert "replace it with a whole copy" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.jsonl", "a.csv", "a.parquet", "a.txt.gz", "a.txt.zst"]
+)
+def test_a_file_that_may_not_be_read_is_called_that(tmp_path, name):
+    put(tmp_path / name, "any content")
+    no_permission(tmp_path / name)
+    assert re.search(f"{name} cannot be read .*Permission denied.; make it", refused(tmp_path))
+
+
+def test_a_folder_that_may_not_be_listed_is_called_that(tmp_path):
+    put(tmp_path / "texts/train.txt", "any content")
+    no_permission(tmp_path / "texts")
+    message = refused(tmp_path)
+    (tmp_path / "texts").chmod(0o700)
+    assert message.endswith("(Permission denied); make it readable")
 
 
 def test_wikitext_with_unk_is_not_the_raw_text(tmp_path):

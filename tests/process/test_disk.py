@@ -82,15 +82,15 @@ mount_read_only(folder)
     assert left == "['file'] b'before'"
 
 
-def test_who_guarded_no_write_is_told_of_the_place_that_the_error_names(tmp_path):
+def test_who_guarded_neither_write_nor_read_is_told_of_the_place_that_the_error_names(tmp_path):
     def blamed(*named: Path) -> str:
         error = OSError(errno.EROFS, os.strerror(errno.EROFS), *map(str, named))
         return str(unforeseen_disk_error(error, tmp_path / "run"))
 
-    assert blamed().startswith(f"{tmp_path}/run: cannot be written")
-    assert blamed(tmp_path / "run" / "x").startswith(f"{tmp_path}/run/x: cannot be written")
+    assert blamed().startswith(f"{tmp_path}/run: cannot be read or written")
+    assert blamed(tmp_path / "run" / "x").startswith(f"{tmp_path}/run/x: cannot be read or written")
     elsewhere = blamed(tmp_path / "cache" / "x")
-    assert elsewhere.startswith(f"{tmp_path}/cache/x: cannot be written")
+    assert elsewhere.startswith(f"{tmp_path}/cache/x: cannot be read or written")
     assert "output_root" not in elsewhere
 
 

@@ -13,6 +13,7 @@ from helpers.marks import slow
 from helpers.patience import wait_long_for_trackers
 from helpers.rigged import Characters
 from helpers.tiny_runs import make_config, make_model_folder, make_texts
+from helpers.unreadable import no_permission
 from helpers.wandb_files import history, summary, wait_for_exit_record
 from PIL import Image
 
@@ -256,6 +257,15 @@ def test_a_published_file_says_which_pairs(tmp_path):
     ]
     assert found.items == 5
     assert found.source.startswith("kv.jsonl.gz, sha256 ")
+
+
+def test_a_file_of_prompts_that_may_not_be_read_is_called_that(tmp_path):
+    path = tmp_path / "kv.jsonl"
+    path.write_text("{}")
+    no_permission(path)
+    settings = configs.LostInMiddleConfig(path=str(path))
+    with pytest.raises(DataError, match=r"kv.jsonl: cannot be read \(Permission denied\); make it"):
+        make_prompts(settings, Characters(), 4096)
 
 
 def test_passkeys_fill_the_window_and_questions_take_a_longer_answer(tmp_path):

@@ -167,6 +167,14 @@ def test_weights_that_may_not_be_read_are_called_that(root, tmp_path):
         Preflight().check(make_config(root, **plain(model__path=str(tmp_path / "model"))))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_files_of_a_model_that_may_not_be_read_are_called_that(root, tmp_path, name):
+    shutil.copytree(root / "model", tmp_path / "model")
+    no_permission(tmp_path / "model" / name)
+    with pytest.raises(DataError, match=rf"/{name} cannot be read \(Permission denied\); make it"):
+        Preflight().check(make_config(root, **plain(model__path=str(tmp_path / "model"))))
+
+
 @pytest.mark.parametrize("key", ["output_root", "dataset__cache_dir"])
 def test_a_run_that_would_write_into_its_own_text_is_refused(root, tmp_path, key):
     texts = root / "texts"

@@ -128,7 +128,9 @@ def list_files(folder: Path) -> Listing:
 
 
 def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error
+    raise DataError(
+        f"{error.filename} cannot be listed ({error.strerror}); make it readable"
+    ) from error
 
 
 def is_litter(name: str) -> bool:
@@ -175,7 +177,9 @@ def unknown_form(path: Path) -> DataError:
 def damaged(path: Path, error: Exception) -> DataError:
     """The error for a file that exists and cannot be read through."""
     reason = in_one_line(getattr(error, "strerror", None) or error, 160)
-    return DataError(f"{path} cannot be read ({reason}); replace it with a whole copy")
+    denied = isinstance(error, PermissionError)
+    remedy = "make it readable" if denied else "replace it with a whole copy"
+    return DataError(f"{path} cannot be read ({reason}); {remedy}")
 
 
 def open_text(path: Path) -> io.BufferedIOBase:

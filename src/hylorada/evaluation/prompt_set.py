@@ -21,6 +21,7 @@ from hylorada.evaluation.retrieval_prompts import (
     read_key_values,
     read_questions,
 )
+from hylorada.process.disk import read_errors
 
 QUESTION_TOKENS = 100  # of a generated answer to a question, as published
 
@@ -57,7 +58,7 @@ def make_prompts(settings: LostInMiddleConfig, tokenizer: Any, window: int) -> P
     source, max_new_tokens, note = "generated", settings.max_new_tokens, ""
     path = Path(settings.path).expanduser() if settings.path else None
     if path is not None:
-        with path.open("rb") as file:
+        with read_errors(path, "make it readable"), path.open("rb") as file:
             source = f"{path.name}, sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     if settings.form == "nq":
         assert path is not None

@@ -121,6 +121,11 @@ def _explain(error: Exception, settings: ModelConfig, where: str) -> HyloradaErr
             f"{what}: a GGUF file of architecture {unread[1]}, which transformers does not read; "
             f"{offline}"
         )
+    denied = next((e for e in causes if isinstance(e, PermissionError) and e.filename), None)
+    if denied is not None:
+        return DataError(
+            f"{what}: {denied.filename} cannot be read ({denied.strerror}); make it readable"
+        )
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return DataError(f"{what}: cannot be loaded ({type(error).__name__}: {first[:200]}); {offline}")
 

@@ -25,10 +25,16 @@ _REFUSED = {
     errno.ENAMETOOLONG, errno.ELOOP, errno.EIO,
 }  # fmt: skip
 _REMEDY = "choose another output_root"
+ELSEWHERE = "make it accessible, or name another place"
+"""What to do about a place that no setting of hylorada names."""
 
 
 def disk_error(
-    error: BaseException, where: Path, need: int = 0, remedy: str = _REMEDY
+    error: BaseException,
+    where: Path,
+    need: int = 0,
+    remedy: str = _REMEDY,
+    refused: str = "cannot be written",
 ) -> DiskError | None:
     """What a failed write means to the user; None if the error is of another kind.
 
@@ -37,6 +43,7 @@ def disk_error(
         where: what was being written.
         need: bytes that were to be written, if known.
         remedy: what to do when that place cannot be used.
+        refused: what is not possible there.
     """
     number = error.errno if isinstance(error, OSError) else _quoted_errno(str(error))
     if number == errno.EFBIG:
@@ -53,7 +60,7 @@ def disk_error(
         )
     if number in _REFUSED:
         reason = os.strerror(number or 0)
-        return DiskError(f"{where}: cannot be written ({reason}); {remedy}")
+        return DiskError(f"{where}: {refused} ({reason}); {remedy}")
     if number == errno.ENOENT and not where.parent.is_dir():
         return DiskError(
             f"{where}: its directory was removed while it was in use; run the same command again"
@@ -92,20 +99,21 @@ def read_errors(where: Path, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def unforeseen_disk_error(error: BaseException, directory: Path) -> DiskError | None:
-    """As `disk_error`, of a write that nobody guarded: the error itself may say where it was.
+def unforeseen_disk_error(
+    error: BaseException, directory: Path, remedy: str = _REMEDY
+) -> DiskError | None:
+    """As `disk_error`, of a write or a read that nobody guarded: the error may say where it was.
 
     Args:
         error: an OSError, or a library's error that only quotes one.
         directory: of the run, which is blamed where the error names no place.
+        remedy: what to do when that directory cannot be used.
     """
-    named = getattr(error, "filename", None)
-    if not isinstance(named, str | os.PathLike):
-        return disk_error(error, directory)
-    where = Path(named)
-    if where.absolute().is_relative_to(directory.absolute()):
-        return disk_error(error, where)
-    return disk_error(error, where, remedy="make it writable, or name another place")
+    named, refused = getattr(error, "filename", None), "cannot be read or written"
+    where = Path(named) if isinstance(named, str | os.PathLike) else directory
+    if not where.absolute().is_relative_to(directory.absolute()):
+        remedy = ELSEWHERE
+    return disk_error(error, where, remedy=remedy, refused=refused)
 
 
 def _quoted_errno(text: str) -> int | None:

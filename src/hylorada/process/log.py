@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from hylorada.process.disk import disk_errors
 from hylorada.process.redaction import RedactingFormatter
 
 LogError = Callable[[BaseException], None]
@@ -32,9 +33,12 @@ def log_file(path: Path, source: logging.Logger) -> Iterator[LogError]:
 
     Yields:
         A function that writes a traceback into the file and not on the terminal.
+
+    Raises:
+        DiskError: the file cannot be written.
     """
-    # Not delayed: a file that cannot be written is found here.
-    file = _File(path, encoding="utf-8", errors="backslashreplace")
+    with disk_errors(path):  # not delayed: it is found here
+        file = _File(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(RedactingFormatter(_FORMAT))
 
     def traceback(error: BaseException) -> None:
