@@ -8,6 +8,7 @@ import math
 import re
 import weakref
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from helpers.tiny_runs import (
 
 from hylorada import cli
 from hylorada.architecture import anatomy
+from hylorada.architecture.labels import IGNORE
 from hylorada.config import LoraConfig, MethodConfig, ModelConfig, S2AttentionConfig, to_dict
 from hylorada.data.token_corpus import load_token_corpus
 from hylorada.errors import ConfigError, DataError, HyloradaError, Interrupted
@@ -608,6 +610,38 @@ def test_a_short_sequence_is_the_first_part_of_a_long_one():
     assert {name: x.tolist() for name, x in parts[1].items()} == {
         "input_ids": [0, 1, 2], "labels": [0, -1, -2]
     }  # fmt: skip
+    rows[1]["labels"][:8] = IGNORE  # a question, and its answer at the end
+    assert {name: x.tolist() for name, x in parts[1].items()} == {
+        "input_ids": [0, 1, 2], "labels": [IGNORE, IGNORE, -8]
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_what_a_large_probe_has_freed_is_no_memory_of_the_next_one(root):
+    one_row, many_rows = {"train__micro_batch_size": 1}, {"train__micro_batch_size": 512}
+    alone, large, after = (
+        found.estimate.rates.memory
+        for found in plan(
+            make_config(root, **one_row),
+            make_config(root, **many_rows),
+            make_config(root, **one_row, train__loss_chunk=64),
+        )
+    )
+    assert large > 1.5 * alone
+    assert after < 1.25 * alone
+
+
+@pytest.mark.parametrize("compiles", ["none", "layers"])
+def test_a_probe_compiles_where_the_run_does(root, monkeypatch, compiles):
+    asked = []
+
+    def compiled_layers(_, enabled):
+        asked.append(enabled)
+        return nullcontext()
+
+    monkeypatch.setattr(probe, "compiled_layers", compiled_layers)
+    assert one(make_config(root, train__compile=compiles)).rates.step > 0
+    assert asked == [compiles == "layers"]
 
 
 @pytest.mark.slow

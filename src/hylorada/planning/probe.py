@@ -9,6 +9,7 @@ asked: its time follows from that of passes (`_Probe.gate`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import tempfile
@@ -76,9 +77,18 @@ def probe(config: RunConfig, opened: Blueprint, text: Text, cost: Cost) -> Rates
     """
     started = time.perf_counter()
     rates = _timed(config, opened, text, cost)
-    gc.collect()  # models refer to themselves, and the next probe needs the memory
+    _give_back()
     rates.known_from = f"a probe of {time.perf_counter() - started:.0f} s"
     return rates
+
+
+def _give_back() -> None:
+    """Memory of a probe to the system: the next one needs it, or it would count as that one's."""
+    gc.collect()  # models refer to themselves
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc has it, others need not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _timed(config: RunConfig, opened: Blueprint, text: Text, cost: Cost) -> Rates:

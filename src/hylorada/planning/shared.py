@@ -11,6 +11,7 @@ import math
 
 from torch import Tensor
 
+from hylorada.architecture.labels import IGNORE
 from hylorada.config import RunConfig
 from hylorada.methods.adaptive_rule import resolved_switches
 from hylorada.planning.cost import Shape, attention_span
@@ -57,8 +58,16 @@ class FirstParts:
         return len(self._blocks)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The first part of one, with the positions that it has there."""
-        return {name: row[..., : self.length] for name, row in self._blocks[index].items()}
+        """The first part of one, with the positions that it has there.
+
+        Where nothing is scored in it, as the answers of a retrieval example stand at the end, it
+        has the labels of the last part.
+        """
+        whole = self._blocks[index]
+        part = {name: row[..., : self.length] for name, row in whole.items()}
+        if bool((part["labels"][..., 1:] == IGNORE).all()):
+            part["labels"] = whole["labels"][..., -self.length :]
+        return part
 
 
 def of_last_part(rates: Rates, config: RunConfig, shape: Shape, segments: bool) -> None:
