@@ -73,7 +73,7 @@ def test_all_promised_options_exist() -> None:
             f"rslora_{name}"
             for name in {*single, "noise_floor", "placebo", "position_bias_landmark"}
         }
-        | {"lora_embeddings_norms", "pose"}
+        | {"lora_embeddings_norms", "lora_norms", "hylorada_no_rslora", "pose"}
         | {"vera", "ia3", "loha"}
     )
     assert set(options("model")) == {

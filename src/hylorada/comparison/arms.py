@@ -226,7 +226,7 @@ def setting(record: Record, free: Sequence[str] = ()) -> dict[str, Any]:
     """
     config = record.data["config"]
     train = config.get("train") or {}
-    left_out = (*NOT_COMPARED, *free, LR_SCALE)
+    left_out = (*NOT_COMPARED, *free)
     if train.get("task") != "retrieval" and not train.get("mix"):
         left_out += ("train.retrieval",)  # without effect; otherwise it is the training data
     settings = _flat(config)

@@ -56,7 +56,7 @@ class TrainConfig:
         1, "forward passes per optimizer step", least=1, changes="rounding"
     )  # runs are compared if its product with micro_batch_size is the same
     lr: float = number(3e-3, "peak learning rate", above=0)  # the paper uses 2e-4
-    lr_scale: LrScaleConfig = part(LrScaleConfig)
+    lr_scale: LrScaleConfig = part(LrScaleConfig, changes="arm")
     # After the warm-up: cosine decay to lr * min_lr_ratio, or constant (training/optim.py).
     lr_scheduler: str = choice("cosine", "constant")
     min_lr_ratio: float = number(0.0, "share of lr", least=0, most=1)
