@@ -616,7 +616,7 @@ def test_a_short_sequence_is_the_first_part_of_a_long_one():
     }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long  # what else the process has allocated decides
 def test_what_a_large_probe_has_freed_is_no_memory_of_the_next_one(root):
     one_row, many_rows = {"train__micro_batch_size": 1}, {"train__micro_batch_size": 512}
     alone, large, after = (
