@@ -30,17 +30,6 @@ endif
 PLANNED := $(if $(filter gpt2,$(SCALE)),$(if $(shell command -v nvidia-smi),true,elsewhere),true)
 # A step against peft's (benchmarks/README.md), on the architecture of the embedded base or on one of SmolLM2's size.
 STEP = $(BIN)/python benchmarks/step.py --model $(if $(PREFIX),gpt2,tiny) --precision fp32 --repeats 3 --out $(ROOT)/step
-ifeq ($(SCALE),gpt2)
-define timed
-$(BIN)/python benchmarks/gpu.py --stages 2a,2b --out $(ROOT)/gpu.jsonl
-endef
-else
-define timed
-$(STEP) --lengths 512,2048,4096 --arms peft-sdpa,peft-eager,loss+kernels,hylorada
-$(STEP) --lengths 8192 --arms peft-sdpa,loss+kernels,hylorada
-endef
-endif
-TIMED := $(ROOT)/.table-t5
 # More words for each run, as in WORDS="dataset.path=FOLDER seed=0".
 WORDS ?=
 overlays = $(sort $(foreach table,$(1),$(basename $(notdir $(wildcard conf/experiment/$(PREFIX)$(table)*.yaml)))))
@@ -93,7 +82,7 @@ audit: setup ## look up known vulnerabilities of the installed packages (needs a
 	  || { echo "make audit: pip-audit cannot be installed; nothing was audited" >&2; exit 2; }
 	@$(BIN)/python scripts/audit.py $(BIN)/python .venv-audit/bin/python
 
-reproduce: $(if $(filter gpt2,$(SCALE)),plan) $(TIMED) ## all tables, then the report; finished runs are kept (SCALE=smollm2: hours; SCALE=gpt2: the paper's setting, days)
+reproduce: $(if $(filter gpt2,$(SCALE)),plan) table-t5 ## all tables, then the report; finished runs are kept (SCALE=smollm2: hours; SCALE=gpt2: the paper's setting, days)
 	$(call run,$(TABLES))
 
 plan: setup ## estimate time and memory of all tables; nothing is run (SCALE=gpt2: also without a GPU or the hub)
@@ -115,13 +104,13 @@ table-t2-best: setup ## table 2 at 4K with each method at its own learning rate,
 table-t3: setup ## table 3: retrieval accuracy by depth
 	$(call run,t3_)
 
-table-t5: setup ## table 5: time and memory of a training step, measured anew (needs an idle machine)
-	$(timed)
-
-# What `make reproduce` has measured once it does not measure again.
-$(TIMED): | setup
-	$(timed)
-	@touch $@
+table-t5: setup ## table 5: time and memory of a training step (needs an idle machine)
+ifeq ($(SCALE),gpt2)
+	$(BIN)/python benchmarks/gpu.py --stages 2a,2b --out $(ROOT)/gpu.jsonl
+else
+	$(STEP) --lengths 512,2048,4096 --arms peft-sdpa,peft-eager,loss+kernels,hylorada
+	$(STEP) --lengths 8192 --arms peft-sdpa,loss+kernels,hylorada
+endif
 
 table-t8: setup ## table 8: controls (landmarks that read the future)
 	$(call run,t2_main_2k t8_)

@@ -52,14 +52,6 @@ def test_reproduce_runs_every_table_of_a_scale_and_reports_them(scale: str, pref
             assert f"{config.output_root}/{config.group}" == folder
 
 
-def test_reproduce_measures_times_once(tmp_path: Path) -> None:
-    measured = r"benchmarks/step.py --"
-    assert re.search(measured, asked("reproduce", f"ROOT={tmp_path}").stdout)
-    (tmp_path / ".table-t5").touch()
-    assert not re.search(measured, asked("reproduce", f"ROOT={tmp_path}").stdout)
-    assert re.search(measured, asked("table-t5", f"ROOT={tmp_path}").stdout)
-
-
 @pytest.mark.parametrize("scale", ["tiny", "smollm2", "gpt2"])
 @pytest.mark.parametrize("table", TABLES)
 def test_each_table_is_a_target(table: str, scale: str) -> None:
