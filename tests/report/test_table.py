@@ -75,6 +75,21 @@ def test_up_to_its_trained_length_the_base_is_itself_and_stands_once(length):
     assert "own window" not in text
 
 
+def test_perplexity_has_no_columns_where_no_run_was_to_measure_it():
+    records = [make_record("lora"), make_record("hylorada")]
+
+    def columns():
+        comparisons, _ = compare([Record(Path(r["name"]), r) for r in records])
+        return {column.key for table in build_tables(comparisons) for column in table.columns}
+
+    for record in records:
+        del record["config"]["eval"]["perplexity"]["conventions"]  # as before there was the key
+    assert "ppl_blocks" in columns()
+    for record in records:
+        record["config"]["eval"]["perplexity"]["conventions"] = []
+    assert "ppl_blocks" not in columns()
+
+
 def test_a_base_that_nothing_extended_is_not_set_against_itself():
     """ALiBi, or rope_type=none: the same model in a shorter window."""
     record = make_record("lora")

@@ -110,9 +110,13 @@ def some_extended(comparisons: Sequence[Comparison]) -> bool:
 
 
 def asked_for_perplexity(comparisons: Sequence[Comparison]) -> bool:
-    """Whether a run was to measure any, the only number there is of the base's own window."""
+    """Whether a run was to measure any, the only number there is of the base's own window.
+
+    A record that does not say was.
+    """
     runs = (run for each in comparisons for arm in each.arms for run in arm.runs)
-    return any(run.data["config"]["eval"]["perplexity"]["conventions"] for run in runs)
+    settings = (run.data["config"]["eval"].get("perplexity") or {} for run in runs)
+    return any(each.get("conventions", True) for each in settings)
 
 
 def _label(run: Record, which: str) -> str:
