@@ -88,6 +88,10 @@ def test_perplexity_has_no_columns_where_no_run_was_to_measure_it():
     for record in records:
         record["config"]["eval"]["perplexity"]["conventions"] = []
     assert "ppl_blocks" not in columns()
+    comparisons, _ = compare([Record(Path(r["name"]), with_context(r)) for r in records])
+    (table,) = build_tables(comparisons)
+    assert len(table.main) == 5  # whose row it is, and two results
+    assert not set(map(id, table.main)) & set(map(id, table.details))
 
 
 def test_a_base_that_nothing_extended_is_not_set_against_itself():

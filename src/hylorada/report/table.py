@@ -23,6 +23,7 @@ from hylorada.report.hypotheses import Held, held_against
 
 GROUP = "trained_"
 """How the keys of the columns begin that count the parameters of one component."""
+_NAMES = 3  # columns that say whose row it is: method, window, seeds
 _STEADY = 1.5
 """How many times as fast as another a seed of the same arm may be before its time says nothing."""
 
@@ -65,13 +66,18 @@ class Table:
 
     @property
     def main(self) -> list[Column]:
-        """The columns of the main table."""
-        return [column for column in self.columns if column.main]
+        """The columns of the main table: without perplexity the first two results."""
+        main = [column for column in self.columns if column.main]
+        if len(main) > _NAMES:
+            return main
+        results = [column for column in self.columns if not column.main and not column.cost]
+        return [*main, *results[:2]]
 
     @property
     def details(self) -> list[Column]:
         """All others: what stands in the card of a method."""
-        return [column for column in self.columns if not column.main]
+        main = self.main
+        return [column for column in self.columns if column not in main]
 
     def cards(self, section: Section) -> list[tuple[Row, list[tuple[Column, Cell]]]]:
         """The rows of a section with what is told of them beside the main table.
