@@ -137,7 +137,7 @@ def as_json(tables: list[Table]) -> str:
             "title": table.title,
             "verdicts": [{"kind": each.kind, "text": each.text} for each in table.verdicts],
             "columns": [
-                {"key": c.key, "heading": c.heading, "main": c.main} for c in table.columns
+                {"key": c.key, "heading": c.heading, "main": c in table.main} for c in table.columns
             ],
             "sections": [
                 {"heading": section.heading, "rows": _rows_tree(table, section)}
